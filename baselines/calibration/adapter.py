@@ -1,0 +1,123 @@
+"""Calibration rows: what a table's figures mean at their best, at their floor, and for a trivial code of equal rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lactok.interface import Codes, Tokenizer, TokenizerInfo
+
+
+class _PassThrough(Tokenizer):
+    """Gives back what it got; only the protocol's resizing acts. Its "codes" are the pixels, whose rate is undefined."""
+
+    code_licence = "Apache-2.0"
+    weights_licence = "none needed"
+    size: int | None = None
+
+    @property
+    def info(self) -> TokenizerInfo:
+        return TokenizerInfo("calibration", None, None, input_size=self.size, output_size=self.size)
+
+    def encode(self, images: Tensor) -> Codes:
+        return Codes(latents=images)
+
+    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+        return codes.latents
+
+
+class Identity(_PassThrough):
+    """The picture itself: every metric at its best."""
+
+
+class Resize64(_PassThrough):
+    """To 64 pixels and back: what is lost before any miniature acts."""
+
+    scale = "mini"
+    size = 64
+
+
+class Resize256(_PassThrough):
+    """To 256 pixels and back: what is lost before any published tokenizer acts."""
+
+    scale = "paper"
+    size = 256
+
+
+class MeanColour(Tokenizer):
+    """One colour for the whole picture, 8 bits a channel: the floor."""
+
+    code_licence = "Apache-2.0"
+    weights_licence = "none needed"
+
+    @property
+    def info(self) -> TokenizerInfo:
+        return TokenizerInfo("calibration", ids_per_image=3, vocabulary=256, input_size=None, output_size=16)
+
+    def encode(self, images: Tensor) -> Codes:
+        mean = images.mean(dim=(2, 3))
+        return Codes(ids=(mean * 255 + 0.5).floor().clamp(0, 255).long())
+
+    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+        return (codes.ids.float() / 255)[:, :, None, None].expand(-1, -1, 16, 16)
+
+
+@dataclass
+class ThumbnailOptions:
+    """bits: the rate to spend on a picture; 3584 is that of 256 ids of 16384 (LlamaGen VQ-16 at 256 px)."""
+
+    bits: int = 3584
+
+
+class DownsampleBits(Tokenizer):
+    """A thumbnail with quantised colours that spends the same number of bits as a tokenizer's ids.
+
+    Of all (side, levels) whose code fits into `bits`, it takes the one that keeps about `TARGET_LEVELS` levels a
+    channel: below that banding costs more than the pixels gain, above it pixels are worth more.
+    """
+
+    Options = ThumbnailOptions
+    code_licence = "Apache-2.0"
+    weights_licence = "none needed"
+    TARGET_LEVELS = 16
+
+    def __init__(self, options: ThumbnailOptions, device: torch.device) -> None:
+        super().__init__(options, device)
+        self.side, self.levels = thumbnail_grid(options.bits, self.TARGET_LEVELS)
+
+    @property
+    def info(self) -> TokenizerInfo:
+        return TokenizerInfo(
+            "calibration",
+            ids_per_image=3 * self.side**2,
+            vocabulary=self.levels,
+            input_size=None,
+            output_size=self.side,
+        )
+
+    def encode(self, images: Tensor) -> Codes:
+        small = F.interpolate(images, size=(self.side, self.side), mode="area")
+        return Codes(ids=(small * (self.levels - 1)).round().long().flatten(1))
+
+    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+        return codes.ids.float().view(-1, 3, self.side, self.side) / (self.levels - 1)
+
+
+def thumbnail_grid(bits: int, target_levels: int) -> tuple[int, int]:
+    """(side, levels): the largest square RGB thumbnail with at least `target_levels` levels that `bits` pays for, and
+    as many levels (at most 256) as then fit.
+
+    Raises ValueError when not even one pixel of two levels fits.
+    """
+    if bits < 3:
+        raise ValueError(f"downsample-bits: bits={bits} can't pay for one RGB pixel of two levels; give at least 3")
+    side = 1
+    while 3 * (side + 1) ** 2 * math.log2(target_levels) <= bits:
+        side += 1
+    levels = int(2 ** min(8.0, bits / (3 * side**2)) + 1e-9)
+    return side, max(2, levels)

@@ -1,0 +1,165 @@
+"""The command line's configuration: Hydra groups composed into typed dataclasses, with errors that teach.
+
+Inside, plain typed values are passed on; no configuration object leaves evals/run.py and the suites.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from evals.protocol import Protocol
+from lactok.registry import unknown
+
+PATH_KEYS = re.compile(r"^(dataset\.root|out|options\.[^=]+\.weights)$")
+
+
+class ConfigError(Exception):
+    """The command line can't be used; the message says the value seen, the value expected and the way out."""
+
+
+@dataclass
+class DatasetConfig:
+    """name: see `python -m evals list`; root: folder of the data, where the dataset needs one."""
+
+    name: str = "photos"
+    root: str | None = None
+
+
+@dataclass
+class RunConfig:
+    """All of a run's settings, resolved. evals/cli/help.py explains each key."""
+
+    suite: str = "recon"
+    scale: str = "mini"
+    weights: str = "mini"
+    features: str = "effnet"
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    tokenizers: Any = "all"
+    calibration: bool = True
+    metrics: Any = "default"
+    limit: int | None = None
+    seed: int = 0
+    seeds: int = 1
+    device: str = "auto"
+    batch_size: int | None = None
+    precision: str = "fp32"
+    resident: int | None = None
+    save_pictures: bool = False
+    on_bad_image: str = "stop"
+    out: str = "results"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def make_protocol(self) -> Protocol:
+        """The frozen protocol; raises ConfigError for an unknown field or a value out of range."""
+        known = [f.name for f in dataclasses.fields(Protocol)]
+        for name in self.protocol:
+            if name not in known:
+                raise ConfigError(unknown("key", f"protocol.{name}", [f"protocol.{k}" for k in known]))
+        try:
+            return Protocol(**self.protocol)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from error
+
+
+CHOICES = {
+    "weights": ("mini", "paper"),
+    "features": ("effnet", "inception"),
+    "precision": ("fp32", "tf32", "bf16"),
+    "on_bad_image": ("stop", "skip"),
+}
+POSITIVE = ("limit", "seeds", "batch_size", "resident")
+
+
+def compose_config(overrides: list[str]) -> RunConfig:
+    """Command-line overrides ("key=value", Hydra syntax) to a checked RunConfig. Raises ConfigError."""
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_module("evals.conf", version_base="1.3"):
+            composed = compose("config", overrides=[_allow_new_options(o) for o in overrides])
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
+        config = OmegaConf.to_object(merged)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(overrides, error)) from error
+    _check(config)
+    return config
+
+
+def _allow_new_options(override: str) -> str:
+    """A plugin's own keys and a protocol's fields without a preset value are not in the YAML: Hydra wants `++` there."""
+    return f"++{override}" if override.startswith(("options.", "protocol.", "dataset.root=")) else override
+
+
+def _check(config: RunConfig) -> None:
+    for name, choices in CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ConfigError(f"{name}={value}: expected {' or '.join(choices)}")
+    for name in POSITIVE:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: expected a whole number of at least 1")
+    if not 0 <= config.seed < 2**63:
+        raise ConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")
+
+
+def _explain(overrides: list[str], error: Exception) -> str:
+    """One clear sentence for what Hydra or OmegaConf found wrong."""
+    text = str(error).strip()
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if "=" not in override:
+            return f"{override!r} is not of the form key=value; `python -m evals.run --help` lists the keys"
+        if not _parses(override):
+            return f"the value of {key} has characters that need quotes; write {quoted(key, value)}"
+        base = key.lstrip("+~")
+        if base.split(".")[0] not in RunConfig.__dataclass_fields__:
+            return unknown("key", base, list(RunConfig.__dataclass_fields__)) + "; see `python -m evals.run --help`"
+        if base in ("suite", "scale", "dataset", "protocol") and value not in (names := group_names(base)):
+            return unknown(base, value, names)
+        if base.startswith("dataset.") and base not in ("dataset.name", "dataset.root"):
+            return unknown("key", base, ["dataset.root", "dataset.name"])
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _parses(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def quoted(key: str, value: str) -> str:
+    """`key=value` as a POSIX shell and Hydra both take it, whatever the value holds."""
+    import shlex
+
+    inner = value.replace("\\", "\\\\").replace("'", "\\'") if value.endswith("\\") else value.replace("'", "\\'")
+    return shlex.quote(f"{key}='{inner}'")
+
+
+def group_names(group: str) -> list[str]:
+    """The names in a configuration group, e.g. the protocols."""
+    from importlib.resources import files
+
+    return sorted(p.name.removesuffix(".yaml") for p in (files("evals.conf") / group).iterdir() if p.suffix == ".yaml")
+
+
+def as_list(value: Any) -> list[str]:
+    """`a`, `[a,b]` or "a,b" to a list of names."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, Iterable):
+        return [str(v) for v in value]
+    return [str(value)]

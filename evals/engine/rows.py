@@ -1,0 +1,172 @@
+"""Which rows a run has: from names on the command line to tokenizer classes, checked options and identities."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evals.config import ConfigError, as_list
+from evals.record import WeightsRecord
+from lactok import registry, weights
+from lactok.interface import Tokenizer
+
+# Order of the calibration rows in a table: before the tokenizers, from best to worst, and after them.
+CALIBRATION_FIRST = ("identity", "resize-64", "resize-256")
+CALIBRATION_LAST = ("downsample-bits", "mean-colour")
+# downsample-bits spends what the reference tokenizer's ids cost: llamagen-mini (64 x 10), llamagen (256 x 14).
+REFERENCE_BITS = {"mini": 640, "paper": 3584}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row to be measured.
+
+    label: as the table shows it; cls: the plugin's class, None where it can't be imported (then `error` says why);
+    options: an instance of cls.Options; changed: the options that differ from the defaults.
+    """
+
+    label: str
+    name: str
+    cls: type[Tokenizer] | None
+    options: Any = None
+    changed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    error: str = ""
+
+
+def resolve_rows(tokenizers: Any, preset: str, calibration: bool, options: dict[str, Any]) -> list[Row]:
+    """The rows of a run, in the table's order.
+
+    tokenizers: a name, a list, or "all"; preset: the `weights` setting, "mini" or "paper", which says what a name
+    without its ending means (`llamagen` is `llamagen-mini` under "mini") and what "all" takes.
+    Raises ConfigError for an unknown name (with the nearest) or an option that the plugin does not declare.
+    """
+    known = registry.entries("tokenizers")
+    wanted = as_list(tokenizers)
+    if not wanted:
+        raise ConfigError("tokenizers is empty: name one, a list [a,b], or all")
+    loaded: dict[str, Row] = {}
+
+    def add(name: str) -> None:
+        if name not in loaded:
+            loaded[name] = _row(name, preset, dict(options.get(name) or {}))
+
+    for name in wanted:
+        if name == "all":
+            for candidate in known:
+                row = _row(candidate, preset, dict(options.get(candidate) or {}))
+                if row.cls is None or row.cls.scale in ("any", preset):
+                    loaded.setdefault(candidate, row)
+        else:
+            add(_full_name(name, preset, list(known)))
+    if calibration:
+        for name in (*CALIBRATION_FIRST, *CALIBRATION_LAST):
+            row = _row(name, preset, dict(options.get(name) or {}))
+            if row.cls is not None and row.cls.scale in ("any", preset):
+                loaded.setdefault(name, row)
+    unused = set(options) - set(loaded)
+    if unused:
+        raise ConfigError(
+            registry.unknown("tokenizer in options", sorted(unused)[0], list(loaded)) + " (the rows of this run)"
+        )
+    return sorted(loaded.values(), key=_table_order)
+
+
+def _full_name(name: str, preset: str, known: list[str]) -> str:
+    if preset == "mini" and f"{name}-mini" in known:
+        return f"{name}-mini"
+    if name not in known:
+        raise ConfigError(registry.unknown("tokenizer", name, known))
+    return name
+
+
+def _row(name: str, preset: str, given: dict[str, Any]) -> Row:
+    try:
+        cls = registry.load("tokenizers", name)
+    except registry.BrokenPlugin as error:
+        return Row(name, name, None, error=str(error))
+    if not (isinstance(cls, type) and issubclass(cls, Tokenizer)):
+        return Row(name, name, None, error=f"tokenizer {name!r} is {cls!r}: expected a subclass of Tokenizer")
+    if name == "downsample-bits":
+        given = {"bits": REFERENCE_BITS[preset]} | given
+    options = check_options(name, cls.Options, given)
+    plain = cls.Options()
+    changed = {
+        f.name: getattr(options, f.name)
+        for f in dataclasses.fields(options)
+        if getattr(options, f.name) != getattr(plain, f.name)
+    }
+    shown = {k: v for k, v in changed.items() if not (name == "downsample-bits" and v == REFERENCE_BITS[preset])}
+    label = name + (f"[{','.join(f'{k}={v}' for k, v in shown.items())}]" if shown else "")
+    return Row(label, name, cls, options, changed)
+
+
+def check_options(name: str, kind: type, given: dict[str, Any]) -> Any:
+    """`given` as an instance of the options dataclass `kind`. Raises ConfigError for unknown keys and wrong types."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    declared = {f.name: f for f in dataclasses.fields(kind)}
+    for key in given:
+        if key not in declared:
+            if not declared:
+                raise ConfigError(f"options.{name}.{key}: {name} has no options")
+            raise ConfigError(
+                registry.unknown("option", f"options.{name}.{key}", [f"options.{name}.{k}" for k in declared])
+            )
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))
+    except OmegaConfBaseException as error:
+        key = next(iter(given))
+        expected = ", ".join(f"{k}: {f.type}" for k, f in declared.items())
+        raise ConfigError(
+            f"options.{name}.{getattr(error, 'key', None) or key}: {str(error).splitlines()[0]}; declared: {expected}"
+        ) from error
+
+
+def _table_order(row: Row) -> tuple[int, int, str]:
+    if row.name in CALIBRATION_FIRST:
+        return 0, CALIBRATION_FIRST.index(row.name), row.label
+    if row.name in CALIBRATION_LAST:
+        return 2, CALIBRATION_LAST.index(row.name), row.label
+    return 1, 0, row.label
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What determines a row's results, apart from pictures, protocol and conditions; `parts` is plain JSON."""
+
+    parts: dict[str, Any]
+    weights: tuple[WeightsRecord, ...]
+
+
+def identify(row: Row) -> Identity:
+    """Name, version, options, checkpoints' sha256, and the sha256 of the file that defines the plugin.
+
+    The last makes an edit of a plugin's own file enough to measure it anew. Finds (and may download) the checkpoints;
+    raises lactok.weights.WeightsError.
+    """
+    records = []
+    for source in row.cls.weights(row.options):
+        path = weights.locate(source)
+        records.append(WeightsRecord(str(source), weights.sha256_of(path), pinned=source.sha256 is not None))
+    options = {k: v for k, v in dataclasses.asdict(row.options).items() if k != "weights"}
+    parts = {
+        "name": row.name,
+        "version": row.cls.version,
+        "options": options,
+        "weights": [r.sha256 for r in records],
+        "source": _source_hash(row.cls),
+    }
+    return Identity(parts, tuple(records))
+
+
+def _source_hash(cls: type) -> str:
+    try:
+        path = inspect.getsourcefile(cls)
+    except TypeError:  # defined in an interactive session
+        path = None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else ""

@@ -1,0 +1,87 @@
+"""Where a run happens: device, precision, package versions, code revision."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from evals.config import ConfigError
+
+# The packages whose versions can move a number.
+PACKAGES = (
+    "lactok", "torch", "torchvision", "diffusers", "timm", "lpips", "torch-fidelity", "scikit-image", "pillow", "numpy",
+)  # fmt: skip
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto": CUDA where there is one, else the CPU. Raises ConfigError for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name}: torch {torch.__version__} sees no CUDA device here; use device=cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """One line for the report."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def precision(name: str, device: torch.device) -> Iterator[None]:
+    """The numeric settings of a tokenizer's calls: "fp32" (no TF32), "tf32", or "bf16" (autocast)."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what can move a number, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def code_revision() -> str:
+    """The checkout's commit, marked when files differ from it; the installed version outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(root)]
+    try:
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True)
+        folder, commit = top.stdout.split("\n")[:2]
+        if Path(folder).resolve() != root:
+            raise ValueError("inside another checkout")
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        return commit[:12] + ("+changes" if changed.stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return f"version {version('lactok')}"
