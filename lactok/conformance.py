@@ -1,0 +1,187 @@
+"""What a port's conformance code is made of: a golden case on disk, comparisons, and the lines that they give.
+
+A port registers a runner `run(case: CaseFolder) -> Iterator[CheckLine]` under the entry-point group
+`lactok.conformance`, by the name of its model's folder. A case is a folder (`config.json`, `case.safetensors`, and a
+`manifest.json` here or in the folder above) or a `.jsonl` file beside such folders. Nothing in a case is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lactok.seeded import TensorSpec, seeded_state_dict
+
+REL_TOLERANCE = 1e-4
+"""Of float tensors, relative to the largest absolute value of the expected tensor."""
+
+GAP_MARGIN = 1e-4
+"""An id may differ where the best code was less than this ahead of the second best."""
+
+
+class CaseError(Exception):
+    """A case can't be used as it is; the message names the file and what it lacks."""
+
+
+class UnhandledCase(Exception):
+    """Raised by a runner for a `.jsonl` file that is data of its model and no case."""
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    """The outcome for one expected tensor.
+
+    max_abs: largest absolute error; max_rel: max_abs / largest absolute expected value; None where only ids count.
+    ids_equal: whether all ids that must agree do; None for other tensors. note: why it failed, or what was allowed.
+    """
+
+    tensor: str
+    max_abs: float | None
+    max_rel: float | None
+    ids_equal: bool | None
+    passed: bool
+    note: str = ""
+
+
+Runner = Callable[["CaseFolder"], Iterator[CheckLine]]
+
+
+class CaseFolder:
+    """One golden case: `path` is its folder, or a `.jsonl` file. Files are read when they are first asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"CaseFolder({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder's or file's own name ("tiny")."""
+        return self.path.name
+
+    @property
+    def model(self) -> str:
+        """The name of the model's folder, which is the port's name ("llamagen_vq")."""
+        return self.path.absolute().parent.name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of `config.json`. Raises CaseError when there is none."""
+        return _read_json(self.path / "config.json")
+
+    def has_manifest(self, filename: str = "manifest.json") -> bool:
+        """Whether `manifest` finds a file of that name."""
+        return any((folder / filename).is_file() for folder in (self.path, self.path.absolute().parent))
+
+    def manifest(self, filename: str = "manifest.json") -> dict[str, TensorSpec]:
+        """Names and shapes of the weights: the case's own file, else the one in the folder above.
+
+        Raises CaseError when neither folder has it.
+        """
+        for folder in (self.path, self.path.absolute().parent):
+            if (folder / filename).is_file():
+                entries = _read_json(folder / filename)
+                return {name: TensorSpec(tuple(e["shape"]), e["dtype"]) for name, e in entries.items()}
+        raise CaseError(f"no {filename} in {self.path} nor in the folder above")
+
+    def seeded_weights(self, filename: str = "manifest.json") -> dict[str, Tensor]:
+        """The weights of the case by the rule of lactok/seeded.py, with `weights_seed` of its configuration."""
+        return seeded_state_dict(self.manifest(filename), self.setting("weights_seed"))
+
+    def setting(self, key: str) -> Any:
+        """A value of `config.json` that the case can't do without. Raises CaseError when it is not there."""
+        if key not in self.config:
+            raise CaseError(f"{self.path / 'config.json'} has no {key!r}; it has {', '.join(self.config)}")
+        return self.config[key]
+
+    @cached_property
+    def _file(self) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        file = self.path / "case.safetensors"
+        try:
+            return safe_open(file, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise CaseError(f"{file} can't be read: {error}") from error
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the stored tensors, sorted."""
+        return tuple(sorted(self._file.keys()))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A stored tensor, on the CPU. Raises CaseError when there is none of that name."""
+        if name not in self:
+            raise CaseError(f"{self.path / 'case.safetensors'} has no tensor {name!r}; it has {', '.join(self.names)}")
+        return self._file.get_tensor(name)
+
+    def rows(self) -> Iterator[Any]:
+        """The objects of a `.jsonl` case, in order. Raises CaseError naming a line that is not JSON."""
+        with open(self.path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise CaseError(f"{self.path}, line {number}: not JSON: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CaseError(f"{path} can't be read: {error}") from error
+
+
+def compare_floats(name: str, got: Tensor, want: Tensor, rel: float = REL_TOLERANCE, atol: float = 0.0) -> CheckLine:
+    """Compare in float64: passes when the largest absolute error is within rel x largest |want|, or within atol.
+
+    Infinities and NaNs must stand at the same places; they do not count for the largest value.
+    """
+    if got.shape != want.shape:
+        return _wrong_shape(name, got, want)
+    got, want = got.detach().cpu().double(), want.double()
+    same = (got == want) | (got.isnan() & want.isnan())
+    error = torch.where(same, 0.0, (got - want).abs()).nan_to_num(nan=torch.inf)
+    largest = want[want.isfinite()].abs().max().item() if want.isfinite().any() else 0.0
+    max_abs = error.max().item() if error.numel() else 0.0
+    max_rel = max_abs / largest if largest else (0.0 if max_abs == 0 else torch.inf)
+    tolerance = max(rel * largest, atol)
+    passed = max_abs <= tolerance
+    return CheckLine(name, max_abs, max_rel, None, passed, "" if passed else f"allowed: {tolerance:.3g}")
+
+
+def compare_ids(
+    name: str, got: Tensor, want: Tensor, gap: Tensor | None = None, margin: float = GAP_MARGIN
+) -> CheckLine:
+    """Compare integers: equal, except where `gap` (same shape: the lead of the best code) is below `margin`."""
+    if got.shape != want.shape:
+        return _wrong_shape(name, got, want)
+    differs = got.detach().cpu().long() != want.long()
+    close = torch.zeros_like(differs) if gap is None else gap < margin
+    wrong = int((differs & ~close).sum())
+    allowed = int((differs & close).sum())
+    notes = [f"{wrong} of {want.numel()} differ"] if wrong else []
+    if allowed:
+        notes.append(f"{allowed} differ where the gap is below {margin:g}, which is allowed")
+    return CheckLine(name, None, None, wrong == 0, wrong == 0, "; ".join(notes))
+
+
+def _wrong_shape(name: str, got: Tensor, want: Tensor) -> CheckLine:
+    return CheckLine(name, None, None, None, False, f"shape {tuple(got.shape)}, expected {tuple(want.shape)}")
+
+
+def failure(name: str, error: BaseException) -> CheckLine:
+    """The line for a check that could not be made."""
+    return CheckLine(name, None, None, None, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
