@@ -94,7 +94,7 @@ def compose_config(overrides: list[str]) -> RunConfig:
 
 
 def _allow_new_options(override: str) -> str:
-    """A plugin's own keys and a protocol's fields without a preset value are not in the YAML: Hydra wants `++` there."""
+    """A plugin's own keys and a protocol's unset fields are not in the YAML: Hydra wants `++` for them."""
     return f"++{override}" if override.startswith(("options.", "protocol.", "dataset.root=")) else override
 
 

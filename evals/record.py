@@ -82,7 +82,11 @@ class RowRecord:
 
 @dataclass
 class RunRecord:
-    """A whole run: everything a table, a report or a comparison needs to know."""
+    """A whole run: everything a table, a report or a comparison needs to know.
+
+    missing_metrics: a line for each metric that was asked for and can't be computed here, with its reason.
+    command: what was typed.
+    """
 
     suite: str
     scale: str
@@ -96,6 +100,8 @@ class RunRecord:
     clusters: int
     left_out: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    missing_metrics: list[str] = field(default_factory=list)
+    command: str = ""
     columns: list[ColumnRecord] = field(default_factory=list)
     rows: list[RowRecord] = field(default_factory=list)
     device: str = ""

@@ -1,7 +1,7 @@
 """What is on disk: a cache of work keyed by content, and folders of runs that point into it.
 
 `cache/<kind>/<key>/` holds one finished piece of work: `data.safetensors` and `meta.json`. A piece is written to a
-temporary folder beside it and renamed, so it is either whole or absent, whenever the process is killed. Imports no torch.
+temporary folder beside it and renamed, so it is either whole or absent, whenever the process is killed. No torch here.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def check_codes(codes: object, batch: int, info: TokenizerInfo) -> Codes:
     vocabulary = torch.as_tensor(info.vocabulary, device=ids.device)
     if ids.numel() and (ids.min() < 0 or (ids >= vocabulary).any()):
         raise PluginError(
-            f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to vocabulary - 1 (vocabulary {info.vocabulary})"
+            f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to below the vocabulary, {info.vocabulary}"
         )
     if codes.lengths is not None and (codes.lengths.shape != (batch,) or codes.lengths.max() > ids.shape[1]):
         raise PluginError(f"lengths {codes.lengths.tolist()}: expected {batch} numbers of at most {ids.shape[1]}")
@@ -52,7 +52,7 @@ def check_images(images: object, batch: int, size: int) -> Tensor:
         raise PluginError(f"decode returned {type(images).__name__}, expected a float tensor (B, 3, H, W)")
     if tuple(images.shape) != (batch, 3, size, size) or not images.is_floating_point():
         raise PluginError(
-            f"decode returned {images.dtype} of shape {tuple(images.shape)}, expected float ({batch}, 3, {size}, {size})"
+            f"decode returned {images.dtype} {tuple(images.shape)}, expected float ({batch}, 3, {size}, {size})"
         )
     bad = int((~torch.isfinite(images)).flatten(1).any(1).sum())
     if bad:
@@ -60,7 +60,7 @@ def check_images(images: object, batch: int, size: int) -> Tensor:
     outside = ((images < -RANGE_MARGIN) | (images > 1 + RANGE_MARGIN)).float().mean()
     if outside > RANGE_SHARE:
         raise PluginError(
-            f"decode returned values from {float(images.min()):.3g} to {float(images.max()):.3g}, expected RGB in [0, 1] "
-            "(a model that works in [-1, 1] needs (x + 1) / 2)"
+            f"decode returned values from {float(images.min()):.3g} to {float(images.max()):.3g}, "
+            "expected RGB in [0, 1] (a model that works in [-1, 1] needs (x + 1) / 2)"
         )
     return images

@@ -8,7 +8,7 @@ float64. Every probe sees the same uint8 pair.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -76,3 +76,13 @@ class Distance(ABC):
     @abstractmethod
     def compute(self, originals: Tensor, reconstructions: Tensor) -> Mapping[str, float]:
         """Column name to value. originals, reconstructions: float32 (N, D) on the CPU, rows in the same order."""
+
+    def interval(
+        self, originals: Tensor, reconstructions: Tensor, clusters: Sequence[str]
+    ) -> tuple[float | None, float | None]:
+        """95 % interval of the first column, by source; (None, None) where none is defined."""
+        return None, None
+
+    def note(self, count: int) -> str:
+        """What a reader must know of this figure at this number of pictures; "" when nothing."""
+        return ""

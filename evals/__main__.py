@@ -1,0 +1,36 @@
+"""`python -m evals COMMAND`: list, check, conformance, and run (the same as `python -m evals.run`)."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "run": ("evals.run", "measure tokenizers: python -m evals run suite=recon tokenizers=all"),
+    "list": ("evals.cli.list", "tokenizers, datasets, suites and metrics: what each needs and whether it is here"),
+    "check": (
+        "evals.cli.check",
+        "re-run a small subset and compare with committed figures: check results/mini/recon.json",
+    ),
+    "conformance": ("evals.cli.conformance", "run ports on golden cases: conformance FOLDER..."),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Dispatch to a command; each has its own --help."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print("usage: python -m evals COMMAND [...]\n")
+        print("\n".join(f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()))
+        print("\n`python -m evals COMMAND --help` tells more.")
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        from lactok.registry import unknown
+
+        print(f"error: {unknown('command', argv[0], list(COMMANDS))}", file=sys.stderr)
+        return 2
+    return import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

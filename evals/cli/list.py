@@ -1,0 +1,127 @@
+"""`python -m evals list`: what can be named on the command line, what each needs, and whether it is here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+HELP = """\
+usage: python -m evals list [tokenizers] [datasets] [suites] [metrics] [protocols]
+
+Shows the names that `python -m evals.run` takes, what each needs (checkpoints, data) and whether that is here.
+Nothing is downloaded. Without a word: all five.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the asked-for lists; 2 for an unknown word, 1 when a plugin can't be imported."""
+    sections = {
+        "tokenizers": _tokenizers,
+        "datasets": _datasets,
+        "suites": _suites,
+        "metrics": _metrics,
+        "protocols": _protocols,
+    }
+    if any(a in ("-h", "--help") for a in argv):
+        print(HELP, end="")
+        return 0
+    for word in argv:
+        if word not in sections:
+            from lactok.registry import unknown
+
+            print(f"error: {unknown('list', word, list(sections))}", file=sys.stderr)
+            return 2
+    return max(sections[word]() for word in argv or sections)
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show(table: Any) -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=False).print(table)
+    print()
+
+
+def _tokenizers() -> int:
+    from lactok import registry
+
+    table = _table(
+        "Tokenizers (tokenizers=NAME)", "name", "scale", "package", "licence code / weights", "needs", "here"
+    )
+    broken = 0
+    for name, entry in registry.entries("tokenizers").items():
+        try:
+            cls = registry.load("tokenizers", name)
+            needs, here = _here(cls.weights(cls.Options()))
+            licences = f"{cls.code_licence} / {cls.weights_licence}"
+            table.add_row(name, cls.scale, entry.distribution, licences, needs, here)
+        except registry.BrokenPlugin as error:
+            broken = 1
+            table.add_row(name, "?", entry.distribution, "?", "?", f"broken: {error}")
+    _show(table)
+    return broken
+
+
+def _here(sources: Any) -> tuple[str, str]:
+    """What is needed, and whether it is here, a line a checkpoint."""
+    from lactok.weights import WeightsError, locate
+
+    found = []
+    for source in sources:
+        try:
+            locate(source, download=False)
+            found.append("yes")
+        except WeightsError as error:
+            found.append(f"no: {error}")
+    return "\n".join(map(str, sources)) or "nothing", "\n".join(found) or "yes"
+
+
+def _datasets() -> int:
+    from evals.datasets.registry import dataset_names, dataset_needs
+
+    table = _table("Datasets (dataset=NAME)", "name", "what", "here")
+    for name in dataset_names():
+        needs = dataset_needs(name)
+        here = {True: f"yes: {needs.where}", False: "no", None: "give dataset.root=DIR"}[needs.here]
+        table.add_row(name, needs.summary, here)
+    _show(table)
+    return 0
+
+
+def _suites() -> int:
+    table = _table("Suites (suite=NAME)", "name", "what")
+    table.add_row("recon", "reconstruction: every picture through every tokenizer and back, scored against itself")
+    _show(table)
+    return 0
+
+
+def _metrics() -> int:
+    from evals.metrics.registry import METRICS
+
+    table = _table("Metrics (metrics=[NAME,...])", "name", "what", "needs", "here")
+    for name, spec in METRICS.items():
+        table.add_row(name, spec.summary, *_here(spec.weights() if spec.weights else ()))
+    _show(table)
+    return 0
+
+
+def _protocols() -> int:
+    from importlib.resources import files
+
+    from evals.config import group_names
+
+    table = _table("Protocols (protocol=NAME)", "name", "fields that it sets")
+    for name in group_names("protocol"):
+        text = (files("evals.conf") / "protocol" / f"{name}.yaml").read_text()
+        fields = [line.strip() for line in text.splitlines() if line and not line.startswith(("#", "name"))]
+        table.add_row(name, ", ".join(fields))
+    _show(table)
+    return 0

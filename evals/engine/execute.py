@@ -1,0 +1,342 @@
+"""Doing the work that the store lacks: for each chunk of pictures and each row, encode, decode, score, commit.
+
+Rows are resident together in groups, and the originals of a chunk are looked at once for all rows of a group. What
+a row returns is checked; a row that fails is named and left, the others go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evals.datasets.base import Dataset
+from evals.engine.batches import Batcher, Timed
+from evals.engine.guard import PluginError, check_codes, check_images
+from evals.engine.rows import Identity, Row
+from evals.engine.seeds import image_seed
+from evals.engine.source import Originals, read_chunks
+from evals.engine.work import Chunk, Keys
+from evals.environment import precision
+from evals.metrics.base import Probe
+from evals.protocol import Protocol, native_pictures, reconstruction
+from evals.store import Cache, StoreError
+from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.weights import WeightsError
+
+
+class Progress(Interface):
+    """Where the engine tells how far it is."""
+
+    def start(self, total: int) -> None: ...
+
+    def advance(self, row: str, pictures: int, worked: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """A probe to be built when it is first needed. identity: what determines its values, for keys."""
+
+    name: str
+    identity: dict[str, Any]
+    make: Callable[[torch.device], Probe]
+    has_features: bool
+
+
+@dataclass
+class RowWork:
+    """A row in execution. status and error as in RowRecord; info and identity are None until they are known."""
+
+    row: Row
+    identity: Identity | None = None
+    info: TokenizerInfo | None = None
+    tokenizer: Tokenizer | None = None
+    encode_batch: Batcher | None = None
+    decode_batch: Batcher | None = None
+    status: str = "ok"
+    error: str = ""
+
+    def repeats(self, seeds: int) -> list[int | None]:
+        """The decodings of a picture: [None] for a deterministic tokenizer, else 0 to seeds - 1."""
+        return [None] if self.info.deterministic else list(range(seeds))
+
+    def fail(self, error: BaseException, status: str = "failed") -> None:
+        """Leave this row with the reason; what it had finished stays in the store."""
+        known = isinstance(error, (PluginError, WeightsError))
+        self.status = status
+        self.error = str(error) if known else f"{type(error).__name__}: {error}"
+        self.tokenizer = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the engine needs; see evals/config.py for the settings. shown: dataset indices on the contact sheet."""
+
+    dataset: Dataset
+    chunks: Sequence[Chunk]
+    rows: Sequence[RowWork]
+    probes: Sequence[ProbePlan]
+    protocol: Protocol
+    keys: Keys
+    cache: Cache
+    device: torch.device
+    precision: str
+    batch_size: int
+    seeds: int = 1
+    resident: int | None = None
+    save_pictures: bool = False
+    shown: frozenset[int] = frozenset()
+    built_probes: dict[str, Probe] = field(default_factory=dict)
+
+    def probe(self, plan: ProbePlan) -> Probe:
+        """The built probe (built once)."""
+        if plan.name not in self.built_probes:
+            self.built_probes[plan.name] = plan.make(self.device)
+        return self.built_probes[plan.name]
+
+
+def execute(job: Job, progress: Progress) -> None:
+    """Make every piece of the job that the store lacks. Row failures are noted in job.rows; StoreError and bad
+    pictures are raised."""
+    for work in job.rows:
+        _prepare(work, job)
+    active = [work for work in job.rows if work.status == "ok"]
+    progress.start(len(active) * len(job.chunks))
+    size = job.resident or max(1, len(active))
+    for first in range(0, len(active), size):
+        group = active[first : first + size]
+        _run_group(job, group, progress)
+        for work in group:
+            work.tokenizer = None
+
+
+def _prepare(work: RowWork, job: Job) -> None:
+    """Find the row's checkpoints and its facts; builds the tokenizer only where no earlier run kept its facts."""
+    if work.row.cls is None:
+        work.status, work.error = "failed", work.row.error
+        return
+    from evals.engine.rows import identify
+
+    try:
+        work.identity = identify(work.row)
+        kept = job.cache.read("info", _info_key(work))
+        work.info = _info_from(kept.meta) if kept else _built(work, job).info
+        if kept is None:
+            job.cache.write("info", _info_key(work), {}, dataclasses.asdict(work.info))
+    except WeightsError as error:
+        work.fail(error, "missing")
+    except StoreError:
+        raise
+    except Exception as error:  # a plugin's constructor may fail in any way
+        work.fail(error)
+
+
+def _info_key(work: RowWork) -> str:
+    from evals.store import key_of
+
+    return key_of(info=work.identity.parts)
+
+
+def _info_from(meta: dict[str, Any]) -> TokenizerInfo:
+    training = TrainingCompute(**meta["training"]) if meta["training"] else None
+    vocabulary = tuple(meta["vocabulary"]) if isinstance(meta["vocabulary"], list) else meta["vocabulary"]
+    return TokenizerInfo(**{**meta, "training": training, "vocabulary": vocabulary})
+
+
+def _built(work: RowWork, job: Job) -> Tokenizer:
+    if work.tokenizer is None:
+        work.tokenizer = work.row.cls(work.row.options, job.device)
+        work.encode_batch = work.encode_batch or Batcher(job.batch_size, job.device)
+        work.decode_batch = work.decode_batch or Batcher(job.batch_size, job.device)
+    return work.tokenizer
+
+
+@dataclass
+class Missing:
+    """What the store lacks of one row for one chunk."""
+
+    work: RowWork
+    scores: dict[int | None, list[ProbePlan]]
+    contact: bool
+    pictures: list[int | None]
+
+    @property
+    def any(self) -> bool:
+        return self.contact or bool(self.pictures) or any(self.scores.values())
+
+    @property
+    def repeats(self) -> list[int | None]:
+        """The decodings that are needed."""
+        first = self.work.repeats(1)[0]
+        return [r for r in self.scores if self.scores[r] or r in self.pictures or (self.contact and r == first)]
+
+
+def _missing(job: Job, work: RowWork, chunk: Chunk) -> Missing:
+    identity, keys, has = work.identity.parts, job.keys, job.cache.has
+    repeats = work.repeats(job.seeds)
+    scores = {
+        repeat: [p for p in job.probes if not has(f"scores-{p.name}", keys.scores(chunk, identity, repeat, p.identity))]
+        for repeat in repeats
+    }
+    shown = shown_in(job, chunk)
+    contact = bool(shown) and not has("contact", keys.contact(chunk, identity, shown))
+    pictures = (
+        [r for r in repeats if not has("pictures", keys.pictures(chunk, identity, r))] if job.save_pictures else []
+    )
+    return Missing(work, scores, contact, pictures)
+
+
+def shown_in(job: Job, chunk: Chunk) -> list[int]:
+    """Indices within the chunk of the samples that the contact sheet shows."""
+    return [i for i in range(len(chunk)) if chunk.start + i in job.shown]
+
+
+def _run_group(job: Job, group: list[RowWork], progress: Progress) -> None:
+    pending: list[Chunk] = []
+    for chunk in job.chunks:
+        lacking = [_missing(job, work, chunk).any for work in group]
+        if any(lacking) or _originals_lacking(job, chunk):
+            pending.append(chunk)
+        else:
+            for work in group:
+                progress.advance(work.row.label, len(chunk), worked=False)
+    for originals in read_chunks(job.dataset, pending, job.protocol):
+        _run_chunk(job, group, originals, progress)
+
+
+def _originals_lacking(job: Job, chunk: Chunk) -> list[ProbePlan]:
+    return [
+        p
+        for p in job.probes
+        if p.has_features and not job.cache.has(f"originals-{p.name}", job.keys.originals(chunk, p.identity))
+    ]
+
+
+def _run_chunk(job: Job, group: list[RowWork], originals: Originals, progress: Progress) -> None:
+    evaluation = originals.evaluation.to(job.device)
+    todo = [_missing(job, work, originals.chunk) for work in group if work.status == "ok"]
+    made: list[tuple[Missing, int | None, Tensor]] = []
+    for missing in todo:
+        if missing.any:
+            try:
+                made.extend((missing, r, p) for r, p in _reconstruct(job, missing, originals, evaluation))
+            except StoreError:
+                raise
+            except Exception as error:  # a plugin may fail in any way; the other rows go on
+                missing.work.fail(error)
+    for plan in job.probes:
+        wanted = [(m, r, p) for m, r, p in made if m.work.status == "ok" and plan in m.scores[r]]
+        _score(job, plan, originals.chunk, evaluation, wanted)
+    for work in group:
+        progress.advance(work.row.label, len(originals.chunk), worked=True)
+
+
+def _reconstruct(
+    job: Job, missing: Missing, originals: Originals, evaluation: Tensor
+) -> Iterator[tuple[int | None, Tensor]]:
+    """(repeat, uint8 (B, 3, E, E)) for every decoding that the row lacks a score of; stores ids, contact pictures."""
+    work, chunk = missing.work, originals.chunk
+    identity = work.identity.parts
+    codes: Codes | None = None
+    for repeat in missing.repeats:
+        kept = job.cache.read("pictures", job.keys.pictures(chunk, identity, repeat))
+        if kept is not None:
+            pictures = torch.from_numpy(kept.arrays["pictures"]).to(job.device)
+        else:
+            codes = codes if codes is not None else _codes(job, work, originals, evaluation)
+            pictures, timed = _decode(job, work, chunk, codes, repeat)
+            job.cache.write("timing", job.keys.pictures(chunk, identity, repeat), {}, _timing(timed, chunk))
+        if repeat in missing.pictures:
+            key = job.keys.pictures(chunk, identity, repeat)
+            job.cache.write("pictures", key, {"pictures": pictures.cpu().numpy()}, {})
+        if missing.contact and repeat in (None, 0):
+            shown = shown_in(job, chunk)
+            key = job.keys.contact(chunk, identity, shown)
+            job.cache.write("contact", key, {"pictures": pictures[shown].cpu().numpy()}, {"shown": shown})
+        yield repeat, pictures
+
+
+def _timing(timed: Timed, chunk: Chunk) -> dict[str, Any]:
+    return {"images": len(chunk), "threads": torch.get_num_threads(), **dataclasses.asdict(timed)}
+
+
+def _codes(job: Job, work: RowWork, originals: Originals, evaluation: Tensor) -> Codes:
+    """The chunk's codes from the store, or encoded now. A continuous autoencoder's latents are not stored."""
+    key = job.keys.ids(originals.chunk, work.identity.parts)
+    kept = job.cache.read("ids", key)
+    if kept is not None:
+        return Codes(**{name: torch.from_numpy(array.astype(np.int64)) for name, array in kept.arrays.items()}).to(
+            job.device
+        )
+    tokenizer = _built(work, job)
+    native = native_pictures(evaluation, originals.sources, work.info.input_size, job.protocol)
+
+    def encode(part: slice) -> Codes:
+        with precision(job.precision, job.device):
+            return check_codes(tokenizer.encode(native[part]), part.stop - part.start, work.info)
+
+    parts, timed = work.encode_batch.run(len(native), encode)
+    codes = Codes.cat(parts)
+    if codes.ids is not None:
+        arrays = {name: t.cpu().numpy().astype(np.int32) for name, t in codes.tensors().items()}
+        job.cache.write("ids", key, arrays, _timing(timed, originals.chunk))
+    return codes
+
+
+def _decode(job: Job, work: RowWork, chunk: Chunk, codes: Codes, repeat: int | None) -> tuple[Tensor, Timed]:
+    tokenizer = _built(work, job)
+    seeds = [image_seed(job.keys.conditions.seed, repeat or 0, s.content) for s in chunk.samples]
+    size = work.info.output_size or job.protocol.eval_size
+
+    def decode(part: slice) -> Tensor:
+        with precision(job.precision, job.device):
+            images = tokenizer.decode(codes[part], seeds[part])
+        return check_images(images, part.stop - part.start, size)
+
+    parts, timed = work.decode_batch.run(len(chunk), decode)
+    return torch.cat([reconstruction(p, job.protocol) for p in parts]), timed
+
+
+def _score(
+    job: Job,
+    plan: ProbePlan,
+    chunk: Chunk,
+    evaluation: Tensor,
+    wanted: list[tuple[Missing, int | None, Tensor]],
+) -> None:
+    """One probe over the originals (once) and all reconstructions of a chunk; commits values and features."""
+    originals_key = job.keys.originals(chunk, plan.identity)
+    keep_originals = plan.has_features and not job.cache.has(f"originals-{plan.name}", originals_key)
+    if not wanted and not keep_originals:
+        return
+    probe = job.probe(plan)
+
+    def look(part: slice) -> list[dict[str, Tensor]]:
+        """Arrays of the originals, then of each reconstruction."""
+        with precision("fp32", job.device):
+            view = probe.view(evaluation[part])
+            found = [{"features": probe.features(view)} if keep_originals else {}]
+            for _, _, pictures in wanted:
+                seen = probe.view(pictures[part])
+                arrays = dict(probe.compare(view, seen))
+                if plan.has_features:
+                    arrays["features"] = probe.features(seen)
+                found.append(arrays)
+            return found
+
+    parts, _ = Batcher(job.batch_size, job.device).run(len(chunk), look)
+    joined = [
+        {name: torch.cat([p[i][name] for p in parts]).cpu().numpy() for name in parts[0][i]}
+        for i in range(len(wanted) + 1)
+    ]
+    if keep_originals:
+        job.cache.write(f"originals-{plan.name}", originals_key, joined[0], {})
+    for (missing, repeat, _), arrays in zip(wanted, joined[1:]):
+        key = job.keys.scores(chunk, missing.work.identity.parts, repeat, plan.identity)
+        job.cache.write(f"scores-{plan.name}", key, arrays, {"batch": min(job.batch_size, len(chunk))})

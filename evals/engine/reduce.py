@@ -1,0 +1,214 @@
+"""From the store's pieces to a row's cells: means, distances, intervals, the use of the codebook, speed.
+
+Pieces are read in chunk order, whoever made them, so the figures are the same to the last digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from evals.engine.execute import Job, ProbePlan, RowWork
+from evals.metrics import codes as code_metrics
+from evals.metrics.base import Distance
+from evals.metrics.intervals import cluster_bootstrap
+from evals.record import RowRecord, Value
+from evals.store import Piece, key_of
+
+
+class LostPiece(Exception):
+    """A piece that was there is damaged or gone; doing the work again makes it anew."""
+
+
+@dataclass(frozen=True)
+class DistancePlan:
+    """A distance and the probe whose features it reads. identity: what determines its value, for keys."""
+
+    distance: Distance
+    probe: ProbePlan
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """Per-image values of a row: column name to float64 (repeats, N)."""
+
+    values: dict[str, np.ndarray]
+
+
+def reduce_row(job: Job, work: RowWork, distances: Sequence[DistancePlan], codes: bool) -> tuple[RowRecord, PerImage]:
+    """The record of a row whose work is done, and its per-image values. Raises LostPiece."""
+    record = describe(work, job)
+    if work.status != "ok":
+        return record, PerImage({})
+    clusters = [s.cluster for chunk in job.chunks for s in chunk.samples]
+    per_image: dict[str, np.ndarray] = {}
+    for plan in job.probes:
+        per_image |= _probe_values(job, work, plan)
+        record.keys[f"scores-{plan.name}"] = [
+            job.keys.scores(c, work.identity.parts, r, plan.identity)
+            for r in work.repeats(job.seeds)
+            for c in job.chunks
+        ]
+    for name, values in per_image.items():
+        record.cells[name] = mean_cell(values, clusters)
+    if "MSE" in per_image:
+        record.cells["PSNR-pooled"] = pooled_psnr(per_image["MSE"])
+    for plan in distances:
+        record.cells |= _distance_cells(job, work, plan, clusters)
+    if codes and work.info.ids_per_image is not None:
+        record.keys["ids"] = [job.keys.ids(c, work.identity.parts) for c in job.chunks]
+        record.cells |= _code_cells(job, work)
+    record.conditions |= _speed(job, work)
+    return record, PerImage(per_image)
+
+
+def describe(work: RowWork, job: Job) -> RowRecord:
+    """A row's record without its cells."""
+    info = work.info
+    record = RowRecord(work.row.label, work.row.name, dict(work.row.changed), work.status, work.error)
+    record.weights = list(work.identity.weights) if work.identity else []
+    record.conditions = {"precision": job.precision, "seed": job.keys.conditions.seed}
+    if info is not None:
+        record.family, record.deterministic = info.family, info.deterministic
+        record.ids_per_image, record.bits_per_image = info.ids_per_image, info.bits_per_image
+        record.vocabulary = list(info.vocabulary) if isinstance(info.vocabulary, tuple) else info.vocabulary
+        record.input_size, record.output_size = info.input_size, info.output_size
+        record.training = str(info.training) if info.training else ""
+        record.conditions["seeds"] = 1 if info.deterministic else job.seeds
+    return record
+
+
+def _piece(job: Job, kind: str, key: str) -> Piece:
+    piece = job.cache.read(kind, key)
+    if piece is None:
+        raise LostPiece(f"{kind}/{key}")
+    return piece
+
+
+def _probe_values(job: Job, work: RowWork, plan: ProbePlan) -> dict[str, np.ndarray]:
+    """Column name to (repeats, N)."""
+    rows: dict[str, list[np.ndarray]] = {}
+    for repeat in work.repeats(job.seeds):
+        pieces = [
+            _piece(job, f"scores-{plan.name}", job.keys.scores(c, work.identity.parts, repeat, plan.identity))
+            for c in job.chunks
+        ]
+        for name in pieces[0].arrays:
+            if name != "features":
+                rows.setdefault(name, []).append(np.concatenate([p.arrays[name] for p in pieces]).astype(np.float64))
+    return {name: np.stack(values) for name, values in rows.items()}
+
+
+def mean_cell(values: np.ndarray, clusters: Sequence[str]) -> Value:
+    """Mean over pictures (finite ones), then over decodings; the interval is clustered by source.
+
+    values: (repeats, N). Infinite values (PSNR of identical pictures) are counted; when all are, the mean is infinite.
+    """
+    of_picture = values.mean(axis=0)
+    finite = np.isfinite(of_picture)
+    infinite = int((~finite).sum())
+    if not finite.any():
+        return Value(float(of_picture[0]), count=len(of_picture), infinite=infinite)
+    kept = of_picture[finite]
+    low, high = cluster_bootstrap(kept, [c for c, ok in zip(clusters, finite) if ok])
+    spread = float(np.std([v[finite].mean() for v in values], ddof=1)) if len(values) > 1 else None
+    return Value(float(kept.mean()), low, high, count=len(of_picture), infinite=infinite, seeds=spread)
+
+
+def pooled_psnr(mse: np.ndarray) -> Value:
+    """10 log10(255^2 / mean squared error over all pictures), beside the mean of per-image PSNR. mse: (repeats, N)."""
+    pooled = float(mse.mean())
+    return Value(math.inf if pooled == 0 else 10 * math.log10(255**2 / pooled), count=mse.shape[1])
+
+
+def _features(job: Job, work: RowWork, plan: ProbePlan, repeat: int | None) -> torch.Tensor:
+    pieces = [
+        _piece(job, f"scores-{plan.name}", job.keys.scores(c, work.identity.parts, repeat, plan.identity))
+        for c in job.chunks
+    ]
+    return torch.from_numpy(np.concatenate([p.arrays["features"] for p in pieces]))
+
+
+def _originals(job: Job, plan: ProbePlan) -> torch.Tensor:
+    pieces = [_piece(job, f"originals-{plan.name}", job.keys.originals(c, plan.identity)) for c in job.chunks]
+    return torch.from_numpy(np.concatenate([p.arrays["features"] for p in pieces]))
+
+
+def _distance_cells(job: Job, work: RowWork, plan: DistancePlan, clusters: list[str]) -> dict[str, Value]:
+    """The distance's columns; over several decodings their mean and spread. Kept in the store: they take seconds."""
+    per_repeat = [_distance(job, work, plan, r, clusters) for r in work.repeats(job.seeds)]
+    cells = {}
+    for name, first in per_repeat[0].items():
+        values = [c[name].value for c in per_repeat]
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        cells[name] = Value(
+            float(np.mean(values)), first.low, first.high, count=first.count, seeds=spread, note=first.note
+        )
+    return cells
+
+
+def _distance(job: Job, work: RowWork, plan: DistancePlan, repeat: int | None, clusters: list[str]) -> dict[str, Value]:
+    key = key_of(
+        distance=plan.identity,
+        originals=[job.keys.originals(c, plan.probe.identity) for c in job.chunks],
+        scores=[job.keys.scores(c, work.identity.parts, repeat, plan.probe.identity) for c in job.chunks],
+        clusters=clusters,
+    )
+    kept = job.cache.read("distance", key)
+    if kept is None:
+        a, b = _originals(job, plan.probe), _features(job, work, plan.probe, repeat)
+        found = measure_distance(plan.distance, a, b, clusters)
+        job.cache.write("distance", key, {}, {name: vars(value) for name, value in found.items()})
+        return found
+    return {name: Value(**fields) for name, fields in kept.meta.items()}
+
+
+def measure_distance(
+    distance: Distance, originals: torch.Tensor, reconstructions: torch.Tensor, clusters: list[str]
+) -> dict[str, Value]:
+    """A distance with its interval (where it has one) and the note of a distance too noisy for its N."""
+    values = distance.compute(originals, reconstructions)
+    low, high = distance.interval(originals, reconstructions, clusters)
+    note = distance.note(len(originals))
+    shown = distance.columns[0].name
+    return {
+        name: Value(
+            value,
+            *((low, high) if name == shown else (None, None)),
+            count=len(originals),
+            note=note if name == shown else "",
+        )
+        for name, value in values.items()
+    }
+
+
+def _code_cells(job: Job, work: RowWork) -> dict[str, Value]:
+    pieces = [_piece(job, "ids", job.keys.ids(c, work.identity.parts)) for c in job.chunks]
+    ids = torch.from_numpy(np.concatenate([p.arrays["ids"] for p in pieces])).long()
+    lengths = None
+    if "lengths" in pieces[0].arrays:
+        lengths = torch.from_numpy(np.concatenate([p.arrays["lengths"] for p in pieces])).long()
+    found = code_metrics.measure(ids, work.info.vocabulary, lengths)
+    return {name: Value(value, count=len(ids)) for name, value in found.items()}
+
+
+def _speed(job: Job, work: RowWork) -> dict[str, Any]:
+    """Images a second of encode and decode (median over chunks), batch, threads, peak memory."""
+    identity, repeats = work.identity.parts, work.repeats(job.seeds)
+    encode = [job.cache.read("ids", job.keys.ids(c, identity)) for c in job.chunks] if work.info.ids_per_image else []
+    decode = [job.cache.read("timing", job.keys.pictures(c, identity, r)) for c in job.chunks for r in repeats]
+    found: dict[str, Any] = {}
+    for name, pieces in (("encode", encode), ("decode", decode)):
+        metas = [p.meta for p in pieces if p is not None]
+        if metas:
+            found[f"{name}_images_per_second"] = float(np.median([m["images"] / m["seconds"] for m in metas]))
+            found[f"{name}_batch"] = sorted({m["batch"] for m in metas})
+            found["threads"] = sorted({m["threads"] for m in metas})
+            found["peak_mib"] = max(found.get("peak_mib", 0.0), *(m["peak_mib"] for m in metas))
+    return found

@@ -1,0 +1,57 @@
+"""The benchmark's command line: `python -m evals.run suite=recon tokenizers=all`. `--help` explains every key."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evals.suites.recon import Finished
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a benchmark; returns the exit status that `--help` explains."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(a in ("-h", "--help", "help") for a in argv):
+        from evals.cli.help import TEXT
+
+        print(TEXT, end="")
+        return 0
+    from evals.config import ConfigError, compose_config
+    from evals.datasets.base import DatasetError
+    from evals.store import StoreError
+    from lactok.registry import RegistryError
+
+    try:
+        config = compose_config(argv)
+        from evals.suites import recon
+
+        finished = recon.run(config)
+        return publish(finished, argv)
+    except (ConfigError, DatasetError, StoreError, RegistryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        command = shlex.join(["python", "-m", "evals.run", *argv])
+        print(f"\nstopped; all finished work is kept, and this goes on from there:\n  {command}", file=sys.stderr)
+        return 130
+
+
+def publish(finished: Finished, argv: list[str]) -> int:
+    """Write the run's record, tables, report and contact sheet; print the table; return the exit status."""
+    from evals.report.console import print_run
+    from evals.suites.output import write_run
+
+    paths = write_run(finished, shlex.join(["python", "-m", "evals.run", *argv]))
+    print_run(finished.record)
+    for row in finished.record.rows:
+        if row.status != "ok":
+            print(f"{row.label}: {row.status}: {row.error}", file=sys.stderr)
+    print("\n".join(str(path) for path in paths))
+    bad = [row for row in finished.record.rows if row.status != "ok"]
+    return 1 if bad or finished.record.missing_metrics else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

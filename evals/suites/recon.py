@@ -1,0 +1,176 @@
+"""The reconstruction suite: how well each tokenizer gives a picture back, at how many bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evals.config import ConfigError, RunConfig
+from evals.datasets.base import Dataset
+from evals.datasets.registry import open_dataset
+from evals.engine import measures
+from evals.engine.execute import Job, RowWork, execute, shown_in
+from evals.engine.progress import LiveProgress
+from evals.engine.reduce import LostPiece, PerImage, describe, reduce_row
+from evals.engine.rows import resolve_rows
+from evals.engine.work import Conditions, Keys, chunks_of
+from evals.environment import choose_device, code_revision, describe_device, package_versions
+from evals.record import RowRecord, RunRecord
+from evals.store import Cache
+
+# Pictures on the contact sheet.
+SHOWN = 8
+# Pictures of at most this side fill a whole chunk's batch on a CPU; larger ones go two at a time.
+SMALL_SIDE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run as it stands: its record, its folder, and per-image values by row label."""
+
+    record: RunRecord
+    folder: Path
+    per_image: dict[str, PerImage]
+    job: Job
+
+
+def run(config: RunConfig, quiet: bool = False) -> Finished:
+    """Plan, execute, reduce. Row failures are in the record; raises ConfigError, DatasetError, StoreError."""
+    started = time.time()
+    device = choose_device(config.device)
+    protocol = config.make_protocol()
+    rows = resolve_rows(config.tokenizers, config.weights, config.calibration, config.options)
+    cache = Cache(Path(config.out) / "cache")
+    dataset = open_dataset(
+        config.dataset.name,
+        root=config.dataset.root,
+        limit=config.limit,
+        on_bad_image=config.on_bad_image,
+        cache_dir=cache.root / "index",
+    )
+    wanted = measures.plan(config.metrics, config.features, protocol)
+    chunks = chunks_of(dataset.samples)
+    job = Job(
+        dataset=dataset,
+        chunks=chunks,
+        rows=[RowWork(row) for row in rows],
+        probes=wanted.probes,
+        protocol=protocol,
+        keys=Keys(protocol, Conditions(device.type, config.precision, config.seed)),
+        cache=cache,
+        device=device,
+        precision=config.precision,
+        batch_size=config.batch_size or _batch_size(protocol.eval_size, device),
+        seeds=config.seeds,
+        resident=config.resident or (None if config.weights == "mini" else 1),
+        save_pictures=config.save_pictures,
+        shown=frozenset(spread(dataset, SHOWN)),
+    )
+    record = _record(config, job, wanted, started)
+    folder = Path(config.out) / "runs" / f"{config.suite}-{config.scale}-{record.config_hash}"
+    with LiveProgress(quiet) as progress:
+        finished = _until_whole(job, wanted, progress)
+    record.rows = [row for row, _ in finished]
+    record.seconds = round(time.time() - started, 2)
+    record.complete = True
+    return Finished(record, folder, {row.label: values for row, values in finished if row.status == "ok"}, job)
+
+
+def _until_whole(job: Job, wanted: measures.Measures, progress: LiveProgress) -> list[tuple[RowRecord, PerImage]]:
+    """Execute and reduce; a piece that turns out damaged is made anew, twice at most."""
+    for attempt in range(3):
+        execute(job, progress)
+        try:
+            return [_reduced(job, work, wanted) for work in job.rows]
+        except LostPiece:
+            if attempt == 2:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _reduced(job: Job, work: RowWork, wanted: measures.Measures) -> tuple[RowRecord, PerImage]:
+    if work.status != "ok":
+        return describe(work, job), PerImage({})
+    return reduce_row(job, work, wanted.distances, wanted.codes)
+
+
+def _batch_size(side: int, device: torch.device) -> int:
+    return 16 if device.type == "cuda" or side <= SMALL_SIDE else 2
+
+
+def spread(dataset: Dataset, count: int) -> list[int]:
+    """Indices of `count` samples for the contact sheet: one of each cluster in turn, the middle one first."""
+    groups: dict[str, list[int]] = {}
+    for index, sample in enumerate(dataset.samples):
+        groups.setdefault(sample.cluster, []).append(index)
+    for group in groups.values():
+        group.sort(key=lambda i: sha256(dataset.samples[i].id.encode()).digest())
+    taken: list[int] = []
+    queues = list(groups.values())[: max(count, 1)]
+    while len(taken) < count and any(queues):
+        for queue in queues:
+            if queue and len(taken) < count:
+                taken.append(queue.pop(0))
+    return sorted(taken)
+
+
+def _record(config: RunConfig, job: Job, wanted: measures.Measures, started: float) -> RunRecord:
+    determining = {
+        "suite": config.suite,
+        "scale": config.scale,
+        "rows": [[work.row.label, work.row.changed] for work in job.rows],
+        "metrics": [p.identity for p in job.probes] + [d.identity for d in wanted.distances],
+        "protocol": job.protocol.hash,
+        "dataset": job.dataset.fingerprint,
+        "conditions": dataclasses.asdict(job.keys.conditions) | {"seeds": config.seeds},
+    }
+    if not job.dataset.samples:
+        raise ConfigError(f"dataset {config.dataset.name} has no pictures")
+    return RunRecord(
+        suite=config.suite,
+        scale=config.scale,
+        config_hash=sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:10],
+        config=dataclasses.asdict(config),
+        protocol=job.protocol.as_dict(),
+        protocol_hash=job.protocol.hash,
+        dataset=config.dataset.name,
+        dataset_fingerprint=job.dataset.fingerprint,
+        pictures=len(job.dataset.samples),
+        clusters=len({s.cluster for s in job.dataset.samples}),
+        left_out=[dataclasses.asdict(b) for b in job.dataset.left_out],
+        notes=list(job.dataset.notes),
+        missing_metrics=list(wanted.missing),
+        columns=wanted.columns,
+        device=describe_device(job.device),
+        versions=package_versions(),
+        code_revision=code_revision(),
+        started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def contact_pictures(finished: Finished) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
+    """(originals, [(label, reconstructions)]) of the contact sheet's samples, uint8 (n, H, W, 3) each."""
+    from evals.engine.source import read_chunks
+
+    job = finished.job
+    chunks = [c for c in job.chunks if shown_in(job, c)]
+    originals = [o.evaluation[shown_in(job, o.chunk)] for o in read_chunks(job.dataset, chunks, job.protocol)]
+    rows = []
+    for work in job.rows:
+        if work.status == "ok":
+            keys = [job.keys.contact(c, work.identity.parts, shown_in(job, c)) for c in chunks]
+            kept = [job.cache.read("contact", key) for key in keys]
+            if all(kept):
+                rows.append((work.row.label, _hwc(np.concatenate([k.arrays["pictures"] for k in kept]))))
+    return _hwc(torch.cat(originals).numpy()), rows
+
+
+def _hwc(pictures: np.ndarray) -> np.ndarray:
+    return pictures.transpose(0, 2, 3, 1)
