@@ -84,16 +84,20 @@ def compose_config(overrides: list[str]) -> RunConfig:
 
     try:
         with initialize_config_module("evals.conf", version_base="1.3"):
-            composed = compose("config", overrides=[_allow_new_options(o) for o in overrides])
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
-        config = OmegaConf.to_object(merged)
+            composed = compose("config", overrides=[_allow_new_keys(o) for o in overrides])
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(overrides, error)) from error
+    changed = sorted(
+        o.lstrip("+").removeprefix("protocol.") for o in overrides if o.lstrip("+").startswith("protocol.")
+    )
+    if changed and "name" in config.protocol:
+        config.protocol["name"] += f" with {', '.join(changed)}"
     _check(config)
     return config
 
 
-def _allow_new_options(override: str) -> str:
+def _allow_new_keys(override: str) -> str:
     """A plugin's own keys and a protocol's unset fields are not in the YAML: Hydra wants `++` for them."""
     return f"++{override}" if override.startswith(("options.", "protocol.", "dataset.root=")) else override
 
@@ -127,7 +131,8 @@ def _explain(overrides: list[str], error: Exception) -> str:
             return unknown(base, value, names)
         if base.startswith("dataset.") and base not in ("dataset.name", "dataset.root"):
             return unknown("key", base, ["dataset.root", "dataset.name"])
-    return text.splitlines()[0] if text else type(error).__name__
+    key = getattr(error, "full_key", None)
+    return (f"{key}: " if key else "") + (text.splitlines()[0] if text else type(error).__name__)
 
 
 def _parses(override: str) -> bool:
@@ -135,18 +140,18 @@ def _parses(override: str) -> bool:
     from hydra.errors import HydraException
 
     try:
-        OverridesParser.create().parse_override(override)
+        return not OverridesParser.create().parse_override(override).is_sweep_override()
     except HydraException:
         return False
-    return True
 
 
 def quoted(key: str, value: str) -> str:
     """`key=value` as a POSIX shell and Hydra both take it, whatever the value holds."""
     import shlex
 
-    inner = value.replace("\\", "\\\\").replace("'", "\\'") if value.endswith("\\") else value.replace("'", "\\'")
-    return shlex.quote(f"{key}='{inner}'")
+    inner = value.replace("\\", "\\\\").replace("'", "\\'")
+    override = f"{key}='{inner}'"
+    return shlex.quote(override) if set('"\\$`!') & set(override) else f'"{override}"'
 
 
 def group_names(group: str) -> list[str]:

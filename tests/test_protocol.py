@@ -1,0 +1,108 @@
+"""The protocol's conventions, on real pictures."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from evals.protocol import Protocol, evaluation_picture, native_pictures, reconstruction, to_tensor
+
+MINI = Protocol("mini-128", eval_size=128, fit="squash", effnet_size=128)
+
+
+@pytest.fixture(scope="module")
+def coffee() -> np.ndarray:
+    return data.coffee()  # uint8 (400, 600, 3)
+
+
+def test_hash_covers_every_field_but_the_label():
+    changed = {
+        "eval_size": 256, "fit": "crop", "eval_filter": "lanczos", "native_from": "source", "native_filter": "bilinear",
+        "native_antialias": False, "back_filter": "bilinear", "back_antialias": False, "rounding": "truncate",
+        "ssim_window": "gauss11", "effnet_size": 160, "decode": 2,
+    }  # fmt: skip
+    assert set(changed) == {f.name for f in dataclasses.fields(Protocol)} - {"name"}
+    hashes = {dataclasses.replace(MINI, **{k: v}).hash for k, v in changed.items()}
+    assert len(hashes | {MINI.hash}) == len(changed) + 1
+    assert dataclasses.replace(MINI, name="other").hash == MINI.hash
+
+
+def test_hashes_of_the_presets_are_pinned():
+    """A changed default or field name makes old results incomparable: change these on purpose only."""
+    from evals.config import compose_config
+
+    hashes = {
+        n: compose_config([f"protocol={n}"]).make_protocol().hash for n in ("mini-128", "native-256", "paper-1024")
+    }
+    assert hashes == PINNED
+
+
+PINNED = {"mini-128": "dc63a1535e56", "native-256": "ef9ada42cd57", "paper-1024": "203b65f6e61d"}
+
+
+def test_squash_is_pillows_resize(coffee: np.ndarray):
+    want = np.asarray(Image.fromarray(coffee).resize((128, 128), Image.Resampling.BICUBIC))
+    assert np.array_equal(evaluation_picture(coffee, MINI), want)
+
+
+def test_crop_takes_the_centre(coffee: np.ndarray):
+    protocol = dataclasses.replace(MINI, fit="crop")
+    want = Image.fromarray(coffee).resize((192, 128), Image.Resampling.BICUBIC).crop((32, 0, 160, 128))
+    assert np.array_equal(evaluation_picture(coffee, protocol), np.asarray(want))
+
+
+def test_a_picture_of_evaluation_size_is_untouched(coffee: np.ndarray):
+    tile = coffee[:128, :128]
+    assert evaluation_picture(tile, MINI) is tile
+
+
+def test_one_pixel_and_very_wide_pictures(coffee: np.ndarray):
+    dot = np.full((1, 1, 3), 77, np.uint8)
+    wide = np.tile(coffee[:15], (1, 34, 1))[:, :20000]
+    for fit in ("squash", "crop"):
+        protocol = dataclasses.replace(MINI, fit=fit)
+        assert (evaluation_picture(dot, protocol) == 77).all()
+        assert evaluation_picture(wide, protocol).shape == (128, 128, 3)
+
+
+def test_native_and_back(coffee: np.ndarray):
+    evaluation = to_tensor([evaluation_picture(coffee, MINI)])
+    same = native_pictures(evaluation, [], 128, MINI)
+    assert torch.equal(reconstruction(same, MINI), evaluation)
+    native = native_pictures(evaluation, [], 64, MINI)
+    assert native.shape == (1, 3, 64, 64)
+    assert native.min() >= 0
+    assert native.max() <= 1
+    # torch's antialiased bicubic is Pillow's, up to Pillow's rounding and clipping to 8 bits after each direction
+    pillow = np.asarray(Image.fromarray(evaluation[0].permute(1, 2, 0).numpy()).resize((64, 64), Image.BICUBIC))
+    difference = np.abs(native[0].permute(1, 2, 0).numpy() * 255 - pillow)
+    assert difference.max() < 2
+    assert difference.mean() < 0.3
+
+
+def test_native_from_the_source_differs(coffee: np.ndarray):
+    evaluation = to_tensor([evaluation_picture(coffee, MINI)])
+    protocol = dataclasses.replace(MINI, native_from="source")
+    from_source = native_pictures(evaluation, [coffee], 64, protocol)
+    want = np.asarray(Image.fromarray(coffee).resize((64, 64), Image.BICUBIC))
+    assert np.array_equal((from_source[0].permute(1, 2, 0) * 255).round().byte().numpy(), want)
+    assert not torch.equal(from_source, native_pictures(evaluation, [], 64, MINI))
+
+
+@pytest.mark.parametrize(("rounding", "want"), [("half_up", [0, 1, 2, 255, 255]), ("truncate", [0, 0, 1, 254, 255])])
+def test_rounding_happens_once(rounding: str, want: list[int]):
+    protocol = dataclasses.replace(MINI, rounding=rounding)
+    values = torch.tensor([-0.3, 0.5, 1.5, 254.9, 300.0]).div(255).view(5, 1, 1, 1).expand(5, 3, 128, 128)
+    assert reconstruction(values, protocol)[:, 0, 0, 0].tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [("fit", "stretch", "squash, crop"), ("eval_size", 3, "16 to 16384"), ("rounding", "up", "half_up, truncate")],
+)
+def test_bad_fields_say_what_is_allowed(field: str, value: object, named: str):
+    with pytest.raises(ValueError, match=named):
+        dataclasses.replace(MINI, **{field: value})

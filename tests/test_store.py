@@ -1,0 +1,121 @@
+"""The store: a piece is whole or absent, whatever happens."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evals import store
+from evals.store import Cache, StoreError, key_of, write_atomically
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def test_round_trip(cache: Cache):
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], np.int32)}
+    cache.write("kind", "key", arrays, {"seconds": 1.5})
+    piece = cache.read("kind", "key")
+    assert piece.meta == {"seconds": 1.5}
+    assert all(np.array_equal(piece.arrays[k], v) and piece.arrays[k].dtype == v.dtype for k, v in arrays.items())
+    assert cache.has("kind", "key")
+    assert not cache.has("kind", "other")
+    assert cache.read("kind", "other") is None
+
+
+def test_key_depends_on_content_not_on_order():
+    assert key_of(a=1, b={"x": 1, "y": 2}) == key_of(b={"y": 2, "x": 1}, a=1)
+    assert key_of(a=1) != key_of(a=2)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "meta"])
+def test_a_damaged_piece_is_absent_and_can_be_made_again(cache: Cache, damage: str):
+    cache.write("kind", "key", {"a": np.zeros(100, np.float32)}, {})
+    data = cache.root / "kind" / "key" / "data.safetensors"
+    meta = cache.root / "kind" / "key" / "meta.json"
+    if damage == "truncate":
+        data.write_bytes(data.read_bytes()[:-10])
+    elif damage == "flip":
+        content = bytearray(data.read_bytes())
+        content[-1] ^= 1
+        data.write_bytes(content)
+    else:
+        meta.write_text(meta.read_text()[:-20])
+    assert cache.read("kind", "key") is None
+    cache.write("kind", "key", {"a": np.ones(1, np.float32)}, {})
+    assert cache.read("kind", "key").arrays["a"][0] == 1
+
+
+def test_the_first_writer_stays(cache: Cache):
+    cache.write("kind", "key", {"a": np.zeros(1, np.float32)}, {})
+    cache.write("kind", "key", {"a": np.ones(1, np.float32)}, {})
+    assert cache.read("kind", "key").arrays["a"][0] == 0
+    assert [p.name for p in (cache.root / "kind").iterdir()] == ["key"]
+
+
+def test_killed_in_the_middle_of_a_write(tmp_path: Path):
+    """A process killed between writing the data and the rename leaves nothing that counts, and it is cleaned up."""
+    code = textwrap.dedent("""
+        import sys, time, numpy as np
+        from evals import store
+        def stop(path, content):
+            path.write_bytes(content[: len(content) // 2]); print("half", flush=True); time.sleep(60)
+        cache = store.Cache(sys.argv[1])
+        store._write_synced = stop
+        cache.write("kind", "key", {"a": np.zeros(1000, np.float32)}, {})
+    """)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half\n"
+    process.kill()
+    process.wait()
+    assert len(list((tmp_path / "kind").iterdir())) == 1
+    cache = Cache(tmp_path)
+    assert cache.read("kind", "key") is None
+    assert list((tmp_path / "kind").iterdir()) == []
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, content: bytes) -> None:
+        path.write_bytes(content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store, "_write_synced", full)
+    with pytest.raises(StoreError, match=r"disk is full.*Finished work is kept"):
+        cache.write("kind", "key", {"a": np.zeros(10, np.float32)}, {})
+    with pytest.raises(StoreError, match="disk is full"):
+        write_atomically(cache.root / "run.json", b"{}")
+    monkeypatch.undo()
+    assert not cache.has("kind", "key")
+    assert [p for p in cache.root.rglob("*") if p.is_file()] == []
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match="out=DIR"):
+        Cache(tmp_path / "file" / "cache")
+
+
+def test_pieces_of_living_processes_are_left_alone(tmp_path: Path):
+    import socket
+
+    mine = tmp_path / "kind" / f".tmp-{socket.gethostname()}-{os.getpid()}-abc"
+    mine.mkdir(parents=True)
+    Cache(tmp_path)
+    assert mine.is_dir()
+
+
+def test_writing_atomically_replaces(tmp_path: Path):
+    path = tmp_path / "deep" / "run.json"
+    write_atomically(path, b"1")
+    write_atomically(path, json.dumps({"t": time.time()}).encode())
+    assert json.loads(path.read_text())["t"] > 0
+    assert len(list(path.parent.iterdir())) == 1

@@ -1,0 +1,98 @@
+"""The shape of the project: who imports whom, what stays light, and that files keep to the style."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What each package may import of ours (docs/architecture.md).
+ALLOWED = {
+    "lactok": ("lactok",),
+    "baselines": ("lactok", "baselines"),
+    "evals": (
+        "evals",
+        "lactok.interface",
+        "lactok.registry",
+        "lactok.weights",
+        "lactok.features",
+        "lactok.conformance",
+        "lactok.seeded",
+    ),
+}
+# Modules that a report or a list needs: they must not pull torch in.
+LIGHT = [
+    "evals.run",
+    "evals.config",
+    "evals.record",
+    "evals.store",
+    "evals.report.markdown",
+    "evals.report.console",
+    "evals.datasets.registry",
+    "evals.metrics.registry",
+    "lactok.registry",
+    "lactok.weights",
+    "lactok.train.__main__",
+]
+
+
+def imports_of(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [n for n in names if n.split(".")[0] in (*ALLOWED, "tests", "benchmarks")]
+
+
+def permitted(name: str, allowed: tuple[str, ...]) -> bool:
+    """Whether `name` is one of `allowed`, below one, or a package on the way to one ("from lactok import weights")."""
+    return any(name == a or name.startswith(a + ".") or a.startswith(name + ".") for a in allowed)
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_import_directions(package: str):
+    for path in (ROOT / package).rglob("*.py"):
+        for name in imports_of(path):
+            assert permitted(name, ALLOWED[package]), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_import_check_catches_a_wrong_direction():
+    assert not permitted("baselines.llamagen", ALLOWED["lactok"])
+    assert not permitted("lactok.models.vq", ALLOWED["evals"])
+    assert not permitted("evals", ALLOWED["baselines"])
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_import_no_torch(module: str):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, f"{module} imports torch"
+
+
+@pytest.mark.parametrize("command", [["evals.run"], ["evals"], ["lactok.train"]])
+def test_help_answers_at_once(command: list[str]):
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert len(done.stdout) > 300
+    assert time.perf_counter() - started < 1.5
+
+
+def test_ruff():
+    for arguments in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *arguments, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_holds_more_than_it_should():
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            lines = len(path.read_text().splitlines())
+            assert lines <= 500, f"{path.relative_to(ROOT)} has {lines} lines: split it by concept"
