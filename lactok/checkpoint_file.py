@@ -1,0 +1,121 @@
+"""The file in which our trainers publish a model: safetensors with float16 weights and what one must know of them.
+
+Written whole or not at all; small enough to ship inside the package (lactok/checkpoints).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lactok.interface import TrainingCompute
+from lactok.weights import WeightsError, load_state_dict, read_metadata
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """What stands in a checkpoint's header, beside the weights.
+
+    config: the fields of the model's configuration dataclass, as JSON values; see `build_config`.
+    image_size: side in pixels of the pictures that it was trained for.
+    training: what it cost; recipe: the command that makes it; code_revision: of this repository; data: what it saw.
+    """
+
+    config: dict[str, Any]
+    image_size: int
+    training: TrainingCompute
+    recipe: str
+    code_revision: str
+    data: str
+
+    def build_config(self, config_class: type[Config]) -> Config:
+        """`config` as an instance of the dataclass. Raises WeightsError when the fields are not its own."""
+        try:
+            return config_class(**self.config)
+        except (TypeError, ValueError) as error:
+            raise WeightsError(f"the checkpoint's config is none of {config_class.__name__}: {error}") from error
+
+    def to_strings(self) -> dict[str, str]:
+        """The header's string fields."""
+        return {
+            "config": json.dumps(self.config, sort_keys=True),
+            "image_size": str(self.image_size),
+            "training": json.dumps(dataclasses.asdict(self.training), sort_keys=True),
+            "recipe": self.recipe,
+            "code_revision": self.code_revision,
+            "data": self.data,
+        }
+
+    @staticmethod
+    def from_strings(strings: Mapping[str, str]) -> CheckpointMetadata:
+        """The record of `to_strings`. Raises WeightsError naming what is missing or malformed."""
+        missing = [f.name for f in dataclasses.fields(CheckpointMetadata) if f.name not in strings]
+        if missing:
+            raise WeightsError(f"the header lacks {', '.join(missing)}: not a checkpoint of our trainers")
+        try:
+            return CheckpointMetadata(
+                config=json.loads(strings["config"]),
+                image_size=int(strings["image_size"]),
+                training=TrainingCompute(**json.loads(strings["training"])),
+                recipe=strings["recipe"],
+                code_revision=strings["code_revision"],
+                data=strings["data"],
+            )
+        except (TypeError, ValueError) as error:
+            raise WeightsError(f"the header can't be understood: {error}") from error
+
+
+def save_checkpoint(path: str | os.PathLike, module_state: Mapping[str, Tensor], metadata: CheckpointMetadata) -> None:
+    """Write `module_state` (floats as float16) with `metadata`, by an atomic rename.
+
+    Raises ValueError for a value that is not finite in float16.
+    """
+    from safetensors.torch import save
+
+    state = {name: _half(name, tensor) for name, tensor in module_state.items()}
+    data = save(state, metadata=metadata.to_strings())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _half(name: str, tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.float16)
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite in float16 (largest allowed: 65504)")
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], CheckpointMetadata]:
+    """The state dict (floats as float32) and metadata of a file that `save_checkpoint` wrote.
+
+    Raises WeightsError naming the file when it is another one.
+    """
+    state = load_state_dict(path)
+    try:
+        metadata = CheckpointMetadata.from_strings(read_metadata(path))
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}, metadata
