@@ -126,9 +126,11 @@ class CaseFolder:
             raise CaseError(f"{self.path / 'case.safetensors'} has no tensor {name!r}; it has {', '.join(self.names)}")
         return self._file.get_tensor(name)
 
-    def get(self, name: str) -> Tensor | None:
-        """A stored tensor, or None when there is none of that name."""
-        return self[name] if name in self else None
+    def get(self, name: str, default: Tensor | None = None) -> Tensor | None:
+        """A stored tensor, or `default` when there is none of that name."""
+        if name not in self:
+            return default
+        return self[name]
 
     def rows(self) -> Iterator[Any]:
         """The objects of a `.jsonl` case, in order. Raises CaseError naming a line that is not JSON."""

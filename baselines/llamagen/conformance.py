@@ -208,7 +208,7 @@ def _no_l2_lines(case: CaseFolder, model: VQModel) -> Iterator[CheckLine]:
     quantizer = model.quantizer
     quantizer.l2_norm = False
     ids = quantizer.search(_vectors(case, model))
-    entry = quantizer.lookup(case["no_l2_indices"] if "no_l2_indices" in case else ids)
+    entry = quantizer.lookup(case.get("no_l2_indices", ids))
     quantizer.l2_norm = model.config.codebook_l2_norm
     if "no_l2_indices" in case:
         yield compare_ids("no_l2_indices", ids, case["no_l2_indices"], case.get("no_l2_indices_gap"))
