@@ -29,7 +29,8 @@ class BadPictures(DatasetError):
         self.bad = bad
         lines = "\n".join(f"  {b.path}: {b.reason}" for b in bad)
         super().__init__(
-            f"{len(bad)} picture(s) can't be read:\n{lines}\nRepair or remove them, or leave them out by on_bad_image=skip"
+            f"{len(bad)} picture(s) can't be read:\n{lines}\n"
+            "Repair or remove them, or leave them out by on_bad_image=skip"
         )
 
 

@@ -28,8 +28,8 @@ from evals.datasets.base import DatasetError
 # The version of the rules above: raise it when the same file gives other pixels.
 VERSION = 1
 
-# Pillow's own warning threshold (a quarter of a GiB at 3 bytes a pixel): more than any camera's full frame of today,
-# and few enough that several pictures decode at once in a few GB.
+# Pillow's own warning threshold, a quarter of a GiB at 3 bytes a pixel: few enough that several pictures decode at
+# once in a few GB. A picture may be as wide as it likes below that.
 MAX_PIXELS = 89_478_485
 
 # Formats that Pillow names but that hold no raster it can decode by itself: EPS starts Ghostscript, the others need a
@@ -126,7 +126,7 @@ def _decode(data: bytes, name: str) -> Decoded:
         seen = re.search(r"\d+", str(error))
         raise PictureError(name, _too_large(int(seen[0])) if seen else str(error)) from error
     except Exception as error:  # Pillow's plugins raise nearly every built-in error on damaged files
-        raise PictureError(name, f"truncated or damaged ({str(error) or type(error).__name__})") from error
+        raise PictureError(name, f"can't be decoded whole: {str(error) or type(error).__name__}") from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     return Decoded(np.array(rgb, dtype=np.uint8, order="C"), tuple(note for note, applies in notes if applies))
@@ -145,8 +145,8 @@ def _is_transparent(image: Image.Image) -> bool:
     """Whether any pixel is less than opaque."""
     if not image.has_transparency_data:
         return False
-    if image.mode.startswith("I;16"):
-        return bool((_samples(image) == image.info["transparency"]).any())
+    if image.mode.startswith("I"):
+        return bool((np.asarray(image) == image.info["transparency"]).any())
     return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
@@ -162,18 +162,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _samples(image: Image.Image) -> np.ndarray:
-    """Integer samples of mode I or I;16 as int64 (H, W)."""
-    return np.asarray(image).astype(np.int64)
-
-
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     """Grey samples 0 to 65535 to RGB; v * 255 / 65535 = v / 257 has no halves to round."""
-    samples = _samples(image)
+    samples = np.asarray(image)
     low, high = int(samples.min()), int(samples.max())
     if low < 0 or high > 65535:
         raise PictureError("", f"integer samples from {low} to {high}: expected 0 to 65535; convert it to 16 bits")
-    scaled = ((samples + 128) // 257).astype(np.uint8)
+    scaled = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if "transparency" in image.info:
         scaled[samples == image.info["transparency"]] = 255
     return Image.fromarray(scaled).convert("RGB")

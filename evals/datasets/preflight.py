@@ -1,0 +1,175 @@
+"""Looks at every file of a folder once before a run: can it be decoded, and what is its sha256?
+
+The answers are kept in an index, so that a second run is instant; an answer holds while the file's size and time of
+change are the same, and the decoding rules and Pillow's version are. An index that can't be read is made anew; one
+that can't be written costs time on the next run and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import PIL
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from evals.datasets import picture
+from evals.datasets.picture import PictureError, decode, read_bytes
+from evals.store import StoreError, write_atomically
+
+# Threads that decode (Pillow releases the interpreter's lock); more would only hold more pictures in memory.
+MAX_THREADS = 16
+# Seconds between two writings of the index, and between two lines where the output is no terminal.
+SAVE_EVERY = 60.0
+SAY_EVERY = 10.0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a file. size: bytes; mtime_ns: time of change, -1 for an answer that must not be kept (the
+    file could not be opened); sha256: hex, of its bytes; reason: why it is no picture, "" when it is; notes: see
+    evals.datasets.picture.Decoded."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def check_all(paths: Mapping[str, Path], index: Path) -> tuple[dict[str, Checked], str]:
+    """What is known of each file, by id; files that the index does not know are decoded in threads.
+
+    Returns also a note, "" unless the index could not be written.
+    """
+    known = _read_index(index)
+    found = {i: known[i] for i, path in paths.items() if i in known and _unchanged(path, known[i])}
+    todo = {i: path for i, path in paths.items() if i not in found}
+    if not todo:
+        return found, ""
+    note = ""
+
+    def save() -> None:
+        nonlocal note
+        note = _write_index(index, known | found)
+
+    try:
+        _check_in_threads(todo, found, save)
+    finally:
+        save()
+    return found, note
+
+
+def check(path: Path) -> Checked:
+    """Read, hash and decode one file."""
+    try:
+        stat = path.stat()
+        data = read_bytes(path)
+    except PictureError as error:
+        return Checked(0, -1, "", error.reason)
+    except OSError as error:
+        return Checked(0, -1, "", f"can't be read: {error.strerror or error}")
+    digest = sha256(data).hexdigest()
+    try:
+        return Checked(stat.st_size, stat.st_mtime_ns, digest, "", decode(data).notes)
+    except PictureError as error:
+        return Checked(stat.st_size, stat.st_mtime_ns, digest, error.reason)
+
+
+def _check_in_threads(todo: Mapping[str, Path], found: dict[str, Checked], save: Callable[[], None]) -> None:
+    """Adds an answer for each of `todo` to `found`; calls `save` now and then."""
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+    saved = time.monotonic()
+    try:
+        with _Meter(len(todo)) as meter:
+            futures = {pool.submit(check, path): i for i, path in todo.items()}
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                meter.advance()
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save()
+                    saved = time.monotonic()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Meter:
+    """Pictures checked, rate and time left: a bar on a terminal, a line now and then elsewhere. On stderr."""
+
+    def __init__(self, total: int) -> None:
+        console = Console(stderr=True)
+        self._plain = not console.is_terminal
+        self._total, self._done = total, 0
+        self._began = self._said = time.monotonic()
+        self._bar = Progress(
+            TextColumn("checking pictures"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>16}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=self._plain,
+        )
+        self._task = self._bar.add_task("", total=total, rate="")
+
+    def __enter__(self) -> _Meter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        rate = self._done / max(now - self._began, 1e-6)
+        self._bar.update(self._task, advance=1, rate=f"{rate:.0f} pictures/s")
+        if self._plain and now - self._said > SAY_EVERY:
+            self._said = now
+            left = (self._total - self._done) / rate
+            line = f"checking pictures: {self._done}/{self._total}, {rate:.0f} pictures/s, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
+
+
+def _unchanged(path: Path, known: Checked) -> bool:
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    return (stat.st_size, stat.st_mtime_ns) == (known.size, known.mtime_ns)
+
+
+def _rules() -> str:
+    """What an answer depends on besides the file."""
+    return f"rules {picture.VERSION}, Pillow {PIL.__version__}"
+
+
+def _read_index(index: Path) -> dict[str, Checked]:
+    try:
+        data = json.loads(index.read_bytes())
+        if data["rules"] != _rules():
+            return {}
+        return {i: Checked(*fields[:4], notes=tuple(fields[4])) for i, fields in data["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return {}
+
+
+def _write_index(index: Path, checked: Mapping[str, Checked]) -> str:
+    """Writes the index; returns a note when that is not possible."""
+    kept = {i: dataclasses.astuple(c) for i, c in sorted(checked.items()) if c.mtime_ns >= 0}
+    try:
+        write_atomically(index, json.dumps({"rules": _rules(), "files": kept}).encode())
+    except (StoreError, OSError) as error:
+        reason = error.__cause__ or error
+        return f"the index of checked pictures was not kept ({reason}): the next run checks them again"
+    return ""

@@ -1,0 +1,438 @@
+"""photos and folder: stable lists, every file name, and all that is wrong with a folder told at once."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evals.datasets import folder as folder_module
+from evals.datasets import make_photos, photos, picture, preflight
+from evals.datasets.base import BadPictures, DatasetError
+from evals.datasets.folder import list_folder
+from evals.datasets.photos import cut, load_source
+from evals.datasets.registry import dataset_names, dataset_needs, open_dataset
+from evals.datasets.subset import spread
+
+
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder with three real pictures in two levels, a text file and a hidden file."""
+    root = tmp_path / "pictures"
+    source = load_source("coffee.png")
+    save(root / "b.png", cut(source, 0, 0))
+    save(root / "a" / "one.jpg", cut(source, 128, 0))
+    save(root / "a" / "TWO.JPEG", cut(source, 256, 128))
+    (root / "notes.txt").write_text("none")
+    (root / ".hidden.png").write_bytes(b"")
+    return root
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def open_folder(root, cache, **options):
+    return open_dataset("folder", root=root, cache_dir=cache, **options)
+
+
+# --- photos
+
+
+def test_photos_is_what_the_recorded_list_says(cache):
+    dataset = open_dataset("photos", cache_dir=cache)
+    assert 160 <= len(dataset.samples) <= 208
+    assert len({s.id for s in dataset.samples}) == len(dataset.samples)
+    assert {s.cluster for s in dataset.samples} == {"astronaut", "chelsea", "coffee", "motorcycle_left", "rocket"}
+    for sample in dataset.samples:
+        pixels = dataset.read(sample)
+        assert pixels.shape == (128, 128, 3)
+        assert pixels.dtype == np.uint8
+        assert photos.pixel_hash(pixels) == sample.content
+    assert dataset.samples[0].id == "astronaut-s1-x000-y000"
+    # A changed list changes every committed figure; it must never happen by accident.
+    assert dataset.fingerprint == "e1ba65d4c377b5dbd46b21d7e58c083b251aed7c405a9a070c288270a3324cca"
+
+
+def test_no_photograph_dominates(cache):
+    clusters = [s.cluster for s in open_dataset("photos", cache_dir=cache).samples]
+    assert max(clusters.count(c) for c in set(clusters)) <= len(clusters) / 4
+    assert {tile.scale for tile in photos.listed_tiles()} == {1, 2}
+
+
+def test_the_list_can_be_made_again():
+    committed = Path(photos.__file__).with_name("photos.csv").read_text()
+    assert make_photos.as_csv(make_photos.make_tiles()) == committed
+
+
+def test_tiles_are_cut_where_the_list_says(cache):
+    dataset = open_dataset("photos", cache_dir=cache)
+    tile = next(t for t in photos.listed_tiles() if t.scale == 1 and t.x and t.y)
+    sample = next(s for s in dataset.samples if s.id == tile.id)
+    expected = load_source(tile.source)[tile.y : tile.y + 128, tile.x : tile.x + 128]
+    assert np.array_equal(dataset.read(sample), expected)
+    half = next(t for t in photos.listed_tiles() if t.scale == 2 and t.x and t.y)
+    whole = load_source(half.source)[2 * half.y : 2 * half.y + 256, 2 * half.x : 2 * half.x + 256].astype(float)
+    means = whole.reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
+    sample = next(s for s in dataset.samples if s.id == half.id)
+    assert np.abs(dataset.read(sample) - means).max() <= 0.5
+
+
+def test_near_empty_tiles_are_left_out():
+    assert not make_photos.has_content(np.full((128, 128, 3), 90, np.uint8))
+    noise = np.random.default_rng(0).normal(128, [[[11.5]], [[12.5]]], (2, 128, 128)).round().astype(np.uint8)
+    grey = np.repeat(noise[..., None], 3, axis=-1)
+    assert [make_photos.has_content(tile) for tile in grey] == [False, True]
+
+
+def test_other_pixels_are_told_with_hashes_and_versions(monkeypatch, cache):
+    first, *rest = photos.listed_tiles()
+    monkeypatch.setattr(photos, "listed_tiles", lambda: (dataclasses.replace(first, sha256="0" * 64), *rest))
+    with pytest.raises(DatasetError) as caught:
+        open_dataset("photos", cache_dir=cache)
+    text = str(caught.value)
+    assert "1 of 200 tiles" in text
+    for part in (first.id, first.sha256, "0" * 64, photos.MADE_WITH, "Here: scikit-image"):
+        assert part in text
+
+
+def test_a_missing_photograph_is_named(monkeypatch, cache, tmp_path):
+    monkeypatch.setattr(photos, "data_folder", lambda: tmp_path)
+    with pytest.raises(DatasetError, match=r"astronaut\.png, which scikit-image .* has not brought"):
+        open_dataset("photos", cache_dir=cache)
+    assert dataset_needs("photos").here is False
+
+
+def test_photos_takes_no_root(cache, tmp_path):
+    with pytest.raises(DatasetError, match="dataset=folder"):
+        open_dataset("photos", root=tmp_path, cache_dir=cache)
+
+
+# --- the registry and limits
+
+
+def test_unknown_name_gives_the_nearest(cache):
+    with pytest.raises(DatasetError, match="did you mean 'photos'"):
+        open_dataset("photo", cache_dir=cache)
+    with pytest.raises(DatasetError, match="unknown dataset"):
+        dataset_needs("photo")
+
+
+def test_every_dataset_says_what_it_needs():
+    assert {"photos", "folder"} <= set(dataset_names())
+    assert all(dataset_needs(name).summary for name in dataset_names())
+    assert dataset_needs("photos").here is True
+    assert dataset_needs("folder").here is None
+
+
+def test_datasets_import_no_torch():
+    code = "import sys, evals.datasets.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_limit_spreads_keeps_the_order_and_only_adds():
+    ids = [tile.id for tile in photos.listed_tiles()]
+    few, more = spread(ids, 16), spread(ids, 64)
+    assert len(few) == 16
+    assert set(few) <= set(more)
+    assert few == [i for i in ids if i in set(few)]
+    assert len({i.split("-")[0] for i in few}) == 5
+    assert spread(ids, 10**6) == spread(ids, None) == ids
+    # What is taken does not depend on the order of the list.
+    assert set(spread(ids[::-1], 16)) == set(few)
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(limit, cache):
+    with pytest.raises(DatasetError, match=f"limit={limit}: expected"):
+        open_dataset("photos", limit=limit, cache_dir=cache)
+
+
+def test_limited_photos(cache):
+    dataset = open_dataset("photos", limit=4, cache_dir=cache)
+    assert len(dataset.samples) == 4
+    assert dataset.fingerprint != open_dataset("photos", cache_dir=cache).fingerprint
+
+
+# --- folder: what is found
+
+
+def test_folder_lists_recursively_in_order(pictures, cache):
+    dataset = open_folder(pictures, cache)
+    assert [s.id for s in dataset.samples] == ["a/TWO.JPEG", "a/one.jpg", "b.png"]
+    assert [s.cluster for s in dataset.samples] == [s.id for s in dataset.samples]
+    assert dataset.notes == ["2 other file(s) in the folder left aside: 1 .txt, 1 hidden"]
+    assert np.array_equal(dataset.read(dataset.samples[2]), cut(load_source("coffee.png"), 0, 0))
+
+
+NAMES = [
+    "with space.png",
+    "brackets [1] {2} (3).png",
+    "a=b,c'd\"e.png",
+    "日本語 картина.png",
+    unicodedata.normalize("NFD", "é") + ".png",
+    unicodedata.normalize("NFC", "é") + ".png",
+    "-dash.png",
+    "two\nlines.png",
+    "back\\slash.png",
+    "#%20&?*.png",
+]
+
+
+def test_any_file_name(tmp_path, cache):
+    root = tmp_path / "pictures [x=1] ünï"
+    for value, name in enumerate(NAMES):
+        save(root / name, np.full((2, 3, 3), value, np.uint8))
+    dataset = open_folder(root, cache)
+    assert [s.id for s in dataset.samples] == sorted(NAMES)
+    assert [int(dataset.read(s)[0, 0, 0]) for s in dataset.samples] == [NAMES.index(n) for n in sorted(NAMES)]
+
+
+def test_a_name_that_is_no_utf8(pictures, cache):
+    os.rename(pictures / "b.png", os.path.join(os.fsencode(pictures), b"caf\xe9.png"))
+    for _ in range(2):
+        dataset = open_folder(pictures, cache)
+        assert "caf\\xe9.png" in [s.id for s in dataset.samples]
+        assert dataset.fingerprint
+        dataset.read(dataset.samples[-1])
+
+
+def test_a_relative_folder(pictures, cache, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    assert len(open_folder("pictures", cache).samples) == 3
+
+
+def test_links(pictures, cache):
+    (pictures / "loop").symlink_to(pictures, target_is_directory=True)
+    (pictures / "a" / "self.png").symlink_to("self.png")
+    (pictures / "again").symlink_to(pictures / "a", target_is_directory=True)
+    (pictures / "linked.png").symlink_to(pictures / "b.png")
+    assert sorted(list_folder(pictures).pictures) == ["a/TWO.JPEG", "a/one.jpg", "a/self.png", "b.png", "linked.png"]
+    with pytest.raises(BadPictures) as caught:
+        open_folder(pictures, cache)
+    assert [Path(b.path).name for b in caught.value.bad] == ["self.png"]
+
+
+def test_a_linked_folder_elsewhere_is_followed(pictures, cache, tmp_path):
+    save(tmp_path / "elsewhere" / "c.png", np.zeros((4, 4, 3), np.uint8))
+    (pictures / "link").symlink_to(tmp_path / "elsewhere")
+    assert "link/c.png" in [s.id for s in open_folder(pictures, cache).samples]
+
+
+def test_a_pipe_is_left_aside(pictures, cache):
+    os.mkfifo(pictures / "pipe.png")
+    assert "1 .png" in open_folder(pictures, cache).notes[0]
+
+
+def test_the_fingerprint_follows_the_content(pictures, cache):
+    before = open_folder(pictures, cache).fingerprint
+    os.utime(pictures / "b.png", ns=(1, 1))
+    assert open_folder(pictures, cache).fingerprint == before
+    save(pictures / "b.png", cut(load_source("coffee.png"), 1, 0))
+    assert open_folder(pictures, cache).fingerprint != before
+
+
+def test_notes_count_kinds(pictures, cache):
+    frames = [Image.new("L", (8, 8), v) for v in (0, 200)]
+    for name in ("x.gif", "y.gif"):
+        frames[0].save(pictures / name, save_all=True, append_images=frames[1:])
+    Image.new("RGBA", (8, 8), (1, 2, 3, 40)).save(pictures / "z.png")
+    for _ in range(2):  # looked at, then from the index
+        notes = open_folder(pictures, cache).notes
+        assert f"2 picture(s): {picture.NOTE_FRAMES}" in notes
+        assert f"1 picture(s): {picture.NOTE_ALPHA}" in notes
+
+
+def test_sizes_at_both_ends(tmp_path, cache):
+    root = tmp_path / "sizes"
+    save(root / "one.png", np.full((1, 1, 3), 5, np.uint8))
+    save(root / "wide.png", np.full((15, 20_000, 3), 5, np.uint8))
+    dataset = open_folder(root, cache)
+    assert [dataset.read(s).shape for s in dataset.samples] == [(1, 1, 3), (15, 20_000, 3)]
+
+
+# --- folder: what is wrong
+
+
+@pytest.fixture
+def spoiled(pictures) -> Path:
+    whole = (pictures / "a" / "one.jpg").read_bytes()
+    (pictures / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (pictures / "a" / "empty.png").write_bytes(b"")
+    (pictures / "page.png").write_text("<html>404</html>")
+    (pictures / "broken link.png").symlink_to(pictures / "absent.png")
+    return pictures
+
+
+def test_all_bad_files_are_listed_at_once(spoiled, cache):
+    with pytest.raises(BadPictures) as caught:
+        open_folder(spoiled, cache)
+    found = {str(Path(b.path).relative_to(spoiled)): b.reason for b in caught.value.bad}
+    assert list(found) == ["a/empty.png", "broken link.png", "cut.jpg", "page.png"]
+    assert found["a/empty.png"] == "the file is empty (0 bytes)"
+    assert "No such file" in found["broken link.png"]
+    assert "can't be decoded whole: image file is truncated" in found["cut.jpg"]
+    assert "not a picture in a format" in found["page.png"]
+    text = str(caught.value)
+    assert text.startswith("4 picture(s) can't be read")
+    assert all(b.path in text for b in caught.value.bad)
+    assert "on_bad_image=skip" in text
+
+
+def test_skip_leaves_them_out_and_says_which(spoiled, cache):
+    dataset = open_folder(spoiled, cache, on_bad_image="skip")
+    assert [s.id for s in dataset.samples] == ["a/TWO.JPEG", "a/one.jpg", "b.png"]
+    assert [Path(b.path).name for b in dataset.left_out] == ["empty.png", "broken link.png", "cut.jpg", "page.png"]
+
+
+def test_nothing_but_bad_pictures(tmp_path, cache):
+    root = tmp_path / "bad"
+    root.mkdir()
+    (root / "x.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"none of the 1 pictures in .*bad can be read; the first: .*x\.png"):
+        open_folder(root, cache, on_bad_image="skip")
+
+
+def test_an_empty_folder(tmp_path, cache):
+    root = tmp_path / "nothing"
+    root.mkdir()
+    with pytest.raises(DatasetError, match=r"no pictures in .*nothing: found no files at all.*\.png") as caught:
+        open_folder(root, cache)
+    assert ".jpg" in str(caught.value)
+
+
+def test_a_folder_without_pictures_says_what_it_holds(tmp_path, cache):
+    for name in ("a.txt", "b.txt", "c.tar.gz", "d"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(DatasetError, match=r"4 other file\(s\): 2 \.txt, 1 \.gz, 1 without an ending"):
+        open_folder(tmp_path, cache)
+
+
+def test_no_such_folder(tmp_path, cache):
+    with pytest.raises(DatasetError, match=r"dataset\.root=.*absent does not exist"):
+        open_folder(tmp_path / "absent", cache)
+    (tmp_path / "file.png").write_bytes(b"x")
+    with pytest.raises(DatasetError, match="is a file: name the folder"):
+        open_folder(tmp_path / "file.png", cache)
+    with pytest.raises(DatasetError, match=r"dataset\.root=DIR"):
+        open_folder(None, cache)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_permission_denied(pictures, cache):
+    (pictures / "b.png").chmod(0)
+    (pictures / "a").chmod(0)
+    with pytest.raises(BadPictures) as caught:
+        open_folder(pictures, cache)
+    assert [b.reason.split(":")[0] for b in caught.value.bad] == ["can't be read", "folder can't be listed"]
+
+
+def test_a_folder_that_cannot_be_listed_is_bad(pictures, cache, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "a":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(folder_module.os, "scandir", scandir)
+    with pytest.raises(BadPictures, match="folder can't be listed: Permission denied"):
+        open_folder(pictures, cache)
+
+
+def test_a_file_that_changes_during_the_run_is_noticed(pictures, cache):
+    dataset = open_folder(pictures, cache)
+    save(pictures / "b.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(DatasetError, match=r"b\.png has changed"):
+        dataset.read(dataset.samples[2])
+    (pictures / "b.png").unlink()
+    with pytest.raises(DatasetError, match=r"b\.png: can't be read"):
+        dataset.read(dataset.samples[2])
+
+
+# --- folder: the index
+
+
+def checks(monkeypatch) -> list[str]:
+    """The names of the files that are looked at from now on."""
+    seen: list[str] = []
+    real = preflight.check
+    monkeypatch.setattr(preflight, "check", lambda path: seen.append(path.name) or real(path))
+    return seen
+
+
+def test_a_second_run_looks_at_what_changed_only(spoiled, cache, monkeypatch):
+    first = open_folder(spoiled, cache, on_bad_image="skip")
+    seen = checks(monkeypatch)
+    (spoiled / "broken link.png").unlink()  # never kept: it may be there the next time
+    second = open_folder(spoiled, cache, on_bad_image="skip")
+    assert seen == []
+    assert second.fingerprint == first.fingerprint
+    assert [b.reason for b in second.left_out] == [b.reason for b in first.left_out if "No such file" not in b.reason]
+    save(spoiled / "b.png", np.zeros((4, 4, 3), np.uint8))
+    open_folder(spoiled, cache, on_bad_image="skip")
+    assert seen == ["b.png"]
+
+
+def test_other_rules_or_another_pillow_look_again(pictures, cache, monkeypatch):
+    open_folder(pictures, cache)
+    seen = checks(monkeypatch)
+    monkeypatch.setattr(picture, "VERSION", picture.VERSION + 1)
+    open_folder(pictures, cache)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"rules": 1}', b"\xff\xfe"])
+def test_a_damaged_index_is_made_anew(pictures, cache, monkeypatch, damage):
+    open_folder(pictures, cache)
+    (index,) = cache.iterdir()
+    whole = index.read_bytes()
+    index.write_bytes(damage)
+    open_folder(pictures, cache)
+    assert index.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(pictures, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("a file where the folder should be")
+    dataset = open_folder(pictures, blocked / "cache")
+    assert len(dataset.samples) == 3
+    assert "index of checked pictures was not kept" in dataset.notes[-1]
+
+
+def test_a_limited_run_looks_at_its_own_pictures_only(pictures, cache, monkeypatch):
+    seen = checks(monkeypatch)
+    dataset = open_folder(pictures, cache, limit=1)
+    assert seen == [Path(dataset.samples[0].id).name]
+    open_folder(pictures, cache)
+    assert len(seen) == 3
+
+
+def test_ctrl_c_keeps_what_was_checked(pictures, cache, monkeypatch):
+    real = preflight.check
+
+    def check(path):
+        if path.name == "b.png":
+            raise KeyboardInterrupt
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "MAX_THREADS", 1)
+        patch.setattr(preflight, "check", check)
+        with pytest.raises(KeyboardInterrupt):
+            open_folder(pictures, cache)
+    seen = checks(monkeypatch)
+    open_folder(pictures, cache)
+    assert "b.png" in seen
+    assert len(seen) < 3
