@@ -20,7 +20,8 @@ class Column:
     """One column of a table.
 
     name: as the field writes it ("PSNR"); better: which direction is good, None where neither is.
-    digits: decimals shown; unit: "dB", "%" or ""; note: one line for the report's legend.
+    digits: decimals shown; note: one line for the report's legend.
+    unit: "dB", "%" or ""; values of a "%" column are fractions, 0 to 1, which a report shows times 100.
     """
 
     name: str
@@ -54,7 +55,10 @@ class Probe(ABC):
         """
 
     def compare(self, originals: Any, reconstructions: Any) -> dict[str, Tensor]:
-        """Per-image values: column name to float64 (B,), from two views of the same batch; {} without columns."""
+        """Per-image values: column name to float64 (B,), from two views of the same batch; {} without columns.
+
+        It may give values that are no column (PSNR's "MSE"), for figures that are derived from them.
+        """
         return {}
 
     def features(self, view: Any) -> Tensor:
@@ -75,7 +79,10 @@ class Distance(ABC):
 
     @abstractmethod
     def compute(self, originals: Tensor, reconstructions: Tensor) -> Mapping[str, float]:
-        """Column name to value. originals, reconstructions: float32 (N, D) on the CPU, rows in the same order."""
+        """Column name to value. originals, reconstructions: float32 (N, D) on the CPU, rows in the same order.
+
+        It may give values that are no column (KID's "KID-std"). Raises ValueError where the distance is not defined.
+        """
 
     def interval(
         self, originals: Tensor, reconstructions: Tensor, clusters: Sequence[str]
