@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
         committed = json.loads(path.read_text(encoding="utf-8"))
         overrides = [*committed["config"], *(a for a in argv if "=" in a)]
         now = measure(overrides)
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         print(f"error: {path} is no file of this command: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except (ConfigError, DatasetError, StoreError, RegistryError) as error:

@@ -21,6 +21,8 @@ DEFAULTS = {
     "inception": ("psnr", "ssim", "lpips-alex", "rfid", "kid", "codes"),
 }
 
+POOLED = ColumnRecord("PSNR-pooled", "higher", digits=2, unit="dB", note="PSNR of the mean squared error over all")
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -52,10 +54,12 @@ def plan(wanted: Any, features: str, protocol: Protocol) -> Measures:
             continue
         if spec.kind == "distance":
             found.distances.append(DistancePlan(metrics.make_distance(name), probes[spec.probe], identity))
-        columns = spec.columns()
         found.columns.extend(
-            ColumnRecord(c.name, c.better, c.digits, c.unit, c.note, per_image=spec.kind == "probe") for c in columns
+            ColumnRecord(c.name, c.better, c.digits, c.unit, c.note, per_image=spec.kind == "probe")
+            for c in spec.columns()
         )
+        if name == "psnr":
+            found.columns.append(POOLED)
     found.probes.extend(probes.values())
     return found
 

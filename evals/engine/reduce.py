@@ -5,7 +5,6 @@ Pieces are read in chunk order, whoever made them, so the figures are the same t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from evals.engine.execute import Job, ProbePlan, RowWork
 from evals.metrics import codes as code_metrics
+from evals.metrics import psnr
 from evals.metrics.base import Distance
 from evals.metrics.intervals import cluster_bootstrap
 from evals.record import RowRecord, Value
@@ -123,8 +123,7 @@ def mean_cell(values: np.ndarray, clusters: Sequence[str]) -> Value:
 
 def pooled_psnr(mse: np.ndarray) -> Value:
     """10 log10(255^2 / mean squared error over all pictures), beside the mean of per-image PSNR. mse: (repeats, N)."""
-    pooled = float(mse.mean())
-    return Value(math.inf if pooled == 0 else 10 * math.log10(255**2 / pooled), count=mse.shape[1])
+    return Value(psnr.pooled_psnr(torch.from_numpy(mse.ravel())), count=mse.shape[1])
 
 
 def _features(job: Job, work: RowWork, plan: ProbePlan, repeat: int | None) -> torch.Tensor:
@@ -146,6 +145,9 @@ def _distance_cells(job: Job, work: RowWork, plan: DistancePlan, clusters: list[
     cells = {}
     for name, first in per_repeat[0].items():
         values = [c[name].value for c in per_repeat]
+        if first.value is None:
+            cells[name] = first
+            continue
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         cells[name] = Value(
             float(np.mean(values)), first.low, first.high, count=first.count, seeds=spread, note=first.note
@@ -173,7 +175,10 @@ def measure_distance(
     distance: Distance, originals: torch.Tensor, reconstructions: torch.Tensor, clusters: list[str]
 ) -> dict[str, Value]:
     """A distance with its interval (where it has one) and the note of a distance too noisy for its N."""
-    values = distance.compute(originals, reconstructions)
+    try:
+        values = distance.compute(originals, reconstructions)
+    except ValueError as error:  # not defined for these sets, such as a single picture
+        return {distance.columns[0].name: Value(None, count=len(originals), note=str(error))}
     low, high = distance.interval(originals, reconstructions, clusters)
     note = distance.note(len(originals))
     shown = distance.columns[0].name

@@ -1,0 +1,92 @@
+"""What several tests share: a third-party package on the path, pictures in a folder, the command line in-process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+from skimage import data
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A tokenizer that is fast and whose ids and noise are checkable; tests derive broken ones from it.
+TOY = """
+import torch
+import torch.nn.functional as F
+from lactok.interface import Codes, Tokenizer, TokenizerInfo
+
+
+class Toy(Tokenizer):
+    noise = False
+
+    @property
+    def info(self):
+        return TokenizerInfo("toy", ids_per_image=64, vocabulary=256, input_size=64, output_size=64,
+                             deterministic=not self.noise)
+
+    def encode(self, images):
+        return Codes(ids=(F.adaptive_avg_pool2d(images.mean(1), 8) * 255).round().long().flatten(1))
+
+    def decode(self, codes, seeds):
+        grey = (codes.ids.view(-1, 1, 8, 8).float() / 255).expand(-1, 3, 8, 8)
+        images = F.interpolate(grey, size=64, mode="bilinear")
+        if self.noise:
+            draws = [torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
+            images = images + 0.1 * (torch.stack(draws) - 0.5)
+        return images
+"""
+
+
+def install_plugin(folder: Path, module: str, source: str, names: dict[str, str]) -> Path:
+    """A third-party package as pip would lay it out: a module and its dist-info. names: entry name to attribute."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{module}.py").write_text(source)
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    points = "\n".join(f"{name} = {module}:{attribute}" for name, attribute in names.items())
+    (info / "entry_points.txt").write_text(f"[lactok.tokenizers]\n{points}\n")
+    return folder
+
+
+def pictures(folder: Path, count: int = 4) -> Path:
+    """`count` real photographs as PNG files: cuts of scikit-image's coffee cup and cat."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = (data.coffee(), data.chelsea())
+    for i in range(count):
+        x, y = (37 * i) % 250, (23 * i) % 140
+        Image.fromarray(sources[i % 2][y : y + 150, x : x + 190]).save(folder / f"picture {i:02}.png")
+    return folder
+
+
+def environment(*plugins: Path) -> dict[str, str]:
+    """The environment of a command with third-party packages, on one thread."""
+    path = os.pathsep.join([*map(str, plugins), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def evals(*arguments: object, plugins: tuple[Path, ...] = (), module: str = "evals.run", **more: object):
+    """`python -m evals.run ...` as a user runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(*plugins),
+        **more,
+    )
+
+
+def the_run(out: Path) -> Path:
+    """The folder of the only run in a store."""
+    (folder,) = (out / "runs").iterdir()
+    return folder
+
+
+def table(out: Path) -> pd.DataFrame:
+    """table.csv of the only run in a store, by row."""
+    return pd.read_csv(the_run(out) / "table.csv", index_col=0)

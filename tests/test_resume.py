@@ -1,0 +1,183 @@
+"""Nothing is lost and nothing counts twice: kills, second runs, metrics added later, Ctrl-C, full disks."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evals import store
+from evals.config import compose_config
+from evals.run import main
+from evals.suites import recon
+from lactok import registry
+from tests.support import ROOT, TOY, environment, evals, install_plugin, pictures, the_run
+
+COMMAND = ["tokenizers=llamagen", "limit=40"]
+TABLES = ("table.csv", "table.parquet", "per_image.parquet", "contact.png")
+
+
+def commits(out: Path) -> int:
+    return sum(1 for _ in (out / "cache").glob("*/*/meta.json"))
+
+
+def test_killed_at_any_moment_gives_the_same_table_to_the_last_digit(tmp_path: Path):
+    """One store, killed at the first, a middle and the last commit and in the middle of a write, against a clean run."""
+    clean, killed = tmp_path / "clean", tmp_path / "killed"
+    assert evals(*COMMAND, f"out={clean}").returncode == 0
+    total = commits(clean)
+    done = 0
+    for count, where in ((1, "before"), (1, "middle"), (total // 2, "before"), (total // 4, "middle"), (-1, "before")):
+        at = count if count > 0 else total - commits(killed)
+        process = subprocess.run(
+            [sys.executable, "tests/killed_run.py", str(at), where, *COMMAND, f"out={killed}"],
+            cwd=ROOT,
+            env=environment() | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+        assert commits(killed) >= done, "a kill loses no finished piece"
+        done = commits(killed)
+        assert not list((killed / "runs").glob("*/run.json")), "an unfinished run has no table"
+    assert done == total - 1
+    assert evals(*COMMAND, f"out={killed}").returncode == 0
+    for name in TABLES:
+        assert (the_run(killed) / name).read_bytes() == (the_run(clean) / name).read_bytes(), name
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The toy tokenizers, in this process."""
+    plugin = install_plugin(
+        tmp_path / "plugin",
+        "toyplugin",
+        TOY + "\n\nclass Noisy(Toy):\n    noise = True\n",
+        {"toy": "Toy", "noisy": "Noisy"},
+    )
+    monkeypatch.syspath_prepend(str(plugin))
+    registry.entries.cache_clear()
+    yield
+    registry.entries.cache_clear()
+    sys.modules.pop("toyplugin", None)
+
+
+def run(tmp_path: Path, *overrides: str):
+    folder = pictures(tmp_path / "pictures")
+    return recon.run(
+        compose_config(["dataset=folder", f"dataset.root='{folder}'", f"out='{tmp_path / 'out'}'", *overrides]),
+        quiet=True,
+    )
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_second_run_does_no_model_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = run(tmp_path, "tokenizers=[toy,noisy]", "seeds=2")
+    import toyplugin
+
+    from evals.metrics import registry as metrics
+
+    def no_work(*_: object, **__: object) -> None:
+        raise AssertionError("model work in a second run")
+
+    monkeypatch.setattr(toyplugin.Toy, "encode", no_work)
+    monkeypatch.setattr(toyplugin.Toy, "decode", no_work)
+    monkeypatch.setattr(metrics, "make_probe", no_work)
+    second = run(tmp_path, "tokenizers=[toy,noisy]", "seeds=2")
+    assert [r.status for r in second.record.rows] == ["ok"] * len(first.record.rows)
+    assert [r.cells for r in second.record.rows] == [r.cells for r in first.record.rows]
+    assert second.folder == first.folder
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_metric_added_later_never_encodes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool):
+    run(tmp_path, "tokenizers=toy", "metrics=[psnr]", f"save_pictures={saved}")
+    import toyplugin
+
+    def again(*_: object) -> None:
+        raise AssertionError("encoded or decoded again")
+
+    decoded = []
+    decode = toyplugin.Toy.decode
+    monkeypatch.setattr(toyplugin.Toy, "encode", again)
+    monkeypatch.setattr(toyplugin.Toy, "decode", lambda *a: decoded.append(1) or decode(*a))
+    row = next(r for r in run(tmp_path, "tokenizers=toy", "metrics=[psnr,ssim]").record.rows if r.name == "toy")
+    assert row.status == "ok", row.error
+    assert 0 < row.cells["SSIM"].value < 1
+    assert bool(decoded) != saved, "stored pictures are used where there are some, else stored ids are decoded"
+
+
+@pytest.mark.usefixtures("toy")
+def test_originals_are_looked_at_once_for_all_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from evals.metrics.effnet import EffNet
+
+    looks = []
+    view = EffNet.view
+    monkeypatch.setattr(EffNet, "view", lambda self, images: looks.append(len(images)) or view(self, images))
+    run(tmp_path, "tokenizers=toy", "calibration=false", "metrics=[effnet,fd-effnet]")
+    assert sum(looks) == 4 + 4
+    looks.clear()
+    rows = len(run(tmp_path, "tokenizers=[toy,noisy]", "calibration=false", "metrics=[fd-effnet]").record.rows)
+    assert rows == 2
+    kinds = [p.parent.name for p in (tmp_path / "out" / "cache").glob("originals-effnet/*")]
+    assert len(kinds) == 1, "one chunk of originals, one piece of their features"
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_damaged_piece_is_made_again(tmp_path: Path):
+    before = run(tmp_path, "tokenizers=toy").record
+    for path in (tmp_path / "out" / "cache").glob("scores-psnr/*/data.safetensors"):
+        path.write_bytes(path.read_bytes()[:-3])
+    after = run(tmp_path, "tokenizers=toy").record
+    assert [r.cells for r in after.rows] == [r.cells for r in before.rows]
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    import errno
+
+    folder = pictures(tmp_path / "pictures", 20)
+    command = ["tokenizers=toy", "dataset=folder", f"dataset.root='{folder}'", f"out='{tmp_path / 'out'}'"]
+    write = store._write_synced
+    written = []
+
+    def full(path: Path, content: bytes) -> None:
+        if len(written) >= 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(store, "_write_synced", full)
+    assert main(command) == 2
+    assert "disk is full" in capsys.readouterr().err
+    kept = commits(tmp_path / "out")
+    assert kept > 0
+    monkeypatch.setattr(store, "_write_synced", write)
+    assert main(command) == 0
+    assert commits(tmp_path / "out") > kept
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path):
+    slow = TOY.replace("grey =", "import time; time.sleep(0.5)\n        grey =")
+    plugin = install_plugin(tmp_path / "plugin", "slowplugin", slow, {"slow": "Toy"})
+    folder = pictures(tmp_path / "pictures", 40)
+    command = ["tokenizers=slow", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path / 'out'}", "batch_size=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evals.run", *command],
+        cwd=ROOT,
+        env=environment(plugin),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("cache/ids/*/meta.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "python -m evals.run tokenizers=slow" in errors
+    assert commits(tmp_path / "out") > 0
