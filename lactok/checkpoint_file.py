@@ -77,14 +77,14 @@ class CheckpointMetadata:
 
 
 def save_checkpoint(path: str | os.PathLike, module_state: Mapping[str, Tensor], metadata: CheckpointMetadata) -> None:
-    """Write `module_state` (floats as float16) with `metadata`, by an atomic rename.
+    """Write `module_state` (floats as float16) with `metadata`, by an atomic rename; same content, same bytes.
 
     Raises ValueError for a value that is not finite in float16.
     """
     from safetensors.torch import save
 
     state = {name: _half(name, tensor) for name, tensor in module_state.items()}
-    data = save(state, metadata=metadata.to_strings())
+    data = _canonical(save(state, metadata=metadata.to_strings()))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -97,6 +97,16 @@ def save_checkpoint(path: str | os.PathLike, module_state: Mapping[str, Tensor],
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def _canonical(data: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted; the library writes them in the order of a hash table."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the tensors to 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ class LlamaGen(_VQTokenizer):
     weights_licence = "MIT by the hub wrapper; the repository states none for weights"
     SOURCE: ClassVar[HubWeights] = HubWeights("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
     TRAINING: ClassVar[TrainingCompute] = TrainingCompute(data="ImageNet train")
+    CONFIG: ClassVar[VQConfig] = VQConfig()
 
     @classmethod
     def weights(cls, options: LlamaGenOptions) -> tuple[WeightsSource, ...]:
@@ -133,7 +134,7 @@ class LlamaGen(_VQTokenizer):
         path = locate(source)
         state = official_tensors(load_state_dict(path), path)
         try:
-            model = load_official(meta_model(VQConfig()), state)
+            model = load_official(meta_model(self.CONFIG), state)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from error
         return model, self.options.input_size, self.TRAINING
