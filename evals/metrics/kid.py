@@ -14,6 +14,25 @@ from evals.metrics.frechet import check_features
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020
 
 
+def kid(a: Tensor, b: Tensor, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE) -> tuple[float, float]:
+    """Mean and standard deviation over the subsets, of feature rows (N1, D) and (N2, D).
+
+    Raises FeatureError for fewer than two rows, different widths, or values that are not finite.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    check_features(a, b)
+    found = kid_features_to_metric(
+        a.float(),
+        b.float(),
+        kid_subsets=subsets,
+        kid_subset_size=min(subset_size, len(a), len(b)),
+        rng_seed=SEED,
+        verbose=False,
+    )
+    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+
+
 class Kid(Distance):
     """KID on Inception-v3's 2048-d features.
 
@@ -26,18 +45,7 @@ class Kid(Distance):
 
     def compute(self, originals: Tensor, reconstructions: Tensor) -> dict[str, float]:
         """ "KID" and "KID-std". Raises FeatureError for fewer than two pictures."""
-        from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-
-        check_features(originals, reconstructions)
-        found = kid_features_to_metric(
-            originals.float(),
-            reconstructions.float(),
-            kid_subsets=SUBSETS,
-            kid_subset_size=min(SUBSET_SIZE, len(originals), len(reconstructions)),
-            rng_seed=SEED,
-            verbose=False,
-        )
-        return {"KID": found[KEY_METRIC_KID_MEAN], "KID-std": found[KEY_METRIC_KID_STD]}
+        return dict(zip(("KID", "KID-std"), kid(originals, reconstructions), strict=True))
 
     def note(self, count: int) -> str:
         if count < SUBSET_SIZE:
