@@ -236,6 +236,7 @@ def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
         save_file({"x": torch.zeros(1)}, folder / "case.safetensors")
     (tmp_path / "golden" / "README.md").write_text("text")
+    (tmp_path / "golden" / "d_good" / "config.json").write_text("{}")  # a model's own, not a case's
     (tmp_path / "golden" / "d_good" / "data.jsonl").write_text("{}\n")
     return tmp_path / "golden"
 

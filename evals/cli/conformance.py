@@ -41,8 +41,13 @@ class Target:
 
 
 def is_case(path: Path) -> bool:
-    """Whether a folder looks like a case's (one with a `config.json` alone counts: what it lacks is then named)."""
-    return (path / CASE_FILE).is_file() or (path / "config.json").is_file()
+    """Whether a folder is a case's; one with only a `config.json` counts too, so that what it lacks is named.
+
+    A model's own `config.json`, beside its folders of cases, does not make it one.
+    """
+    if (path / CASE_FILE).is_file():
+        return True
+    return (path / "config.json").is_file() and not any(path.glob(f"*/{CASE_FILE}"))
 
 
 def cases_of(model_folder: Path) -> list[Path]:
