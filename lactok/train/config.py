@@ -1,0 +1,238 @@
+"""The trainer's settings: typed dataclasses, and how the command line becomes one of them.
+
+No torch here: `--help` and a wrong key must be answered at once. The loop takes the dataclasses and knows no Hydra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lactok.registry import entries, nearest, unknown
+
+SCALES = ("mini", "paper")
+PRECISIONS = ("fp32", "bf16")
+
+
+class TrainConfigError(Exception):
+    """The command line can't be used; the message says the value seen, the value expected and the way out."""
+
+
+def _key(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DataConfig:
+    """Where pictures come from and how they are cut."""
+
+    root: str | None = _key(None, "folder of pictures, searched with its subfolders (required)")
+    side: int = _key(288, "pixels: pictures are kept with a shorter side of at most this")
+    smallest_crop: int = _key(96, "pixels of a kept picture: smallest side of the square that becomes one sample")
+    largest_crop: int = _key(224, "pixels: largest side of that square; log-uniform in between")
+    description: str = _key("", "one line for the exported checkpoint: what the pictures are, and under which terms")
+    validation: int = _key(32, "pictures held back: sample pictures and measurements come from them")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, cosine decay to zero after a linear warm-up, all functions of the step alone."""
+
+    learning_rate: float = _key(1e-4, "peak learning rate")
+    beta1: float = _key(0.9, "AdamW's beta1")
+    beta2: float = _key(0.95, "AdamW's beta2")
+    weight_decay: float = _key(0.0, "AdamW's decoupled weight decay")
+    warmup_steps: int = _key(100, "steps of linear warm-up")
+    final_fraction: float = _key(0.0, "learning rate at the last step, as a fraction of the peak")
+    clip_norm: float = _key(1.0, "largest gradient norm")
+    ema_decay: float = _key(0.999, "decay a step of the averaged weights, which are sampled, measured and exported")
+
+
+@dataclass
+class TrainConfig:
+    """One training run."""
+
+    recipe: str = _key("", "what is trained (required); see the list above")
+    scale: str = _key("mini", "mini or paper: which defaults the recipe takes")
+    out: str | None = _key(
+        None, "the run's folder; default runs/RECIPE-SCALE. The same command goes on where it stopped"
+    )
+    steps: int = _key(1000, "optimizer steps in all")
+    batch_size: int = _key(32, "pictures a micro-batch and process")
+    accumulation: int = _key(1, "micro-batches an optimizer step")
+    precision: str = _key("fp32", "fp32 or bf16 (autocast)")
+    device: str = _key("auto", "auto, cpu or cuda")
+    threads: int | None = _key(None, "CPU threads; default: torch's own choice")
+    seed: int = _key(0, "all randomness is a function of (seed, step, sample)")
+    stop_after_minutes: float | None = _key(None, "minutes of wall clock after which this call saves and stops")
+    log_every: int = _key(10, "steps between lines of log.csv")
+    sample_every: int = _key(500, "steps between sample pictures and measurements on validation pictures")
+    checkpoint_every: int = _key(1000, "steps between checkpoints")
+    checkpoint_minutes: float = _key(10.0, "minutes between checkpoints, whichever comes first")
+    trackers: list[str] = field(
+        default_factory=list, metadata={"help": "accelerate's trackers by name: [tensorboard], [wandb], ..."}
+    )
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    options: Any = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.out).expanduser() if self.out else Path("runs") / f"{self.recipe}-{self.scale}"
+
+
+FREE_ON_RESUME = (
+    *("out", "device", "threads", "stop_after_minutes", "log_every", "sample_every"),
+    *("checkpoint_every", "checkpoint_minutes", "trackers"),
+)
+"""Settings that may change when a run goes on: they don't move its weights (device and threads only by rounding)."""
+
+
+def loop_keys() -> dict[str, dataclasses.Field]:
+    """All keys but the recipe's own, dotted, with their dataclass fields."""
+    keys: dict[str, dataclasses.Field] = {}
+    for outer in dataclasses.fields(TrainConfig):
+        nested = {"data": DataConfig, "optimizer": OptimizerConfig}.get(outer.name)
+        if nested:
+            keys |= {f"{outer.name}.{f.name}": f for f in dataclasses.fields(nested)}
+        elif outer.name != "options":
+            keys[outer.name] = outer
+    return keys
+
+
+def preset_path(recipe: str, scale: str) -> Path:
+    """The YAML file with a recipe's defaults at a scale; a third-party recipe may have none."""
+    return Path(__file__).parent / "conf" / "preset" / f"{recipe}-{scale}.yaml"
+
+
+def compose_config(overrides: list[str]) -> tuple[TrainConfig, type]:
+    """Command-line overrides ("key=value", Hydra syntax) to a checked TrainConfig, and the recipe's class.
+
+    Raises TrainConfigError, or a RegistryError of lactok.registry for a recipe that can't be imported.
+    """
+    given = _split(overrides)
+    recipe, scale = _choose(given)
+    _check_keys(given, recipe, scale)
+    composed = _compose(overrides, recipe, scale)
+    from lactok.registry import load
+
+    recipe_class = load("recipes", recipe)
+    config = _typed(composed, recipe_class, given)
+    _check_values(config)
+    return config, recipe_class
+
+
+def _split(overrides: list[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise TrainConfigError(
+                f"{override!r} is not of the form key=value; `python -m lactok.train --help` lists the keys"
+            )
+        given[key.lstrip("+")] = value
+    return given
+
+
+def _choose(given: dict[str, str]) -> tuple[str, str]:
+    known = list(entries("recipes"))
+    recipe, scale = given.get("recipe", ""), given.get("scale", "mini")
+    if not recipe:
+        raise TrainConfigError(f"no recipe named: add recipe=NAME; recipes: {', '.join(known)}")
+    if recipe not in known:
+        raise TrainConfigError(unknown("recipe", recipe, known))
+    if scale not in SCALES:
+        raise TrainConfigError(f"scale={scale}: expected {' or '.join(SCALES)}")
+    return recipe, scale
+
+
+def _check_keys(given: dict[str, str], recipe: str, scale: str) -> None:
+    """Name a key that doesn't exist with the nearest that does, before anything slow is imported."""
+    known = list(loop_keys())
+    preset = preset_path(recipe, scale)
+    if preset.is_file():
+        from omegaconf import OmegaConf
+
+        known += _flat(OmegaConf.to_container(OmegaConf.load(preset)).get("options", {}), "options")
+    for key in given:
+        if key in known or (key.startswith("options.") and not preset.is_file()):
+            continue
+        close = nearest(key, known)
+        hint = f"did you mean {' or '.join(close)}?" if close else "nothing is close to it;"
+        raise TrainConfigError(f"unknown key {key!r}: {hint} `python -m lactok.train --help` lists all keys")
+    if given.get("data.root", "") in ("", "null"):
+        raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of pictures to train on")
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> list[str]:
+    keys: list[str] = []
+    for name, value in tree.items():
+        keys += _flat(value, f"{prefix}.{name}") if isinstance(value, dict) else [f"{prefix}.{name}"]
+    return keys
+
+
+def _compose(overrides: list[str], recipe: str, scale: str) -> Any:
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+
+    preset = [f"+preset={recipe}-{scale}"] if preset_path(recipe, scale).is_file() else []
+    try:
+        with initialize_config_module("lactok.train.conf", version_base="1.3"):
+            return compose("train", overrides=preset + [f"++{o.lstrip('+')}" for o in overrides])
+    except HydraException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainConfigError(
+            f"the command line can't be parsed: {reason}. A value with '=', a comma, a bracket or a space is quoted "
+            "twice: \"data.root='/my pictures/a=b'\""
+        ) from error
+
+
+def _typed(composed: Any, recipe_class: type, given: dict[str, str]) -> TrainConfig:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        composed = OmegaConf.to_container(composed)
+        options = composed.pop("options", None) or {}
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), composed))
+        config.options = _typed_options(recipe_class.Options, options)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        seen = f"={given[key]}" if key in given else ""
+        raise TrainConfigError(f"{key}{seen}: {str(error).strip().splitlines()[0]}") from error
+    except (TypeError, ValueError) as error:  # a recipe's own dataclass refuses a value
+        raise TrainConfigError(f"options: {error}") from error
+    return config
+
+
+def _typed_options(options_class: type, options: dict[str, Any]) -> Any:
+    from omegaconf import OmegaConf
+
+    defaults = OmegaConf.structured(options_class)
+    for field_ in dataclasses.fields(options_class):  # OmegaConf takes a frozen dataclass for one that can't be set
+        if OmegaConf.is_config(defaults[field_.name]):
+            OmegaConf.set_readonly(defaults[field_.name], False)
+    return OmegaConf.to_object(OmegaConf.merge(defaults, options))
+
+
+def _check_values(config: TrainConfig) -> None:
+    if config.precision not in PRECISIONS:
+        raise TrainConfigError(f"precision={config.precision}: expected {' or '.join(PRECISIONS)}")
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise TrainConfigError(f"device={config.device}: expected auto, cpu or cuda")
+    positive = ["steps", "batch_size", "accumulation", "log_every", "sample_every", "checkpoint_every"]
+    for name, value in [(n, getattr(config, n)) for n in positive] + [
+        (f"data.{n}", getattr(config.data, n)) for n in ("side", "smallest_crop", "largest_crop", "validation")
+    ]:
+        if value < 1:
+            raise TrainConfigError(f"{name}={value}: expected a whole number of at least 1")
+    if config.data.smallest_crop > config.data.largest_crop:
+        raise TrainConfigError(
+            f"data.smallest_crop={config.data.smallest_crop} is larger than "
+            f"data.largest_crop={config.data.largest_crop}"
+        )
+    if not 0 <= config.seed < 2**63:
+        raise TrainConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")

@@ -1,0 +1,110 @@
+"""What a run shows and keeps: lines or a progress bar, CSV logs, and a plot of them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class CsvLog:
+    """Rows of numbers, one a logged step, appended as they come. Columns: `step` first, then those of the first row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self) -> list[dict[str, float]]:
+        """All complete rows."""
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="") as file:
+            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file) if None not in row.values()]
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`: a resumed run writes them again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        if not self.path.is_file():
+            return
+        partial = self.path.with_suffix(".partial")
+        with open(partial, "w", newline="") as file:
+            for row in kept:
+                self._write(file, row, header=row is kept[0])
+        os.replace(partial, self.path)
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one row; it is on disk when this returns."""
+        fresh = not self.path.is_file() or self.path.stat().st_size == 0
+        with open(self.path, "a", newline="") as file:
+            self._write(file, {"step": step, **values}, header=fresh)
+
+    @staticmethod
+    def _write(file, row: Mapping[str, float], header: bool) -> None:
+        writer = csv.writer(file)
+        if header:
+            writer.writerow(row)
+        writer.writerow([int(v) if k == "step" else f"{v:.6g}" for k, v in row.items()])
+
+
+def plot(logs: list[CsvLog], target: Path) -> None:
+    """One small panel a column of the logs, over steps, as a PNG; nothing when there are no rows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    series = [(name, log.rows()) for log in logs for name in (log.rows() or [{}])[0] if name != "step"]
+    if not series:
+        return
+    columns = min(4, len(series))
+    figure = Figure(figsize=(4 * columns, 2.6 * -(-len(series) // columns)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (name, rows) in enumerate(series, start=1):
+        axes = figure.add_subplot(-(-len(series) // columns), columns, place)
+        axes.plot([r["step"] for r in rows], [r[name] for r in rows], linewidth=1)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=80)
+
+
+class Reporter:
+    """Progress for a person: a bar on a terminal, plain lines elsewhere; silent on all ranks but the first."""
+
+    def __init__(self, total_steps: int, first_step: int, show: bool) -> None:
+        self.console = Console(stderr=True, quiet=not show)
+        self.total = total_steps
+        self.bar = None
+        if show and sys.stderr.isatty():
+            self.bar = Progress(
+                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
+                console=self.console,
+            )  # fmt: skip
+            self.task = self.bar.add_task("", total=total_steps, completed=first_step)
+            self.bar.start()
+
+    def step(self, done: int) -> None:
+        """`done` steps are finished."""
+        if self.bar:
+            self.bar.update(self.task, completed=done)
+
+    def values(self, done: int, values: Mapping[str, float], images_per_second: float, seconds_left: float) -> None:
+        """The losses of the last logged stretch, the rate and the time left."""
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        text = f"{images_per_second:.1f} images/s  {shown}"
+        if self.bar:
+            self.bar.update(self.task, description=text)
+        else:
+            left = f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d} left"
+            self.say(f"step {done}/{self.total}  {left}  {text}")
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.bar:
+            self.bar.stop()

@@ -1,0 +1,468 @@
+"""The one training loop. A recipe says what is trained and what the loss is; everything else is here.
+
+All randomness is a pure function of (seed, step, sample), so a killed run that goes on from its last checkpoint gives
+the same weights, bit for bit on the CPU, as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lactok.data.batches import (
+    CropRange,
+    Prefetcher,
+    TrainingPictures,
+    centre_crop,
+    noise_seed,
+    random_crop,
+    rng,
+    split,
+    to_tensor,
+)
+from lactok.data.pack import Pack, open_pack
+from lactok.data.pictures import DataError
+from lactok.train.checkpoints import CheckpointFolder
+from lactok.train.config import OptimizerConfig, TrainConfig
+from lactok.train.log import CsvLog, Reporter, plot
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, checkpoint_names
+from lactok.train.run_folder import claim, code_revision, command_line, data_fingerprint, training_compute
+
+SHOWN = 16
+"""Validation pictures in a sample sheet, in bands of BAND."""
+BAND = 8
+CROPS_MEASURED = 4
+"""Fixed crops of each validation picture that `Recipe.measure` sees."""
+
+
+class TrainingDiverged(Exception):
+    """The loss or its gradient is not finite; the message names the last good checkpoint."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended. step: optimizer steps done in all; finished: whether that is all of them.
+
+    reason: "" when finished, else why it stopped; export: the exported checkpoint, or None before the first one.
+    """
+
+    step: int
+    finished: bool
+    reason: str
+    export: Path | None
+
+
+class Progress:
+    """What a run has cost so far; part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self.step, self.images, self.cpu_seconds, self.wall_seconds = 0, 0, 0.0, 0.0
+        self._cpu, self._wall = time.process_time(), time.monotonic()
+
+    def tick(self, images: int) -> None:
+        """One optimizer step over so many images is done."""
+        cpu, wall = time.process_time(), time.monotonic()
+        self.step, self.images = self.step + 1, self.images + images
+        self.cpu_seconds, self.wall_seconds = self.cpu_seconds + cpu - self._cpu, self.wall_seconds + wall - self._wall
+        self._cpu, self._wall = cpu, wall
+
+    def state_dict(self) -> dict[str, float]:
+        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        vars(self).update(state)
+
+
+class StopRequest:
+    """SIGINT and SIGTERM ask the loop to save and stop after the current step."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Handles the two signals inside the block."""
+        before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.name = signal.Signals(number).name
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Rate of a step (from 0): linear warm-up, then half a cosine down to final_fraction of the peak."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
+
+
+def accumulate_gradients(accelerator: Accelerator, model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Add the gradient of the mean loss over equal micro-batches; returns the mean of the loss parts.
+
+    Raises TrainingDiverged (without a checkpoint's name) when a loss is not finite.
+    """
+    sums: dict[str, Tensor] = {}
+    for place, batch in enumerate(batches):
+        last = place == len(batches) - 1
+        torch.manual_seed(batch.seeds[0])  # for recipes with dropout: it, too, is a function of (seed, step, sample)
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                losses: Losses = model(batch)
+            if not torch.isfinite(losses.total):
+                raise TrainingDiverged(f"the loss of step {batch.step} is {losses.total.item()}")
+            accelerator.backward(losses.total / len(batches))
+        for name, value in {"loss": losses.total, **losses.parts}.items():
+            sums[name] = sums.get(name, 0) + value.detach().float() / len(batches)
+    return sums
+
+
+def train(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> Outcome:
+    """Run or go on with a training run until its last step, a signal, or `stop_after_minutes`.
+
+    check_held_out: refuse the evaluation set's photographs; off only in tests of the mechanics.
+    Raises TrainingDiverged, DataError, or RunFolderError for a folder that holds another run.
+    """
+    return _Run(config, recipe_class, check_held_out).go()
+
+
+class _Run:
+    """One call of `train`: what its parts share."""
+
+    def __init__(self, config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool) -> None:
+        self.config, self.folder = config, config.folder
+        self.started = time.monotonic()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.accelerator = Accelerator(
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            log_with=list(config.trackers) or None,
+            project_dir=str(self.folder),
+            cpu=config.device == "cpu",
+        )
+        if config.device == "cuda" and self.accelerator.device.type != "cuda":
+            raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
+        self.main = self.accelerator.is_main_process
+        with self.accelerator.main_process_first():
+            self.pack = open_pack(config.data.root, self.folder, config.data.side, check_held_out)
+            claim(self.folder, config, data_fingerprint(self.pack))
+        self.reporter: Reporter | None = None
+        self._build(recipe_class)
+        self._make_data()
+        self.logs = CsvLog(self.folder / "log.csv"), CsvLog(self.folder / "validation.csv")
+        self.checkpoints = CheckpointFolder(self.folder)
+
+    def _build(self, recipe_class: type[Recipe]) -> None:
+        """The networks, the optimizer, the average, and what a checkpoint holds of them."""
+        config, optimizer = self.config, self.config.optimizer
+        torch.manual_seed(config.seed)
+        self.recipe = recipe_class(config.options, config.steps, config.seed).to(memory_format=torch.channels_last)
+        self.trained = [p for p in self.recipe.parameters() if p.requires_grad]
+        self.recipe.to(self.accelerator.device)
+        self.model, self.optimizer = self.accelerator.prepare(
+            self.recipe,
+            torch.optim.AdamW(
+                self.trained,
+                lr=optimizer.learning_rate,
+                betas=(optimizer.beta1, optimizer.beta2),
+                weight_decay=optimizer.weight_decay,
+            ),
+        )
+        self.average = AveragedModel(
+            nn.ParameterList(self.trained), multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay)
+        )
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.average, self.progress)
+        self.accelerator.register_save_state_pre_hook(self._save_trained)
+        self.accelerator.register_load_state_pre_hook(self._load_trained)
+
+    def _save_trained(self, models: list, weights: list, folder: str) -> None:
+        from safetensors.torch import save_file
+
+        weights.clear()  # accelerate would save the frozen networks too
+        state = self.recipe.state_dict()
+        if self.main:
+            save_file(
+                {n: state[n].contiguous() for n in checkpoint_names(self.recipe)}, Path(folder) / "trained.safetensors"
+            )
+
+    def _load_trained(self, models: list, folder: str) -> None:
+        from safetensors.torch import load_file
+
+        models.clear()
+        state = load_file(Path(folder) / "trained.safetensors")
+        missing = sorted(set(checkpoint_names(self.recipe)) ^ set(state))
+        if missing:
+            raise DataError(
+                f"{folder} is a checkpoint of another version of the recipe (differs in {', '.join(missing[:3])}); "
+                "start anew with another out="
+            )
+        self.recipe.load_state_dict(state, strict=False)
+
+    def _make_data(self) -> None:
+        config, data = self.config, self.config.data
+        training, validation = split(self.pack.index.names, data.validation)
+        if not training:
+            raise DataError(
+                f"data.root={data.root} holds {len(self.pack)} picture(s), data.validation={data.validation} of them "
+                "held back: none is left to train on; name a larger folder, or a smaller data.validation"
+            )
+        self.per_rank = config.batch_size
+        self.per_step = config.batch_size * config.accumulation * self.accelerator.num_processes
+        crops = CropRange(data.smallest_crop, data.largest_crop)
+        pictures = TrainingPictures(self.pack, training, crops, config.seed, self.per_step)
+        self.prefetcher = Prefetcher(pictures, workers=2 if self.accelerator.device.type == "cpu" else 12)
+        self.shown = _shown(self.pack, validation, self.recipe.image_size, crops)
+        self.measured = _measured(self.pack, validation, self.recipe.image_size, crops)
+
+    def go(self) -> Outcome:
+        config = self.config
+        self._resume()
+        self.reporter = Reporter(config.steps, self.progress.step, self.main)
+        self.reporter.say(self._headline())
+        self.accelerator.init_trackers(f"{config.recipe}-{config.scale}", config=_flat(asdict(config)))
+        try:
+            with StopRequest().listening() as stop:
+                reason = self._steps(stop)
+            finished = self.progress.step >= config.steps
+            self._save()
+            if finished:
+                self._sample()
+            return Outcome(self.progress.step, finished, "" if finished else reason, self._export_path())
+        except TrainingDiverged as error:
+            last = self.checkpoints.last()
+            good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            raise TrainingDiverged(
+                f"{error}; stopped without saving. {good}; a lower optimizer.learning_rate (with another out=) may help"
+            ) from None
+        finally:
+            self.prefetcher.close()
+            self.reporter.close()
+            self.accelerator.end_training()
+
+    def _headline(self) -> str:
+        trained = sum(p.numel() for p in self.trained) / 1e6
+        start = f"going on from step {self.progress.step}" if self.progress.step else "starting"
+        return (
+            f"{self.config.recipe}-{self.config.scale}: {start} of {self.config.steps}, {trained:.2f} M trained "
+            f"parameters, {len(self.pack)} pictures, {self.per_step} a step, "
+            f"{self.accelerator.device}, run folder {self.folder}"
+        )
+
+    def _resume(self) -> None:
+        if self.main:
+            self.checkpoints.clean()
+        if last := self.checkpoints.last():
+            self.accelerator.load_state(str(last))
+        if self.main:
+            for log in self.logs:
+                log.rewind(self.progress.step)
+
+    def _batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step; those of the next step are begun in the background."""
+        config, ranks, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
+
+        def samples(micro: int) -> range:
+            first = (micro * ranks + rank) * self.per_rank
+            return range(first, first + self.per_rank)
+
+        made = []
+        for micro in range(config.accumulation):
+            images = self.prefetcher.get(step, self.recipe.picture_size(step), samples(micro))
+            seeds = tuple(noise_seed(config.seed, step, i) for i in samples(micro))
+            made.append(Batch(images.to(self.accelerator.device, non_blocking=True), seeds, step))
+        if step + 1 < config.steps:
+            for micro in range(config.accumulation):
+                self.prefetcher.request(step + 1, self.recipe.picture_size(step + 1), samples(micro))
+        return made
+
+    def _steps(self, stop: StopRequest) -> str:
+        """Train until done or told to stop; returns why it stopped, "" when done."""
+        config = self.config
+        sums: dict[str, Tensor] = {}
+        since, saved_at = (time.monotonic(), self.progress.step), time.monotonic()
+        if self.progress.step == 0:
+            self._sample()
+        self.model.train()
+        while self.progress.step < config.steps:
+            for name, value in self._one_step(self.progress.step).items():
+                sums[name] = sums.get(name, 0) + value
+            done = self.progress.step
+            self.reporter.step(done)
+            if done % config.log_every == 0 or done == config.steps:
+                self._log(done, {k: (v / (done - since[1])).item() for k, v in sums.items()}, since)
+                sums, since = {}, (time.monotonic(), done)
+            if done % config.sample_every == 0 and done < config.steps:
+                self._sample()
+            save, reason = self._agree(*self._wishes(stop, saved_at))
+            if reason:
+                return reason
+            if save and done < config.steps:
+                self._save()
+                saved_at = time.monotonic()
+        return ""
+
+    def _wishes(self, stop: StopRequest, saved_at: float) -> tuple[bool, str]:
+        config, now = self.config, time.monotonic()
+        late = config.stop_after_minutes is not None and now - self.started > 60 * config.stop_after_minutes
+        reason = stop.name or (f"stop_after_minutes={config.stop_after_minutes:g}" if late else "")
+        due = now - saved_at > 60 * config.checkpoint_minutes
+        return due or self.progress.step % config.checkpoint_every == 0, reason
+
+    def _agree(self, save: bool, reason: str) -> tuple[bool, str]:
+        """What any rank wants, all do: saving is a joint act."""
+        if self.accelerator.num_processes == 1:
+            return save, reason
+        wishes = torch.tensor([save, bool(reason)], dtype=torch.float32, device=self.accelerator.device)
+        any_save, any_stop = (self.accelerator.reduce(wishes, "sum") > 0).tolist()
+        return any_save, (reason or "another process was told to stop") if any_stop else ""
+
+    def _one_step(self, step: int) -> dict[str, Tensor]:
+        rate = learning_rate(self.config.optimizer, step, self.config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        losses = accumulate_gradients(self.accelerator, self.model, self._batches(step))
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm)
+        if not torch.isfinite(norm):
+            raise TrainingDiverged(f"the gradient norm of step {step} is {norm.item()}")
+        self.optimizer.step()
+        with torch.no_grad():
+            self.recipe.after_step(step)
+        self.average.update_parameters(nn.ParameterList(self.trained))
+        self.progress.tick(self.per_step)
+        return {**losses, "gradient_norm": norm.detach(), "learning_rate": torch.tensor(rate)}
+
+    def _log(self, done: int, values: dict[str, float], since: tuple[float, int]) -> None:
+        seconds = (time.monotonic() - since[0]) / (done - since[1])
+        rate = self.per_step / seconds
+        self.accelerator.log(values, step=done)
+        if self.main:
+            self.logs[0].append(done, {**values, "images_per_second": rate})
+        self.reporter.values(done, values, rate, seconds * (self.config.steps - done))
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights stand in the recipe inside the block."""
+        own = [p.detach().clone() for p in self.trained]
+        started = self.progress.step > 0  # before the first step the average holds the initial weights anyway
+        with torch.no_grad():
+            for parameter, mean in zip(self.trained, self.average.module if started else own):
+                parameter.copy_(mean)
+            self.recipe.eval()
+            try:
+                yield
+            finally:
+                for parameter, value in zip(self.trained, own):
+                    parameter.copy_(value)
+                self.recipe.train()
+
+    def _sample(self) -> None:
+        """Sample pictures and measurements on validation pictures, with the averaged weights."""
+        if not self.main:
+            return
+        with self._averaged(), self.accelerator.autocast():
+            sheet = self._reconstructed(self.shown)
+            values = self.recipe.measure(self.measured.to(self.accelerator.device), _seeds(len(self.measured)))
+        _save_sheet(self.shown, sheet, self.folder / "samples" / f"step-{self.progress.step:08d}.png")
+        if values:
+            self.logs[1].append(self.progress.step, values)
+            self.accelerator.log({f"validation/{k}": v for k, v in values.items()}, step=self.progress.step)
+            self.reporter.say(
+                f"validation at step {self.progress.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+            )
+        plot(list(self.logs), self.folder / "log.png")
+
+    def _reconstructed(self, images: Tensor) -> Tensor:
+        return self.recipe.reconstruct(images.to(self.accelerator.device), _seeds(len(images))).float().cpu()
+
+    def _save(self) -> None:
+        """A checkpoint to go on from, and the averaged weights exported for use."""
+        step = self.progress.step
+        if self.accelerator.num_processes == 1:
+            saved = self.checkpoints.save(step, lambda folder: self.accelerator.save_state(str(folder)))
+        else:
+            saved = self._save_jointly(step)
+        if self.main:
+            with self._averaged():
+                self.recipe.export(self._export_path(), self._provenance())
+            self.reporter.say(f"checkpoint {saved}")
+
+    def _save_jointly(self, step: int) -> Path:
+        """Every rank writes its part of one folder, which rank 0 then renames into place."""
+        shared = self.checkpoints.root / ".joint"
+        self.accelerator.save_state(str(shared))
+        self.accelerator.wait_for_everyone()
+        saved = self.checkpoints.root / f"step-{step:08d}"
+        if self.main:
+            self.checkpoints.save(step, lambda folder: shared.replace(folder))
+        self.accelerator.wait_for_everyone()
+        return saved
+
+    def _export_path(self) -> Path:
+        return self.folder / f"{self.config.recipe}-{self.config.scale}.safetensors"
+
+    def _provenance(self) -> Provenance:
+        data = (
+            self.config.data.description
+            or f"{len(self.pack)} pictures of the folder {Path(self.config.data.root).name}"
+        )
+        compute = training_compute(self.progress, self.accelerator, data)
+        return Provenance(command_line(self.config), self.recipe.image_size, compute, code_revision())
+
+
+def _seeds(count: int) -> list[int]:
+    return [noise_seed(0, 0, i) for i in range(count)]
+
+
+def _shown(pack: Pack, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
+    side = round(math.sqrt(crops.smallest * crops.largest))
+    return to_tensor([centre_crop(pack[i], size, side) for i in validation[:SHOWN]])
+
+
+def _measured(pack: Pack, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
+    return to_tensor(
+        [random_crop(pack[i], size, crops, rng(0, 0, i, k)) for i in validation for k in range(CROPS_MEASURED)]
+    )
+
+
+def _save_sheet(originals: Tensor, reconstructions: Tensor, path: Path) -> None:
+    """A PNG with bands of originals above their reconstructions, small pictures enlarged by whole pixels."""
+    bands = []
+    for start in range(0, len(originals), BAND):
+        for images in (originals, reconstructions):
+            row = images[start : start + BAND]
+            row = torch.cat([row, row.new_ones(BAND - len(row), *row.shape[1:])])
+            bands.append(torch.cat(list(row), dim=2))
+    pixels = (torch.cat(bands, dim=1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    factor = max(1, 128 // originals.shape[-1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.repeat(np.repeat(pixels, factor, 0), factor, 1)).save(path)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, str | float | int | bool]:
+    """Nested settings as one level of plain values, which trackers accept."""
+    flat: dict = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, (int, float, bool, str)) else str(value)
+    return flat

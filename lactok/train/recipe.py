@@ -1,0 +1,104 @@
+"""What a training recipe is: the networks, the loss of one batch, and what is done after a step.
+
+The loop (lactok/train/loop.py) owns everything else: data, optimizer, precision, accumulation, EMA, checkpoints, logs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lactok.interface import TrainingCompute
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. images: float32 (B, 3, S, S), RGB in [0, 1]; step: optimizer step, from 0.
+
+    seeds: one 63-bit integer a sample, a function of (seed, step, sample): a recipe draws sample i's noise from
+    seeds[i] alone, so that micro-batches, ranks and a resumed run give the same numbers.
+    """
+
+    images: Tensor
+    seeds: tuple[int, ...]
+    step: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """total: scalar to minimise, a mean over the batch's samples; parts: detached scalars for the log, by name."""
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an exported checkpoint says about its making."""
+
+    recipe: str
+    image_size: int
+    training: TrainingCompute
+    code_revision: str
+
+
+class Recipe(nn.Module, ABC):
+    """A training objective. Subclass it, name the class under the entry-point group `lactok.recipes`.
+
+    `Options` is a dataclass (nested ones allowed, every field with a default): the user's `options.key=value`.
+    Parameters with requires_grad are trained, and they and the persistent buffers are checkpointed; a network that
+    doesn't learn (a perceptual one, a frozen encoder) is a child of `self.frozen`: it is neither.
+    """
+
+    Options: ClassVar[type]
+
+    def __init__(self, options: Any, total_steps: int, seed: int) -> None:
+        """Build the networks on the CPU; random initialisation was seeded by the caller."""
+        super().__init__()
+        self.options, self.total_steps, self.seed = options, total_steps, seed
+        self.frozen = nn.ModuleDict()
+
+    def train(self, mode: bool = True) -> Recipe:
+        """`self.frozen` stays in eval mode."""
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side in pixels of validation pictures, and of training pictures where `picture_size` isn't overridden."""
+
+    def picture_size(self, step: int) -> int:
+        """Side in pixels of the training pictures of a step: a function of the step (and of self.seed) alone."""
+        return self.image_size
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Losses:
+        """The loss of one micro-batch."""
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimizer's step, without gradients; anything random is a function of (self.seed, step)."""
+
+    @abstractmethod
+    def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Sample pictures: (B, 3, S, S) in [0, 1] to pictures of that shape, around [0, 1]."""
+
+    def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
+        """What to log about validation pictures (N, 3, S, S) in [0, 1]."""
+        return {}
+
+    @abstractmethod
+    def export(self, path: Path, provenance: Provenance) -> None:
+        """Write the trained weights (the loop has put the averaged ones in place) as a safetensors file."""
+
+
+def checkpoint_names(recipe: Recipe) -> list[str]:
+    """Names in the state dict that a training checkpoint holds: trained parameters, and buffers outside `frozen`."""
+    parameters = {name: p.requires_grad for name, p in recipe.named_parameters()}
+    return [n for n in recipe.state_dict() if not n.startswith("frozen.") and parameters.get(n, True)]

@@ -1,0 +1,105 @@
+"""A run's folder: which settings it belongs to, and what its exported checkpoint says about its making."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from lactok.data.pack import Pack
+from lactok.interface import TrainingCompute
+from lactok.train.config import FREE_ON_RESUME, TrainConfig
+
+
+class RunFolderError(Exception):
+    """The folder holds a run with other settings or data; the message names what differs."""
+
+
+class Cost(Protocol):
+    """What a run has cost so far: `lactok.train.loop.Progress`."""
+
+    step: int
+    images: int
+    cpu_seconds: float
+    wall_seconds: float
+
+
+def data_fingerprint(pack: Pack) -> str:
+    """sha256 hex over the pictures' names and sizes, in order."""
+    return sha256(json.dumps([pack.index.names, pack.index.sizes]).encode()).hexdigest()
+
+
+def claim(folder: Path, config: TrainConfig, fingerprint: str) -> None:
+    """Note the run's settings in `config.json`, or compare with those that stand there.
+
+    Raises RunFolderError when a setting that moves the weights differs from the run in the folder.
+    """
+    wanted = {**_binding(asdict(config)), "data": fingerprint}
+    path = folder / "config.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted, indent=2) + "\n")
+        return
+    seen = json.loads(path.read_text())
+    wanted = json.loads(json.dumps(wanted))
+    differ = [k for k in sorted(seen.keys() | wanted.keys()) if seen.get(k) != wanted.get(k)]
+    if differ:
+        lines = "\n".join(f"  {k}: {seen.get(k)} in the folder, {wanted.get(k)} now" for k in differ)
+        raise RunFolderError(
+            f"{folder} holds a run with other settings:\n{lines}\nGive them as they were to go on with it, "
+            "name another out= for a new run, or delete the folder"
+        )
+
+
+def _binding(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings that determine the weights, dotted; the data stands there by its fingerprint."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat |= _binding(value, f"{key}.")
+        elif key not in FREE_ON_RESUME and key not in ("data.root", "data.description"):
+            flat[key] = value
+    return flat
+
+
+def code_revision() -> str:
+    """The checkout's commit (with -dirty when files differ from it), or the installed version outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        return described.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return f"lactok {version('lactok')}"
+
+
+def command_line(config: TrainConfig) -> str:
+    """The command that makes the run, as far as it differs from the preset in what a reader needs."""
+    return shlex.join(
+        ["python", "-m", "lactok.train", f"recipe={config.recipe}", f"scale={config.scale}", "data.root=DIR"]
+    )
+
+
+def training_compute(cost: Cost, accelerator: Accelerator, data: str) -> TrainingCompute:
+    """What the run cost: CPU time of this process on a CPU, wall clock times devices on GPUs."""
+    on_gpu = accelerator.device.type == "cuda"
+    return TrainingCompute(
+        steps=cost.step,
+        images=cost.images,
+        core_hours=None if on_gpu else round(cost.cpu_seconds / 3600 * accelerator.num_processes, 3),
+        gpu_hours=round(cost.wall_seconds / 3600 * accelerator.num_processes, 3) if on_gpu else None,
+        gpu=torch.cuda.get_device_name(accelerator.device) if on_gpu else None,
+        data=data,
+    )
