@@ -1,0 +1,167 @@
+"""What a run leaves to read: report.md, table.csv and table.parquet."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from evals.record import ColumnRecord, RowRecord, RunRecord
+from evals.report.table import (
+    ARROWS,
+    NOTHING,
+    Cell,
+    ShownTable,
+    bits_per_pixel,
+    bits_text,
+    is_mini,
+    pictures_text,
+    raw_frame,
+    shown_table,
+)
+from evals.store import write_atomically
+
+# Unreadable pictures that the report names; run.json has them all.
+MOST_LEFT_OUT = 50
+TITLES = {"recon": "Reconstruction"}
+
+
+def write_report(run: RunRecord, folder: Path) -> list[Path]:
+    """Write report.md, table.csv and table.parquet, each whole or not at all; returns their paths.
+
+    The report shows contact.png where the folder has one. Raises StoreError when the folder can't be written.
+    """
+    frame = raw_frame(run)
+    parquet = io.BytesIO()
+    frame.to_parquet(parquet, index=False)
+    contact = "contact.png" if (folder / "contact.png").is_file() else None
+    files = {
+        folder / "report.md": render(run, contact).encode(),
+        folder / "table.csv": frame.to_csv(index=False, lineterminator="\n").encode(),
+        folder / "table.parquet": parquet.getvalue(),
+    }
+    for path, content in files.items():
+        write_atomically(path, content)
+    return list(files)
+
+
+def render(run: RunRecord, contact: str | None = None) -> str:
+    """The text of report.md. contact: the contact sheet's path as seen from the report, None without one."""
+    table = shown_table(run)
+    text = _template().render(
+        run=run,
+        table=table,
+        lines=main_table(table),
+        title=f"{TITLES.get(run.suite, run.suite)}, scale {run.scale}: {run.pictures:,} pictures of {run.dataset}",
+        mini=is_mini(run),
+        contact=contact,
+        pictures=pictures_text(run),
+        interval_note=_interval_note(run),
+        spreads=_spreads(run),
+        versions=", ".join(f"{name} {version}" for name, version in run.versions.items()),
+        most_left_out=MOST_LEFT_OUT,
+        sizes=lambda row: _sizes(row, run.protocol["eval_size"]),
+        bpp=lambda row: _or_nothing(bits_per_pixel(row, run), ".4f"),
+    )
+    return text.rstrip() + "\n"
+
+
+@cache
+def _template():
+    environment = Environment(
+        loader=PackageLoader("evals.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["cell"] = cell
+    environment.globals |= {
+        "ids": _ids, "bits": bits_text, "decoding": _decoding,
+        "known": _known, "rate": _rate, "peak": _peak,
+    }  # fmt: skip
+    return environment.get_template("report.md.j2")
+
+
+def cell(value: Any) -> str:
+    """Any text as one cell of a markdown table: on one line, its special characters escaped."""
+    text = " ".join(str(value).split())
+    for character in "\\`*_|<[]":
+        text = text.replace(character, "\\" + character)
+    return text
+
+
+def main_table(table: ShownTable) -> list[str]:
+    """The table as lines of markdown."""
+    names = ["tokenizer", "bits", *(cell(column.name) + _header(column) for column in table.columns), "training"]
+    rules = [":--", "--:", *["--:"] * len(table.columns), ":--"]
+    lines = [names, rules]
+    for row in table.rows:
+        label = cell(row.label) + ("" if row.status == "ok" else f" **{row.status}**{row.marks}")
+        lines.append([label, row.bits, *map(_figure, row.cells), cell(row.training)])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _header(column: ColumnRecord) -> str:
+    arrow, unit = ARROWS[column.better], f" ({column.unit})" if column.unit else ""
+    return f"{' ' + arrow if arrow else ''}{unit}"
+
+
+def _figure(figure: Cell) -> str:
+    value = f"**{figure.text}**" if figure.best else figure.text
+    return f"{value}{figure.marks}{' ' + figure.interval if figure.interval else ''}"
+
+
+def _interval_note(run: RunRecord) -> str:
+    if not any(cell.low is not None for row in run.rows for cell in row.cells.values()):
+        return ""
+    by = f" clustered by the {run.clusters} sources" if run.clusters < run.pictures else ""
+    return f"After a figure: its 95 % interval{by}; table.csv has both bounds."
+
+
+def _spreads(run: RunRecord) -> list[str]:
+    """A line for each row that was decoded several times."""
+    lines = []
+    for row in run.rows:
+        found = [f"{name} {v.seeds:.2g}" for name, v in row.cells.items() if v.seeds is not None]
+        if found:
+            lines.append(f"{row.label}: {', '.join(found)}")
+    return lines
+
+
+def _or_nothing(value: float | None, form: str) -> str:
+    return NOTHING if value is None else format(value, form)
+
+
+def _sizes(row: RowRecord, evaluation: int) -> str:
+    """Native sizes; a tokenizer without one of its own takes or gives the evaluation size."""
+    if row.status != "ok" and not row.family:
+        return NOTHING
+    return f"{row.input_size or evaluation} → {row.output_size or evaluation}"
+
+
+def _ids(row: RowRecord) -> str:
+    if row.ids_per_image is None:
+        return NOTHING
+    sizes = row.vocabulary if isinstance(row.vocabulary, list) else [row.vocabulary]
+    return f"{row.ids_per_image:,} × {' / '.join(f'{v:,}' for v in sizes if v is not None)}"
+
+
+def _decoding(row: RowRecord) -> str:
+    if row.status != "ok" and not row.family:
+        return NOTHING
+    return "deterministic" if row.deterministic else "draws noise"
+
+
+def _known(row: RowRecord, name: str) -> str:
+    value = row.conditions.get(name)
+    if value is None:
+        return NOTHING
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _rate(row: RowRecord, step: str) -> str:
+    return _or_nothing(row.conditions.get(f"{step}_images_per_second"), ",.1f")
+
+
+def _peak(row: RowRecord) -> str:
+    return _or_nothing(row.conditions.get("peak_mib"), ",.0f")

@@ -1,0 +1,216 @@
+"""From a run's record to its table: once as raw numbers (`raw_frame`), once as text to be shown (`shown_table`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from evals.record import ColumnRecord, RowRecord, RunRecord, Value
+
+# The family whose rows say what the figures mean; they are never "best".
+CALIBRATION = "calibration"
+NOTHING = "–"
+ARROWS = {"higher": "↑", "lower": "↓", None: ""}
+# An interval whose sides differ by less than this share of the wider one is shown as one ±.
+NEARLY_EVEN = 0.25
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure as text. interval: "±0.52", "+0.70/−0.40" or ""; marks: superscript numbers of footnotes."""
+
+    text: str
+    interval: str = ""
+    best: bool = False
+    marks: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line. status: as in RowRecord; marks: of the footnote with the reason where the row is missing or failed."""
+
+    label: str
+    status: str
+    bits: str
+    training: str
+    cells: list[Cell]
+    marks: str = ""
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table ready to be drawn. footnotes: in the order of their numbers, from 1."""
+
+    columns: list[ColumnRecord]
+    rows: list[Row]
+    footnotes: list[str]
+
+
+@dataclass
+class _Footnotes:
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, text: str) -> str:
+        """The superscript number of a footnote; one text has one number."""
+        if text not in self.texts:
+            self.texts.append(text)
+        return str(self.texts.index(text) + 1).translate(_SUPERSCRIPTS)
+
+
+def shown_table(run: RunRecord) -> ShownTable:
+    """The run's columns and rows in their order, formatted."""
+    notes = _Footnotes()
+    best = {column.name: _best(run, column) for column in run.columns}
+    rows = []
+    for row in run.rows:
+        if row.status == "ok":
+            cells = [_cell(row, column, best[column.name], notes) for column in run.columns]
+            rows.append(Row(row.label, row.status, bits_text(row), row.training or NOTHING, cells))
+        else:
+            mark = notes.mark(f"{row.label}: {row.status}: {one_line(row.error)}")
+            rows.append(
+                Row(
+                    row.label,
+                    row.status,
+                    bits_text(row),
+                    row.training or NOTHING,
+                    [Cell(NOTHING) for _ in run.columns],
+                    mark,
+                )
+            )
+    return ShownTable(run.columns, rows, notes.texts)
+
+
+def _cell(row: RowRecord, column: ColumnRecord, best: str | None, notes: _Footnotes) -> Cell:
+    value = row.cells.get(column.name)
+    if value is None or value.value is None or math.isnan(value.value):
+        return Cell(NOTHING, marks=notes.mark(value.note) if value and value.note else "")
+    text = number_text(value.value, column)
+    marks = [notes.mark(value.note)] if value.note else []
+    if 0 < value.infinite < (value.count or 0):
+        marks.append(notes.mark(f"{value.infinite} of {value.count} pictures are identical: infinite, not averaged"))
+    is_best = text == best and row.family != CALIBRATION
+    return Cell(text, interval_text(value, column), is_best, " ".join(marks))
+
+
+def _best(run: RunRecord, column: ColumnRecord) -> str | None:
+    """The text of the best figure among the tokenizers, None where there is nothing to compare. By text, so that
+    figures that look the same are marked the same."""
+    figures = [
+        cell.value
+        for row in run.rows
+        if row.status == "ok"
+        and row.family != CALIBRATION
+        and (cell := row.cells.get(column.name)) is not None
+        and cell.value is not None
+        and not math.isnan(cell.value)
+    ]
+    if column.better is None or len(figures) < 2:
+        return None
+    return number_text(max(figures) if column.better == "higher" else min(figures), column)
+
+
+def number_text(value: float, column: ColumnRecord) -> str:
+    """A figure with the column's digits; a column in % holds fractions."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    text = f"{_scaled(value, column):,.{column.digits}f}"
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
+
+
+def interval_text(value: Value, column: ColumnRecord) -> str:
+    """The 95 % interval around a figure, to two significant digits: "±0.52" when both sides are nearly even,
+    "+0.70/−0.40" when they are not, "[0.30, 0.90]" when the figure lies outside (a biased estimate), "" when there is
+    none or it has no width."""
+    if value.low is None or value.high is None or value.low == value.high or not math.isfinite(value.value):
+        return ""
+    low, middle, high = (_scaled(v, column) for v in (value.low, value.value, value.high))
+    if not low <= middle <= high:
+        return f"[{number_text(value.low, column)}, {number_text(value.high, column)}]"
+    below, above = middle - low, high - middle
+    digits = min(column.digits, max(0, 1 - math.floor(math.log10(max(below, above)))))
+    if abs(above - below) <= NEARLY_EVEN * max(above, below):
+        return f"±{(high - low) / 2:.{digits}f}"
+    return f"+{above:.{digits}f}/−{below:.{digits}f}"
+
+
+def _scaled(value: float, column: ColumnRecord) -> float:
+    return value * 100 if column.unit == "%" else value
+
+
+def bits_text(row: RowRecord) -> str:
+    """Bits a picture; "–" where they are undefined."""
+    return NOTHING if row.bits_per_image is None else f"{row.bits_per_image:,.0f}"
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks."""
+    return " ".join(text.split())
+
+
+def pictures_text(run: RunRecord) -> str:
+    """How many pictures of which dataset, from how many sources, and how many were left out."""
+    sources = f" from {run.clusters:,} sources" if run.clusters < run.pictures else ""
+    left_out = f" ({len(run.left_out):,} unreadable left out)" if run.left_out else ""
+    return f"{run.pictures:,} pictures of {run.dataset}{sources}{left_out}"
+
+
+def is_mini(run: RunRecord) -> bool:
+    """Whether any part of the run is the miniature of what the papers measure."""
+    return run.scale == "mini" or run.config.get("weights") == "mini"
+
+
+def bits_per_pixel(row: RowRecord, run: RunRecord) -> float | None:
+    """Bits a pixel of the evaluation picture; None where bits are undefined."""
+    return None if row.bits_per_image is None else row.bits_per_image / run.protocol["eval_size"] ** 2
+
+
+def raw_frame(run: RunRecord) -> pd.DataFrame:
+    """One line a row, unrounded. For a column X: X, X_low and X_high (95 % interval), X_seeds (standard deviation
+    over decodings) and, for means over pictures, X_infinite (pictures that were counted and not averaged).
+
+    All cells of the record are here, those that the shown table leaves out too; a missing figure is empty.
+    """
+    per_image = {column.name: column.per_image for column in run.columns}
+    names = dict.fromkeys([*per_image, *(name for row in run.rows for name in row.cells)])
+    lines = []
+    for row in run.rows:
+        line = _facts(run, row)
+        for name in names:
+            cell = row.cells.get(name, Value(None))
+            line |= {name: cell.value, f"{name}_low": cell.low, f"{name}_high": cell.high, f"{name}_seeds": cell.seeds}
+            if per_image.get(name):
+                line[f"{name}_infinite"] = cell.infinite
+        lines.append(line)
+    frame = pd.DataFrame(lines)
+    # A column of nothing but None has no type of its own; a figure that no row has is still a figure.
+    figures = [c for c in frame.columns if c not in _TEXTS]
+    return frame.astype({c: "float64" for c in figures if frame[c].dtype == object} | {"ids_per_image": "Int64"})
+
+
+_TEXTS = ("tokenizer", "name", "family", "status", "training", "precision", "scale", "dataset", "protocol_hash")
+
+
+def _facts(run: RunRecord, row: RowRecord) -> dict[str, object]:
+    conditions = row.conditions
+    return {
+        "tokenizer": row.label,
+        "name": row.name,
+        "family": row.family,
+        "status": row.status,
+        "ids_per_image": row.ids_per_image,
+        "bits_per_image": row.bits_per_image,
+        "bits_per_pixel": bits_per_pixel(row, run),
+        "encode_images_per_second": conditions.get("encode_images_per_second"),
+        "decode_images_per_second": conditions.get("decode_images_per_second"),
+        "peak_mib": conditions.get("peak_mib"),
+        "precision": conditions.get("precision", ""),
+        "training": row.training,
+        "scale": run.scale,
+        "dataset": run.dataset,
+        "pictures": run.pictures,
+        "protocol_hash": run.protocol_hash,
+    }
