@@ -38,7 +38,8 @@ def describe_device(device: torch.device) -> str:
     """One line for the report."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _processor() -> str:

@@ -111,11 +111,11 @@ def test_a_metric_added_later_never_encodes_again(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.usefixtures("toy")
 def test_originals_are_looked_at_once_for_all_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from evals.metrics.effnet import EffNet
+    from evals.metrics.effnet import EffnetProbe
 
     looks = []
-    view = EffNet.view
-    monkeypatch.setattr(EffNet, "view", lambda self, images: looks.append(len(images)) or view(self, images))
+    view = EffnetProbe.view
+    monkeypatch.setattr(EffnetProbe, "view", lambda self, images: looks.append(len(images)) or view(self, images))
     run(tmp_path, "tokenizers=toy", "calibration=false", "metrics=[effnet,fd-effnet]")
     assert sum(looks) == 4 + 4
     looks.clear()

@@ -19,7 +19,7 @@ CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 @dataclass(frozen=True)
 class Timed:
-    """How a model's calls over a chunk went: wall seconds, the largest batch in use, peak memory in MiB.
+    """How a model's calls over a chunk went: wall seconds, the batch size (after any halving), peak memory in MiB.
 
     peak_mib: of the device's allocations on CUDA; on a CPU the whole process's largest resident size so far.
     """
@@ -57,7 +57,7 @@ class Batcher:
             done = part.stop
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return results, Timed(time.perf_counter() - started, min(self.size, count), _peak_mib(self.device))
+        return results, Timed(time.perf_counter() - started, self.size, _peak_mib(self.device))
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

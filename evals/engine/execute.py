@@ -165,10 +165,11 @@ class Missing:
     scores: dict[int | None, list[ProbePlan]]
     contact: bool
     pictures: list[int | None]
+    ids: bool
 
     @property
     def any(self) -> bool:
-        return self.contact or bool(self.pictures) or any(self.scores.values())
+        return self.contact or self.ids or bool(self.pictures) or any(self.scores.values())
 
     @property
     def repeats(self) -> list[int | None]:
@@ -189,12 +190,27 @@ def _missing(job: Job, work: RowWork, chunk: Chunk) -> Missing:
     pictures = (
         [r for r in repeats if not has("pictures", keys.pictures(chunk, identity, r))] if job.save_pictures else []
     )
-    return Missing(work, scores, contact, pictures)
+    ids = work.info.ids_per_image is not None and not has("ids", keys.ids(chunk, identity))
+    return Missing(work, scores, contact, pictures, ids)
 
 
 def shown_in(job: Job, chunk: Chunk) -> list[int]:
     """Indices within the chunk of the samples that the contact sheet shows."""
     return [i for i in range(len(chunk)) if chunk.start + i in job.shown]
+
+
+def remove_damaged(job: Job) -> None:
+    """Read every piece that the job's figures are made from; reading removes a damaged one (evals/store.py)."""
+    for chunk in job.chunks:
+        for plan in job.probes:
+            job.cache.read(f"originals-{plan.name}", job.keys.originals(chunk, plan.identity))
+        for work in job.rows:
+            if work.status == "ok":
+                job.cache.read("ids", job.keys.ids(chunk, work.identity.parts))
+                for repeat in work.repeats(job.seeds):
+                    for plan in job.probes:
+                        key = job.keys.scores(chunk, work.identity.parts, repeat, plan.identity)
+                        job.cache.read(f"scores-{plan.name}", key)
 
 
 def _run_group(job: Job, group: list[RowWork], progress: Progress) -> None:
@@ -243,7 +259,7 @@ def _reconstruct(
     """(repeat, uint8 (B, 3, E, E)) for every decoding that the row lacks a score of; stores ids, contact pictures."""
     work, chunk = missing.work, originals.chunk
     identity = work.identity.parts
-    codes: Codes | None = None
+    codes = _codes(job, work, originals, evaluation) if missing.ids else None
     for repeat in missing.repeats:
         kept = job.cache.read("pictures", job.keys.pictures(chunk, identity, repeat))
         if kept is not None:

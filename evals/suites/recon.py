@@ -16,7 +16,7 @@ from evals.config import ConfigError, RunConfig
 from evals.datasets.base import Dataset
 from evals.datasets.registry import open_dataset
 from evals.engine import measures
-from evals.engine.execute import Job, RowWork, execute, shown_in
+from evals.engine.execute import Job, RowWork, execute, remove_damaged, shown_in
 from evals.engine.progress import LiveProgress
 from evals.engine.reduce import LostPiece, PerImage, describe, reduce_row
 from evals.engine.rows import resolve_rows
@@ -84,15 +84,14 @@ def run(config: RunConfig, quiet: bool = False) -> Finished:
 
 
 def _until_whole(job: Job, wanted: measures.Measures, progress: LiveProgress) -> list[tuple[RowRecord, PerImage]]:
-    """Execute and reduce; a piece that turns out damaged is made anew, twice at most."""
-    for attempt in range(3):
+    """Execute and reduce; where a piece turns out damaged, all damaged ones are removed and made anew, once."""
+    execute(job, progress)
+    try:
+        return [_reduced(job, work, wanted) for work in job.rows]
+    except LostPiece:
+        remove_damaged(job)
         execute(job, progress)
-        try:
-            return [_reduced(job, work, wanted) for work in job.rows]
-        except LostPiece:
-            if attempt == 2:
-                raise
-    raise AssertionError("unreachable")
+        return [_reduced(job, work, wanted) for work in job.rows]
 
 
 def _reduced(job: Job, work: RowWork, wanted: measures.Measures) -> tuple[RowRecord, PerImage]:
