@@ -1,0 +1,166 @@
+"""LPIPS is the package's, Inception features are torch-fidelity's, and the EfficientNet figures mean what they say."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage import data
+from torch import Tensor
+
+from evals.metrics.effnet import EffnetProbe
+from evals.metrics.inception import Inception
+from evals.metrics.lpips import LpipsAlex, LpipsVgg
+from lactok.features import effnet, inception, lpips
+from lactok.seeded import manifest_of, seeded_state_dict
+
+
+@cache
+def seeded_backbone(net: str) -> dict[str, Tensor]:
+    return seeded_state_dict({f"net.{k}": v for k, v in manifest_of(lpips._empty(net).net).items()})
+
+
+def seeded_lpips(net: str):
+    return lpips.build(net, seeded_backbone(net))
+
+
+@pytest.fixture(scope="module")
+def alex() -> LpipsAlex:
+    return LpipsAlex(seeded_lpips("alex"))
+
+
+@pytest.fixture(scope="module")
+def lite0() -> effnet.Effnet:
+    return effnet.load_lite0()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Tensor, Tensor]:
+    """Cuts of photographs with copies: identical, inverted, constant, noisy, unrelated."""
+    cuts = [data.coffee()[y : y + 96, x : x + 80] for y, x in ((30, 60), (90, 200), (180, 120), (200, 300))]
+    a = torch.stack([torch.from_numpy(c.copy()).permute(2, 0, 1) for c in [*cuts, data.chelsea()[60:156, 100:180]]])
+    b = a.clone()
+    b[1] = 255 - a[1]
+    b[2] = 77
+    noise = torch.from_numpy(np.random.RandomState(0).randint(-30, 31, a[3].shape))
+    b[3] = (a[3] + noise).clamp(0, 255).to(torch.uint8)
+    b[4] = a[0]
+    return a, b
+
+
+@pytest.mark.parametrize(("net", "cls"), [("alex", LpipsAlex), ("vgg", LpipsVgg)])
+def test_lpips_is_the_package(net, cls, pairs):
+    a, b = pairs
+    probe = cls(seeded_lpips(net))
+    got = probe.compare(probe.view(a), probe.view(b))[f"LPIPS-{net}"]
+    package = seeded_lpips(net)
+    with torch.no_grad():  # as its users do: one pair at a time
+        want = torch.stack([package(x[None] / 127.5 - 1, y[None] / 127.5 - 1).squeeze() for x, y in zip(a, b)])
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, want.double(), rtol=1e-4, atol=1e-7)
+    assert got[0] == 0
+    assert (got[1:] > 1e-4).all()
+
+
+def test_lpips_views(alex, pairs):
+    """Batches and order change rounding only; a view serves many comparisons."""
+    a, b = pairs
+    view = alex.view(a)
+    batched = alex.compare(view, alex.view(b))["LPIPS-alex"]
+    alex.compare(view, alex.view(a))
+    assert torch.equal(alex.compare(view, alex.view(b))["LPIPS-alex"], batched)
+    single = torch.cat([alex.compare(alex.view(a[i, None]), alex.view(b[i, None]))["LPIPS-alex"] for i in range(5)])
+    torch.testing.assert_close(single, batched, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(alex.stages(view, alex.view(b)).sum(1), batched, rtol=0, atol=0)
+
+
+def test_lpips_shapes_differ(alex, pairs):
+    a, b = pairs
+    with pytest.raises(ValueError, match="differ in number or size"):
+        alex.compare(alex.view(a[:2]), alex.view(b[:1]))
+
+
+def test_inception_probe(pairs):
+    weights = seeded_state_dict(_inception_manifest())
+    probe = Inception(inception.build(weights))
+    view = probe.view(pairs[0][:2])
+    features = probe.features(view)
+    assert (features.dtype, features.shape) == (torch.float32, (2, 2048))
+    assert probe.compare(view, view) == {}
+    assert not torch.equal(features[0], features[1])
+
+
+def _inception_manifest():
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Empty(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *args, **kwargs):
+            pass
+
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: None)
+        return manifest_of(Empty("empty", ["2048"], verbose=False))
+
+
+def test_effnet_probe(lite0, pairs):
+    a, b = pairs
+    probe = EffnetProbe(lite0, size=128)
+    view_a, view_b = probe.view(a), probe.view(b)
+    found = probe.compare(view_a, view_b)
+    assert list(found) == [c.name for c in probe.columns]
+    assert all(v.dtype == torch.float64 and v.shape == (5,) for v in found.values())
+    assert found["perc-effnet"][0] == 0
+    assert found["top1-effnet"][0] == 1
+    assert set(found["top1-effnet"].tolist()) <= {0.0, 1.0}
+    noisy, unrelated = found["perc-effnet"][[3, 4]]
+    assert 0 < noisy < unrelated
+    features = probe.features(view_a)
+    assert (features.dtype, features.shape) == (torch.float32, (5, 1280))
+    assert torch.equal(probe.compare(view_a, view_b)["perc-effnet"], found["perc-effnet"])
+
+
+def test_effnet_definition(lite0, pairs):
+    """The distance and the class, computed the long way for one pair at the network's own size."""
+    a, b = (F.interpolate(p[4:].float(), (64, 64)).round().to(torch.uint8) for p in pairs)
+    probe = EffnetProbe(lite0, size=64)
+    with torch.no_grad():
+        x, y = lite0(a / 255), lite0(b / 255)
+    stages = [
+        (F.normalize(s, dim=1, eps=1e-10) - F.normalize(t, dim=1, eps=1e-10)).square().sum(1).mean()
+        for s, t in zip(x.stages, y.stages, strict=True)
+    ]
+    found = probe.compare(probe.view(a), probe.view(b))
+    assert found["perc-effnet"].item() == pytest.approx(torch.stack(stages).mean().item(), rel=1e-5)
+    assert found["top1-effnet"].item() == float(x.logits.argmax() == y.logits.argmax())
+
+
+def test_effnet_batches(lite0, pairs):
+    a, b = pairs
+    probe = EffnetProbe(lite0, size=96)
+    batched = probe.compare(probe.view(a), probe.view(b))
+    for i in range(5):
+        alone = probe.compare(probe.view(a[i, None]), probe.view(b[i, None]))
+        for name, value in alone.items():
+            torch.testing.assert_close(value, batched[name][i, None], rtol=1e-5, atol=1e-8)
+
+
+def test_effnet_numbers_differ(lite0, pairs):
+    probe = EffnetProbe(lite0, size=64)
+    with pytest.raises(ValueError, match="2 originals, 1 reconstructions"):
+        probe.compare(probe.view(pairs[0][:2]), probe.view(pairs[1][:1]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu(pairs, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    a, b = pairs
+    for make in (lambda d: LpipsAlex(seeded_lpips("alex").to(d)), lambda d: EffnetProbe(effnet.load_lite0(d), 96)):
+        cpu, cuda = make("cpu"), make("cuda")
+        want = cpu.compare(cpu.view(a), cpu.view(b))
+        got = cuda.compare(cuda.view(a.cuda()), cuda.view(b.cuda()))
+        for name, value in want.items():
+            torch.testing.assert_close(got[name].cpu(), value, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,175 @@
+"""PSNR and SSIM are scikit-image's, on any pair of uint8 pictures, and do not depend on how pictures are batched."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from skimage import data
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from evals.metrics import tiles
+from evals.metrics.base import Probe
+from evals.metrics.psnr import Psnr, pooled_psnr
+from evals.metrics.ssim import C1, Ssim, SsimGauss11
+
+GAUSS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+DAMAGES = {
+    "identical": lambda a, r: a.copy(),
+    "inverted": lambda a, r: 255 - a,
+    "constant": lambda a, r: np.full_like(a, r.randint(256)),
+    "noise": lambda a, r: np.clip(a + r.randint(-9, 10, a.shape), 0, 255).astype(np.uint8),
+    "unrelated": lambda a, r: r.randint(0, 256, a.shape, dtype=np.uint8),
+    "one pixel": lambda a, r: np.where(np.arange(a.size).reshape(a.shape) == r.randint(a.size), 255 - a, a),
+}
+
+
+def tensor(picture: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].contiguous()
+
+
+def score(probe: Probe, a: Tensor, b: Tensor, key: str | None = None) -> Tensor:
+    return probe.compare(probe.view(a), probe.view(b))[key or probe.columns[0].name]
+
+
+def picture(seed: int, height: int, width: int, flat: bool) -> np.ndarray:
+    r = np.random.RandomState(seed)
+    if flat:
+        return np.full((height, width, 3), r.randint(256), dtype=np.uint8)
+    smooth = r.randint(0, 256, (-(-height // 8), -(-width // 8), 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
+    return np.clip(smooth + r.randint(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def assert_same(ours: float, theirs: float) -> None:
+    """The project's bar: 1e-6 relative or 1e-8 absolute."""
+    assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-8)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    height=st.integers(7, 70),
+    width=st.integers(7, 70),
+    damage=st.sampled_from(sorted(DAMAGES)),
+    flat=st.booleans(),
+)
+@example(seed=1, height=7, width=7, damage="unrelated", flat=False)
+@example(seed=2, height=7, width=300, damage="inverted", flat=False)
+@example(seed=3, height=11, width=11, damage="inverted", flat=False)
+@example(seed=4, height=40, width=40, damage="constant", flat=True)
+@example(seed=5, height=500, width=450, damage="noise", flat=False)  # several tiles
+def test_equal_to_scikit_image(seed, height, width, damage, flat):
+    a = picture(seed, height, width, flat)
+    b = DAMAGES[damage](a, np.random.RandomState(seed + 1))
+    x, y = tensor(a), tensor(b)
+    uniform = score(Ssim("uniform7"), x, y).item()
+    assert_same(uniform, structural_similarity(a, b, channel_axis=-1, data_range=255))
+    if min(height, width) >= 11:
+        gauss = structural_similarity(a, b, channel_axis=-1, data_range=255, **GAUSS)
+        assert_same(score(SsimGauss11(), x, y).item(), gauss)
+        assert score(Ssim("gauss11"), x, y).item() == score(SsimGauss11(), x, y).item()
+    mse = np.square(a.astype(np.int64) - b).sum() / a.size
+    assert score(Psnr(), x, y, "MSE").item() == mse
+    if mse == 0:
+        assert score(Psnr(), x, y).item() == math.inf
+        assert uniform == 1.0
+    else:
+        assert_same(score(Psnr(), x, y).item(), peak_signal_noise_ratio(a, b, data_range=255))
+
+
+def test_extremes():
+    """White against black: the sums are at their largest, and every part of the formula is known."""
+    black, white = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
+    assert score(Psnr(), black, white).item() == 0.0
+    assert score(Ssim(), black, white).item() == pytest.approx(C1 / (255**2 + C1), rel=1e-12)
+    checker = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255
+    checker = checker.to(torch.uint8).expand(1, 3, 64, 64)
+    a = checker[0].permute(1, 2, 0).numpy()
+    expected = structural_similarity(a, 255 - a, channel_axis=-1, data_range=255)
+    assert expected < -0.9
+    assert score(Ssim(), checker, 255 - checker).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> tuple[Tensor, Tensor]:
+    """Five cuts of photographs and a damaged copy of each, one of them undamaged."""
+    crops = [p[y : y + 150, x : x + 90] for p in (data.coffee(), data.chelsea()) for y, x in ((20, 30), (100, 200))]
+    a = torch.cat([tensor(c) for c in [*crops, data.astronaut()[200:350, 200:290]]])
+    noise = torch.from_numpy(np.random.RandomState(0).randint(-12, 13, a.shape))
+    b = (a + noise).clamp(0, 255).to(torch.uint8)
+    b[1] = a[1]
+    return a, b
+
+
+@pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11()], ids=lambda p: p.name)
+def test_batches_and_views(probe, photographs, monkeypatch):
+    """One by one, in another order, with a view used twice, in other tiles: the same values to the last digit."""
+    a, b = photographs
+    view = probe.view(a)
+    batched = probe.compare(view, probe.view(b))[probe.columns[0].name]
+    assert batched.dtype == torch.float64
+    assert batched.shape == (5,)
+    probe.compare(view, probe.view(255 - b))
+    assert torch.equal(probe.compare(view, probe.view(b))[probe.columns[0].name], batched)
+    assert torch.equal(torch.cat([score(probe, a[i : i + 1], b[i : i + 1]) for i in range(5)]), batched)
+    assert torch.equal(score(probe, a.flip(0), b.flip(0)).flip(0), batched)
+    assert torch.equal(score(probe, a.contiguous(memory_format=torch.channels_last), b), batched)
+    monkeypatch.setattr(tiles, "ELEMENTS_PER_THREAD", 1000)
+    assert torch.equal(score(probe, a, b), batched)
+
+
+def test_inputs_are_left_alone(photographs):
+    a, b = photographs[0].clone(), photographs[1].clone()
+    for probe in (Psnr(), Ssim("uniform7"), SsimGauss11()):
+        score(probe, a, b)
+    assert torch.equal(a, photographs[0])
+    assert torch.equal(b, photographs[1])
+
+
+def test_tiles_cover_once():
+    for height, width in ((1, 1), (150, 90), (700, 400), (3, 200_000)):
+        seen = torch.zeros(3, height, width, dtype=torch.int64)
+        for channels, rows in tiles.tiles(height, width, torch.device("cpu")):
+            seen[channels, rows] += 1
+        assert (seen == 1).all()
+
+
+def test_pooled_psnr(photographs):
+    a, b = photographs
+    mse = score(Psnr(), a, b, "MSE")
+    stacked = [p.permute(0, 2, 3, 1).numpy() for p in (a, b)]
+    assert_same(pooled_psnr(mse), peak_signal_noise_ratio(*stacked, data_range=255))
+    assert pooled_psnr(torch.zeros(3)) == math.inf
+
+
+@pytest.mark.parametrize(("probe", "size"), [(Ssim(), 7), (SsimGauss11(), 11)], ids=["uniform7", "gauss11"])
+def test_smaller_than_the_window(probe, size):
+    for shape in ((1, 3, size - 1, 40), (1, 3, 40, size - 1)):
+        with pytest.raises(ValueError, match=rf"pictures of {shape[2]}x{shape[3]} pixels.* needs {size}x{size}"):
+            probe.view(torch.zeros(shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("probe", [Psnr(), Ssim(), SsimGauss11()], ids=lambda p: p.name)
+@pytest.mark.parametrize("other", [(1, 3, 32, 40), (2, 3, 32, 32)])
+def test_shapes_differ(probe, other):
+    a = probe.view(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\) and"):
+        probe.compare(a, probe.view(torch.zeros(other, dtype=torch.uint8)))
+
+
+def test_unknown_window():
+    with pytest.raises(ValueError, match="'box': expected uniform7 or gauss11"):
+        Ssim("box")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11()], ids=lambda p: p.name)
+def test_cuda_equals_cpu(probe, photographs):
+    a, b = photographs
+    torch.testing.assert_close(score(probe, a.cuda(), b.cuda()).cpu(), score(probe, a, b), rtol=1e-12, atol=1e-12)
