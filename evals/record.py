@@ -15,7 +15,10 @@ from typing import Any, Literal
 
 @dataclass
 class ColumnRecord:
-    """One column of the table: see evals.metrics.base.Column for the fields; per_image: a mean over pictures."""
+    """One column of the table: see evals.metrics.base.Column for the fields; per_image: a mean over pictures.
+
+    A column with unit "%" holds fractions; the shown table multiplies by 100.
+    """
 
     name: str
     better: Literal["higher", "lower"] | None

@@ -383,6 +383,9 @@ def test_a_second_run_looks_at_what_changed_only(spoiled, cache, monkeypatch):
     save(spoiled / "b.png", np.zeros((4, 4, 3), np.uint8))
     open_folder(spoiled, cache, on_bad_image="skip")
     assert seen == ["b.png"]
+    os.utime(spoiled / "a" / "one.jpg", ns=(1, 1))  # the same size, another time of change
+    open_folder(spoiled, cache, on_bad_image="skip")
+    assert seen == ["b.png", "one.jpg"]
 
 
 def test_other_rules_or_another_pillow_look_again(pictures, cache, monkeypatch):

@@ -124,10 +124,12 @@ def number_text(value: float, column: ColumnRecord) -> str:
 def interval_text(value: Value, column: ColumnRecord) -> str:
     """The 95 % interval around a figure, to two significant digits: "±0.52" when both sides are nearly even,
     "+0.70/−0.40" when they are not, "[0.30, 0.90]" when the figure lies outside (a biased estimate), "" when there is
-    none or it has no width."""
-    if value.low is None or value.high is None or value.low == value.high or not math.isfinite(value.value):
+    none or it is narrower than the figure's last digit."""
+    if value.low is None or value.high is None or not math.isfinite(value.value):
         return ""
     low, middle, high = (_scaled(v, column) for v in (value.low, value.value, value.high))
+    if high - low < 10**-column.digits:
+        return ""
     if not low <= middle <= high:
         return f"[{number_text(value.low, column)}, {number_text(value.high, column)}]"
     below, above = middle - low, high - middle
