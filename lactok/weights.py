@@ -11,10 +11,13 @@ import hashlib
 import importlib.util
 import os
 import urllib.error
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+_SHOWN = 5  # names of each kind in a CheckpointMismatch
 
 
 class WeightsError(Exception):
@@ -23,6 +26,10 @@ class WeightsError(Exception):
 
 class MissingWeights(WeightsError):
     """A checkpoint is not here and could not be fetched."""
+
+
+class CheckpointMismatch(WeightsError):
+    """A checkpoint's names or shapes are not those of the model; the message lists them by kind."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +209,29 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping of names to tensors")
     return content
+
+
+def require_entries(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], model: str) -> None:
+    """Compare a checkpoint's tensors with the names and shapes that `model` (said in the error) takes.
+
+    Raises CheckpointMismatch listing what is missing, unexpected, or of another shape.
+    """
+    kinds = {
+        "missing": [name for name in shapes if name not in state],
+        "unexpected": [name for name in state if name not in shapes],
+        "of another shape": [
+            f"{name} is {tuple(state[name].shape)}, expected {tuple(shape)}"
+            for name, shape in shapes.items()
+            if name in state and tuple(state[name].shape) != tuple(shape)
+        ],
+    }
+    parts = [
+        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        for kind, names in kinds.items()
+        if names
+    ]
+    if parts:
+        raise CheckpointMismatch(f"this is not a checkpoint of {model}: {'; '.join(parts)}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,7 +23,6 @@ from baselines.llamagen.adapter import (
     LlamaGenT2I,
 )
 from baselines.llamagen.keymap import (
-    CheckpointMismatch,
     from_official,
     load_official,
     meta_model,
@@ -35,7 +34,7 @@ from lactok.checkpoint_file import CheckpointMetadata, save_checkpoint
 from lactok.conformance import CaseFolder
 from lactok.interface import Codes, TrainingCompute
 from lactok.models.vq import VQConfig, VQModel
-from lactok.weights import LocalWeights, MissingWeights, WeightsError, locate, sha256_of
+from lactok.weights import CheckpointMismatch, LocalWeights, MissingWeights, WeightsError, locate, sha256_of
 
 GOLDEN = Path(__file__).parent / "golden" / "llamagen_vq"
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lactok.models.vq import VQConfig, VQModel
-from lactok.weights import WeightsError
+from lactok.weights import require_entries
 
 _SEGMENTS = (  # ours (a regular expression), published; the first that fits a place is taken
     (r"mid_block\.resnets\.0\.", "mid.0."),
@@ -32,11 +32,6 @@ _SEGMENTS = (  # ours (a regular expression), published; the first that fits a p
     (r"quantizer\.", "quantize."),
 )
 _PROJECTION = re.compile(r"\.attentions\.\d+\.to_(?:[qkv]|out\.0)\.weight$")
-_SHOWN = 5  # names of each kind in an error
-
-
-class CheckpointMismatch(WeightsError):
-    """A checkpoint's names or shapes are not those of the model; the message lists them by kind."""
 
 
 def official_name(name: str) -> str:
@@ -63,12 +58,7 @@ def from_official(state: Mapping[str, Tensor], model: VQModel) -> dict[str, Tens
     """
     ours = {official_name(name): (name, tensor) for name, tensor in model.state_dict().items()}
     want = {published: official_shape(name, tuple(tensor.shape)) for published, (name, tensor) in ours.items()}
-    wrong = [
-        f"{name} is {tuple(state[name].shape)}, expected {shape}"
-        for name, shape in want.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    _refuse(missing=[n for n in want if n not in state], unexpected=[n for n in state if n not in want], wrong=wrong)
+    require_entries(state, want, "the configured LlamaGen VQ model")
     return {name: state[published].reshape(tensor.shape).float() for published, (name, tensor) in ours.items()}
 
 
@@ -85,14 +75,3 @@ def meta_model(config: VQConfig) -> VQModel:
     """A `VQModel` without memory, to be filled by `load_official` or `load_state_dict(assign=True)`."""
     with torch.device("meta"):
         return VQModel(config)
-
-
-def _refuse(missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-    parts = [
-        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-        for kind, names in kinds
-        if names
-    ]
-    if parts:
-        raise CheckpointMismatch(f"this is not a checkpoint of the configured LlamaGen VQ model: {'; '.join(parts)}")
