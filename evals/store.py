@@ -6,6 +6,7 @@ temporary folder beside it and renamed, so it is either whole or absent, wheneve
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -101,7 +102,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             _write_synced(temporary, content)
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _write_synced(path: Path, content: bytes) -> None:

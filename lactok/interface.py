@@ -149,7 +149,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Codes:
-        """Pictures to codes. images: float32 (B, 3, input_size, input_size), RGB in [0, 1], on the tokenizer's device."""
+        """Pictures to codes. images: float32 (B, 3, input_size, input_size), RGB in [0, 1], on this device."""
 
     @abstractmethod
     def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:

@@ -27,7 +27,8 @@ def test_nothing_moves(capsys: pytest.CaptureFixture[str]):
 
 def test_another_resize_filter(committed: dict, monkeypatch: pytest.MonkeyPatch):
     resize = protocol.resize
-    monkeypatch.setattr(protocol, "resize", lambda images, size, _, antialias: resize(images, size, "bilinear", antialias))
+    bilinear = lambda images, size, _, antialias: resize(images, size, "bilinear", antialias)  # noqa: E731
+    monkeypatch.setattr(protocol, "resize", bilinear)
     assert {"PSNR", "SSIM", "FD-effnet"} <= moved(committed)
 
 

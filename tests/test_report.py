@@ -323,7 +323,7 @@ def test_the_printed_table_says_what_failed_and_why():
 def test_files_hold_raw_numbers(tmp_path):
     run = record.from_json(record.to_json(make_run()))
     paths = write_report(run, tmp_path)
-    assert [p.name for p in paths] == ["report.md", "table.csv", "table.parquet"]
+    assert [p.name for p in paths] == ["report.md", "table.csv", "table.parquet", "speed.csv"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths)
     csv, parquet = pd.read_csv(paths[1]), pd.read_parquet(paths[2])
     assert list(csv["tokenizer"]) == [row.label for row in run.rows]
@@ -340,6 +340,9 @@ def test_files_hold_raw_numbers(tmp_path):
     assert by_name.loc["c-mini", "status"] == "missing"
     assert set(csv["protocol_hash"]) == {"e2a4c96a10ff"}
     assert set(csv["scale"]) == {"mini"}
+    timed = pd.read_csv(paths[3])
+    assert timed["encode_images_per_second"].notna().any()
+    assert not set(timed.columns) & set(csv.columns) - {"tokenizer"}, "what is timed is in no table of results"
     raw = raw_frame(run).set_index("tokenizer")
     figures = ["PSNR", "PSNR_low", "perc-effnet", "id entropy_high", "bits_per_image"]
     for frame in (by_name, parquet.set_index("tokenizer")):

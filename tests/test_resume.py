@@ -24,7 +24,7 @@ def commits(out: Path) -> int:
 
 
 def test_killed_at_any_moment_gives_the_same_table_to_the_last_digit(tmp_path: Path):
-    """One store, killed at the first, a middle and the last commit and in the middle of a write, against a clean run."""
+    """One store, killed at the first, a middle and the last commit and in the middle of writes, against a clean run."""
     clean, killed = tmp_path / "clean", tmp_path / "killed"
     assert evals(*COMMAND, f"out={clean}").returncode == 0
     total = commits(clean)

@@ -14,7 +14,7 @@ from lactok.interface import Codes, Tokenizer, TokenizerInfo
 
 
 class _PassThrough(Tokenizer):
-    """Gives back what it got; only the protocol's resizing acts. Its "codes" are the pixels, whose rate is undefined."""
+    """Gives back what it got; only the protocol's resizing acts. Its codes are the pixels; their rate is undefined."""
 
     code_licence = "Apache-2.0"
     weights_licence = "none needed"

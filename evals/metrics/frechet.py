@@ -132,5 +132,5 @@ class FdEffnet(Frechet):
 
     name = "fd-effnet"
     probe = "effnet"
-    columns = (Column("FD-effnet", "lower", digits=3, note="Fréchet distance, EfficientNet-Lite0 (1280-d)"),)
+    columns = (Column("FD-effnet", "lower", digits=1, note="Fréchet distance, EfficientNet-Lite0 (1280-d)"),)
     dim = 1280

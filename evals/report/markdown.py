@@ -21,6 +21,7 @@ from evals.report.table import (
     pictures_text,
     raw_frame,
     shown_table,
+    speed_frame,
 )
 from evals.store import write_atomically
 
@@ -30,7 +31,7 @@ TITLES = {"recon": "Reconstruction"}
 
 
 def write_report(run: RunRecord, folder: Path) -> list[Path]:
-    """Write report.md, table.csv and table.parquet, each whole or not at all; returns their paths.
+    """Write report.md, table.csv, table.parquet and speed.csv, each whole or not at all; returns their paths.
 
     The report shows contact.png where the folder has one. Raises StoreError when the folder can't be written.
     """
@@ -42,6 +43,7 @@ def write_report(run: RunRecord, folder: Path) -> list[Path]:
         folder / "report.md": render(run, contact).encode(),
         folder / "table.csv": frame.to_csv(index=False, lineterminator="\n").encode(),
         folder / "table.parquet": parquet.getvalue(),
+        folder / "speed.csv": speed_frame(run).to_csv(index=False, lineterminator="\n").encode(),
     }
     for path, content in files.items():
         write_atomically(path, content)

@@ -197,7 +197,6 @@ _TEXTS = ("tokenizer", "name", "family", "status", "training", "precision", "sca
 
 
 def _facts(run: RunRecord, row: RowRecord) -> dict[str, object]:
-    conditions = row.conditions
     return {
         "tokenizer": row.label,
         "name": row.name,
@@ -206,13 +205,18 @@ def _facts(run: RunRecord, row: RowRecord) -> dict[str, object]:
         "ids_per_image": row.ids_per_image,
         "bits_per_image": row.bits_per_image,
         "bits_per_pixel": bits_per_pixel(row, run),
-        "encode_images_per_second": conditions.get("encode_images_per_second"),
-        "decode_images_per_second": conditions.get("decode_images_per_second"),
-        "peak_mib": conditions.get("peak_mib"),
-        "precision": conditions.get("precision", ""),
+        "precision": row.conditions.get("precision", ""),
         "training": row.training,
         "scale": run.scale,
         "dataset": run.dataset,
         "pictures": run.pictures,
         "protocol_hash": run.protocol_hash,
     }
+
+
+def speed_frame(run: RunRecord) -> pd.DataFrame:
+    """What was timed, one line a row: apart from the table, whose figures are the same in every run."""
+    names = ("encode_images_per_second", "decode_images_per_second", "peak_mib")
+    return pd.DataFrame(
+        [{"tokenizer": row.label, "device": run.device} | {n: row.conditions.get(n) for n in names} for row in run.rows]
+    )
