@@ -1,0 +1,58 @@
+"""The text of `python -m lactok.train --help`; imports neither torch nor Hydra, so it comes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lactok.registry import entries
+from lactok.train.config import SCALES, loop_keys, preset_path
+
+_TEXT = """\
+Train a model of this project from a folder of pictures.
+
+    python -m lactok.train recipe=NAME data.root=DIR [scale=mini] [key=value ...]
+
+The run lives in one folder (out=, by default runs/RECIPE-SCALE). The same command goes on where a run stopped or was
+killed, with the same weights in the end as an uninterrupted one. In the folder:
+    log.csv, validation.csv, log.png     losses and measurements, and their plot
+    samples/step-*.png                   validation pictures: originals above reconstructions
+    checkpoints/step-*                   the last two, to go on from
+    RECIPE-SCALE.safetensors             averaged weights, written at every checkpoint and at the end
+
+Recipes
+{recipes}
+
+Keys (key=value, Hydra syntax; quote twice what holds spaces or '=': "data.root='/my pictures'")
+{keys}
+{presets}
+Examples
+    python -m lactok.train recipe=vq data.root=~/pictures
+    python -m lactok.train recipe=vq data.root=~/pictures out=runs/try steps=200 optimizer.learning_rate=3e-4
+    python -m lactok.train recipe=vq data.root=~/pictures stop_after_minutes=30 trackers=[tensorboard]
+    accelerate launch --num_processes 4 -m lactok.train recipe=vq data.root=~/pictures precision=bf16
+"""
+
+
+def help_text() -> str:
+    """Recipes, keys with defaults and units, the presets, and examples."""
+    recipes = [f"    {e.name:<14} {e.target} ({e.distribution})" for e in entries("recipes").values()]
+    keys = [f"    {name:<26} {_default(f):<8} {f.metadata['help']}" for name, f in loop_keys().items()]
+    presets = [_preset(name, scale) for name in entries("recipes") for scale in SCALES]
+    return _TEXT.format(recipes="\n".join(recipes), keys="\n".join(keys), presets="\n".join(p for p in presets if p))
+
+
+def _default(key: dataclasses.Field) -> str:
+    if key.default is dataclasses.MISSING:
+        return "[]"
+    return {None: "-", "": "-"}.get(key.default, str(key.default))
+
+
+def _preset(recipe: str, scale: str) -> str:
+    """The preset as it stands: its comments explain the recipe's own keys."""
+    path = preset_path(recipe, scale)
+    if not path.is_file():
+        return ""
+    body = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    return f"Defaults of recipe={recipe} scale={scale} (options.* are the recipe's own)\n" + "".join(
+        f"    {line}\n" for line in body
+    )
