@@ -21,7 +21,7 @@ class Inception(Probe):
 
     def __init__(self, module: FeatureExtractorInceptionV3) -> None:
         """module: from lactok.features.inception, with the features ("2048",)."""
-        self.module = module
+        self.module = module.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
     @torch.no_grad()
     def view(self, images: Tensor) -> Tensor:

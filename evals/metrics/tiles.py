@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-ELEMENTS_PER_THREAD = 49_152  # int32: 192 KiB an operand, three of them in a second-level cache of 1 MiB
+ELEMENTS_PER_THREAD = 32_768  # int32: 128 KiB an operand, so that several fit a second-level cache of 1 MiB
 
 
 def tiles(height: int, width: int, device: torch.device, channels: int = 3) -> Iterator[tuple[slice, slice]]:
