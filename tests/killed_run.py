@@ -1,26 +1,36 @@
-"""Runs the benchmark and kills itself (SIGKILL) at the N-th commit: `before` it, or in the `middle` of its write."""
+"""Runs the benchmark and kills itself (SIGKILL) at the N-th new piece: `before` it, or in the `middle` of its write."""
 
 import os
 import signal
 import sys
+from pathlib import Path
 
 from evals import store
 from evals.run import main
 
 count, where = int(sys.argv[1]), sys.argv[2]
-commits = 0
-write_synced = store._write_synced
+new = 0
+write = store.Cache.write
 
 
-def die_in_the_middle(path, content):
-    global commits
-    commits += path.name == "data.safetensors"
-    if commits == count:
-        if where == "middle":
-            path.write_bytes(content[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_synced(path, content)
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-store._write_synced = die_in_the_middle
+def die_half_way(path: Path, content: bytes) -> None:
+    path.write_bytes(content[: len(content) // 2])
+    die()
+
+
+def counting_write(self, kind, key, arrays, meta):
+    global new
+    new += not self.has(kind, key)
+    if new == count and where == "before":
+        die()
+    if new == count:
+        store._write_synced = die_half_way
+    write(self, kind, key, arrays, meta)
+
+
+store.Cache.write = counting_write
 sys.exit(main(sys.argv[3:]))

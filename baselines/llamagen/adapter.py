@@ -152,7 +152,7 @@ class LlamaGenMini(_VQTokenizer):
 
     Options = LlamaGenMiniOptions
     scale = "mini"
-    weights_licence = "Apache-2.0"
+    weights_licence = "Apache-2.0; trained on ImageNet pictures (non-commercial research)"
 
     @classmethod
     def weights(cls, options: LlamaGenMiniOptions) -> tuple[WeightsSource, ...]:

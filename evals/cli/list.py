@@ -56,32 +56,41 @@ def _tokenizers() -> int:
     table = _table(
         "Tokenizers (tokenizers=NAME)", "name", "scale", "package", "licence code / weights", "needs", "here"
     )
-    broken = 0
+    broken, missing = 0, []
     for name, entry in registry.entries("tokenizers").items():
         try:
             cls = registry.load("tokenizers", name)
-            needs, here = _here(cls.weights(cls.Options()))
+            needs, here, reasons = _here(cls.weights(cls.Options()))
+            missing += reasons
             licences = f"{cls.code_licence} / {cls.weights_licence}"
             table.add_row(name, cls.scale, entry.distribution, licences, needs, here)
         except registry.BrokenPlugin as error:
             broken = 1
-            table.add_row(name, "?", entry.distribution, "?", "?", f"broken: {error}")
+            table.add_row(name, "?", entry.distribution, "?", "?", "broken")
+            missing.append(str(error))
     _show(table)
+    _show_missing(missing)
     return broken
 
 
-def _here(sources: Any) -> tuple[str, str]:
-    """What is needed, and whether it is here, a line a checkpoint."""
+def _here(sources: Any) -> tuple[str, str, list[str]]:
+    """What is needed, whether it is here, and for what is not: where it was looked for, and how to get it."""
     from lactok.weights import WeightsError, locate
 
-    found = []
+    missing = []
     for source in sources:
         try:
             locate(source, download=False)
-            found.append("yes")
         except WeightsError as error:
-            found.append(f"no: {error}")
-    return "\n".join(map(str, sources)) or "nothing", "\n".join(found) or "yes"
+            missing.append(str(error))
+    return "\n".join(map(str, sources)) or "nothing", "no" if missing else "yes", missing
+
+
+def _show_missing(missing: list[str]) -> None:
+    if missing:
+        print("What is not here:")
+        print("\n".join(f"- {line}" for line in dict.fromkeys(missing)))
+        print()
 
 
 def _datasets() -> int:
@@ -107,9 +116,13 @@ def _metrics() -> int:
     from evals.metrics.registry import METRICS
 
     table = _table("Metrics (metrics=[NAME,...])", "name", "what", "needs", "here")
+    missing = []
     for name, spec in METRICS.items():
-        table.add_row(name, spec.summary, *_here(spec.weights() if spec.weights else ()))
+        needs, here, reasons = _here(spec.weights())
+        missing += reasons
+        table.add_row(name, spec.summary, needs, here)
     _show(table)
+    _show_missing(missing)
     return 0
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.autoencoders.vae import Decoder, Encoder
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from lactok.models.quantizer import QuantizerLosses, VectorQuantizer
@@ -85,6 +83,10 @@ class VQModel(nn.Module):
     """Pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w) and back. H and W: multiples of `downsample_factor`."""
 
     def __init__(self, config: VQConfig | None = None) -> None:
+        # diffusers takes seconds to import; what only names this class (a list, a finished run) does not wait for it
+        from diffusers.models.autoencoders.vae import Decoder, Encoder
+        from diffusers.models.resnet import ResnetBlock2D
+
         super().__init__()
         self.config = config = config or VQConfig()
         area = config.patch_size**2
