@@ -139,7 +139,8 @@ class TiTok(nn.Module):
 
     def soft_codes(self, logits: Tensor) -> Tensor:
         """The mean of the pixel codes (B, pixel_token_size, h, w), weighted by the softmax of the logits."""
-        return torch.einsum("bchw,cd->bdhw", logits.softmax(1), self.pixel_quantize.embedding.weight)
+        mean = torch.einsum("bchw,cd->bdhw", logits.softmax(1), self.pixel_quantize.embedding.weight)
+        return mean.contiguous(memory_format=torch.channels_last)  # one memory layout, whatever the batch
 
     def paint(self, pixel_codes: Tensor) -> Tensor:
         """Pixel codes (B, pixel_token_size, h, w) to pictures around [0, 1], not clamped."""

@@ -102,7 +102,8 @@ class TiTokDecoder(_LatentViT):
         latents = self.decoder_embed(quantized.flatten(2).transpose(1, 2))
         x = self._attend(self.mask_token.expand(len(latents), self.grid**2, -1), latents)
         x = self.ln_post(x[:, 1 : 1 + self.grid**2])
-        return self.ffn(x.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
+        x = x.transpose(1, 2).contiguous()  # one layout: else a lone picture takes other kernels
+        return self.ffn(x.unflatten(2, (self.grid, self.grid)))
 
 
 def _init(module: nn.Module) -> None:
