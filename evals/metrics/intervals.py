@@ -2,7 +2,7 @@
 
 Tiles of one photograph resemble each other, so the sources are what is resampled, not the pictures. With few sources
 a plain percentile bootstrap is too narrow; its percentiles are widened as Hesterberg (2015, "What teachers should know
-about the bootstrap", section 4.4) proposes: so far that they agree with Student's t for normal data.
+about the bootstrap") proposes: so far that they agree with Student's t for normal data.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def jackknife_groups(clusters: Sequence[str]) -> list[np.ndarray]:
 
 
 def jackknife_interval(estimate: float, replicates: Sequence[float]) -> Interval:
-    """estimate +- t standard errors, from the estimates with one group left out each (Efron and Tibshirani 1993, 11.5).
+    """estimate +- t standard errors, from the estimates with one group left out each.
 
+    The standard error is the jackknife's (Efron and Tibshirani 1993, chapter 11).
     (None, None) with fewer than three replicates.
     """
     count = len(replicates)
