@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 import math
 import shutil
@@ -17,22 +15,16 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from skimage import data
 
-from baselines.flextok import fsq
 from baselines.flextok.adapter import FlexTokD12D12, FlexTokD18D18, FlexTokD18D28, FlexTokOptions
 from baselines.flextok.checkpoint_config import parse_config
 from baselines.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
 from baselines.flextok.conformance import run
 from baselines.flextok.keymap import from_official, load_official, meta_model, to_official
-from baselines.flextok.model import register_mask
 from baselines.flextok.sampler import (
-    ProjectedGuidance,
     Sampling,
     image_noise,
-    plain_guidance,
-    projected_guidance,
-    sample,
 )
-from baselines.flextok.transformer import patchify, sincos_positions, unpatchify
+from baselines.flextok.transformer import sincos_positions
 from lactok.conformance import CaseFolder
 from lactok.interface import Codes
 from lactok.seeded import manifest_of, seeded_state_dict
@@ -414,78 +406,10 @@ def test_what_it_can_not_take_is_named(tokenizer: SmallFlexTok, checkpoint: Path
         build(checkpoint, steps=0)
 
 
-# Parts
-
-
-def test_every_id_has_one_code():
-    levels = SMALL.levels
-    ids = torch.arange(64000)
-    codes = fsq.codes_of(ids, levels)
-    assert codes.abs().max() == 1
-    assert len(codes.unique(dim=0)) == 64000
-    counts = torch.tensor(levels, dtype=torch.float64)
-    half = (counts - 1) * (1 + fsq.MARGIN) / 2
-    offset = torch.where(counts % 2 == 0, 0.5, 0.0)
-    latents = ((codes * (counts // 2) + offset) / half).atanh() - (offset / half).atanh()  # undoes the squeezing
-    again, found = fsq.quantize(latents, levels)
-    assert torch.equal(found, ids)
-    assert torch.equal(again, codes)
-
-
-def test_the_gradient_passes_the_rounding():
-    latents = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    fsq.quantize(latents, SMALL.levels)[0].sum().backward()
-    through, latents.grad = latents.grad, None
-    (fsq.bound(latents, SMALL.levels) / (torch.tensor(SMALL.levels) // 2)).sum().backward()
-    torch.testing.assert_close(through, latents.grad)
-
-
-def test_registers_look_back_and_patches_do_not_look_at_them():
-    mask = register_mask(patches=3, registers=2, device=CPU)
-    assert mask[:, :3].all()
-    assert mask[:, 3:].tolist() == [[False, False]] * 3 + [[True, False], [True, True]]
-
-
-def test_patches_and_back():
-    latents = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
-    patches = patchify(latents, 2)
-    assert patches.shape == (2, 6, 12)
-    assert torch.equal(patches[0, 1, :3], latents[0, :, 0, 2])  # second patch of the first row; channels last
-    assert torch.equal(unpatchify(patches, 2, 4, 6), latents)
-
-
 def test_smaller_latents_take_the_corner_of_the_positions(tokenizer: SmallFlexTok):
     assert tokenizer.model.encoder(torch.zeros(1, 4, 4, 6)).shape == (1, 16, 6)
     with pytest.raises(ValueError, match=r"latents of 8x10: both sides must be multiples of 2, at most 8"):
         tokenizer.model.encoder(torch.zeros(1, 4, 10, 8))
-
-
-def test_euler_steps_and_guidance():
-    times = []
-
-    def predict(x, time):
-        times.append(time.item())
-        return torch.ones_like(x), None
-
-    noise = torch.randn(2, 1, 2, 2)
-    torch.testing.assert_close(sample(predict, noise, Sampling(4, 1.0)), noise - 1)
-    assert times == [1, 0.75, 0.5, 0.25]
-    assert plain_guidance(torch.tensor(3.0), torch.tensor(1.0), 2.0) == 5
-
-
-def test_projected_guidance_by_hand():
-    """Two numbers a picture: what is parallel to the conditional velocity goes, the rest is clipped and added."""
-    cond, uncond = (torch.tensor(v).view(-1, 2, 1, 1) for v in ([[1.0, 0.0], [1.0, 0.0]], [[0.0, -1.0], [0.0, -30.0]]))
-    settings = ProjectedGuidance(momentum=-0.5, eta=0.0, norm_threshold=2.5)
-    guided, running = projected_guidance(cond, uncond, 3.0, settings, None)
-    assert guided.flatten(1)[0].tolist() == pytest.approx([1, 2])  # 1 of (1, 1) is kept, times 3 - 1
-    assert guided.flatten(1)[1].tolist() == pytest.approx([1, 2 * 2.5 * 30 / math.sqrt(901)])
-    guided, _ = projected_guidance(cond, uncond, 3.0, settings, running)
-    assert guided.flatten(1)[0].tolist() == pytest.approx([1, 1])  # the difference less half of the one before
-    kept, _ = projected_guidance(cond, uncond, 3.0, dataclasses.replace(settings, eta=1.0), None)
-    assert kept.flatten(1)[0].tolist() == pytest.approx([3, 2])
-    same, _ = projected_guidance(cond, cond, 3.0, settings, None)
-    assert torch.equal(same, cond)
 
 
 def test_without_guidance_there_is_one_pass(tokenizer: SmallFlexTok):
@@ -497,10 +421,3 @@ def test_without_guidance_there_is_one_pass(tokenizer: SmallFlexTok):
             tokenizer.model.decode_latents(ids, torch.tensor([16]), noise, Sampling(1, scale))
     hook.remove()
     assert seen == [1, 2]
-
-
-def test_the_same_configuration_round_trips_through_json():
-    config = FlexTokConfig(**json.loads(json.dumps(dataclasses.asdict(SMALL))))
-    assert config == SMALL
-    with pytest.raises(ValueError, match="the VAE has 4 latent channels, the transformers 16"):
-        dataclasses.replace(copy.copy(SMALL), latent_channels=16)
