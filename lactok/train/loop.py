@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,9 +66,11 @@ class Outcome:
 
 
 class Progress:
-    """What a run has cost so far; part of every checkpoint."""
+    """What a run has cost so far, and the sums of the stretch of steps that is not logged yet; in every checkpoint."""
 
     def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.summed = 0
         self.step, self.images, self.cpu_seconds, self.wall_seconds = 0, 0, 0.0, 0.0
         self._cpu, self._wall = time.process_time(), time.monotonic()
 
@@ -78,10 +81,22 @@ class Progress:
         self.cpu_seconds, self.wall_seconds = self.cpu_seconds + cpu - self._cpu, self.wall_seconds + wall - self._wall
         self._cpu, self._wall = cpu, wall
 
-    def state_dict(self) -> dict[str, float]:
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add one step's values to the sums."""
+        self.summed += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+
+    def take_means(self) -> dict[str, float]:
+        """Means over the steps since the last call."""
+        means = {name: (total / self.summed).item() for name, total in self.sums.items()}
+        self.sums, self.summed = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if not k.startswith("_")}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
 
@@ -273,7 +288,7 @@ class _Run:
             self.accelerator.load_state(str(last))
         if self.main:
             for log in self.logs:
-                log.rewind(self.progress.step)
+                log.rewind(self.progress.step if last else -1)  # the rows of step 0 are written again, too
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step; those of the next step are begun in the background."""
@@ -296,19 +311,17 @@ class _Run:
     def _steps(self, stop: StopRequest) -> str:
         """Train until done or told to stop; returns why it stopped, "" when done."""
         config = self.config
-        sums: dict[str, Tensor] = {}
         since, saved_at = (time.monotonic(), self.progress.step), time.monotonic()
         if self.progress.step == 0:
             self._sample()
         self.model.train()
         while self.progress.step < config.steps:
-            for name, value in self._one_step(self.progress.step).items():
-                sums[name] = sums.get(name, 0) + value
+            self.progress.add(self._one_step(self.progress.step))
             done = self.progress.step
             self.reporter.step(done)
             if done % config.log_every == 0 or done == config.steps:
-                self._log(done, {k: (v / (done - since[1])).item() for k, v in sums.items()}, since)
-                sums, since = {}, (time.monotonic(), done)
+                self._log(done, self.progress.take_means(), since)
+                since = (time.monotonic(), done)
             if done % config.sample_every == 0 and done < config.steps:
                 self._sample()
             save, reason = self._agree(*self._wishes(stop, saved_at))

@@ -1,0 +1,329 @@
+"""The trainer: loss falls, kill and resume give the same bits, gradients add up, only what should learn does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from baselines.llamagen.objective import VQOptions, VQRecipe
+from lactok.checkpoint_file import read_checkpoint
+from lactok.models.vq import VQConfig, VQModel
+from lactok.train.__main__ import main
+from lactok.train.config import (
+    DataConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrainConfigError,
+    compose_config,
+    loop_keys,
+)
+from lactok.train.help import help_text
+from lactok.train.log import CsvLog
+from lactok.train.loop import TrainingDiverged, _Run, accumulate_gradients, learning_rate, train
+from lactok.train.recipe import Batch, Losses, checkpoint_names
+from lactok.train.run_folder import RunFolderError
+from tests.support import ROOT, environment, pictures
+
+MODEL = VQConfig(
+    codebook_size=32, encoder_ch_mult=(1, 2), decoder_ch_mult=(1, 2), z_channels=16, ch=16, num_res_blocks=1,
+    norm_num_groups=4, patch_size=4, codebook_show_usage=False,
+)  # fmt: skip
+
+
+def options(perceptual: float = 0.0) -> VQOptions:
+    return VQOptions(MODEL, image_size=32, perceptual=perceptual, perceptual_stages=2, revive_every=3)
+
+
+def settings(root: Path, out: Path, **changed) -> TrainConfig:
+    values = {"steps": 12, "batch_size": 4, "checkpoint_every": 5, "sample_every": 6, "log_every": 3} | changed
+    return TrainConfig(
+        recipe="vq", scale="mini", out=str(out), device="cpu", threads=1, **values, options=options(),
+        data=DataConfig(root=str(root), smallest_crop=64, largest_crop=128, validation=2),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2, ema_decay=0.9),
+    )  # fmt: skip
+
+
+def train_tiny(root: str, out: str, recipe: type = VQRecipe, **changed):
+    return train(settings(Path(root), Path(out), **changed), recipe)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return pictures(tmp_path_factory.mktemp("data"), count=10)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert train_tiny(data, out).finished
+    return out
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    """Everything that the last checkpoint and the export hold, flattened."""
+    last = sorted((run / "checkpoints").iterdir())[-1]
+    found = load_file(last / "trained.safetensors")
+    found |= {f"export {k}": v for k, v in load_file(run / "vq-mini.safetensors").items()}
+    optimizer = torch.load(last / "optimizer.bin", weights_only=True)["state"]
+    found |= {f"adam {i} {k}": v for i, state in optimizer.items() for k, v in state.items()}
+    return found | {f"mean {k}": v for k, v in torch.load(last / "custom_checkpoint_0.pkl", weights_only=True).items()}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = tensors_of(one), tensors_of(other)
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    for name in ("log.csv", "validation.csv"):
+        rows = [
+            [{k: v for k, v in r.items() if k != "images_per_second"} for r in CsvLog(p / name).rows()]
+            for p in (one, other)
+        ]
+        assert rows[0] == rows[1], name
+
+
+def test_loss_falls_on_photographs(data: Path, tmp_path: Path):
+    train_tiny(data, tmp_path / "run", steps=60, log_every=10, sample_every=60)
+    log = CsvLog(tmp_path / "run" / "log.csv").rows()
+    assert log[-1]["pixel"] < 0.85 * log[0]["pixel"]
+    validation = CsvLog(tmp_path / "run" / "validation.csv").rows()
+    assert validation[-1]["psnr"] > validation[0]["psnr"] + 2
+
+
+def test_what_a_run_leaves(whole: Path):
+    assert [p.name for p in sorted((whole / "checkpoints").iterdir())] == ["step-00000010", "step-00000012"]
+    assert [r["step"] for r in CsvLog(whole / "log.csv").rows()] == [3, 6, 9, 12]
+    assert [r["step"] for r in CsvLog(whole / "validation.csv").rows()] == [0, 6, 12]
+    assert {p.name for p in (whole / "samples").iterdir()} == {f"step-{s:08}.png" for s in (0, 6, 12)}
+    assert (whole / "log.png").stat().st_size > 1000
+    state, metadata = read_checkpoint(whole / "vq-mini.safetensors")
+    VQModel(metadata.build_config(VQConfig)).load_state_dict(state)
+    assert metadata.image_size == 32
+    assert (metadata.training.steps, metadata.training.images) == (12, 48)
+    assert metadata.recipe == "python -m lactok.train recipe=vq scale=mini data.root=DIR"
+
+
+@pytest.mark.parametrize(("where", "count", "last"), [("step", 8, 5), ("save", 2, 5), ("step", 2, None)])
+def test_kill_and_the_same_command_give_the_same_bits(data: Path, whole: Path, tmp_path: Path, where, count, last):
+    out = tmp_path / "run"
+    folders = json.dumps({"root": str(data), "out": str(out)})
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.killed_training", where, str(count), folders],
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    complete = sorted(p.name for p in (out / "checkpoints").glob("step-*"))
+    assert complete == ([f"step-{last:08}"] if last else [])
+    assert train_tiny(data, out).finished
+    assert_same_run(whole, out)
+
+
+def test_a_signal_saves_and_stops_and_the_same_command_goes_on(data: Path, whole: Path, tmp_path: Path):
+    class Interrupted(VQRecipe):
+        def after_step(self, step: int) -> None:
+            super().after_step(step)
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = train_tiny(data, tmp_path / "run", recipe=Interrupted)
+    assert (outcome.finished, outcome.step, outcome.reason) == (False, 7, "SIGTERM")
+    assert train_tiny(data, tmp_path / "run").finished
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_the_budget_of_minutes_stops_and_saves(data: Path, tmp_path: Path):
+    outcome = train_tiny(data, tmp_path / "run", stop_after_minutes=0.0)
+    assert (outcome.finished, outcome.step) == (False, 1)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001").is_dir()
+
+
+def test_another_seed_gives_other_weights(data: Path, whole: Path, tmp_path: Path):
+    train_tiny(data, tmp_path / "run", seed=1)
+    a, b = load_file(whole / "vq-mini.safetensors"), load_file(tmp_path / "run" / "vq-mini.safetensors")
+    assert not torch.equal(a["quant_conv.weight"], b["quant_conv.weight"])
+
+
+def test_a_folder_with_another_run_is_refused(data: Path, whole: Path):
+    with pytest.raises(RunFolderError, match="batch_size: 4 in the folder, 5 now"):
+        train_tiny(data, whole, batch_size=5)
+    assert train_tiny(data, whole, sample_every=100, checkpoint_every=99).step == 12  # these may change
+
+
+def test_nan_stops_and_names_the_last_good_checkpoint(data: Path, tmp_path: Path):
+    class Diverging(VQRecipe):
+        def forward(self, batch: Batch) -> Losses:
+            losses = super().forward(batch)
+            return Losses(losses.total * float("nan")) if batch.step == 7 else losses
+
+    with pytest.raises(TrainingDiverged, match=r"step 7 is nan.*step-00000005"):
+        train_tiny(data, tmp_path / "run", recipe=Diverging)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]
+    good = load_file(tmp_path / "run" / "checkpoints" / "step-00000005" / "trained.safetensors")
+    assert all(t.isfinite().all() for t in good.values())
+
+
+def test_nan_before_the_first_checkpoint_says_so(data: Path, tmp_path: Path):
+    class Diverging(VQRecipe):
+        def forward(self, batch: Batch) -> Losses:
+            return Losses(super().forward(batch).total * float("inf"))
+
+    with pytest.raises(TrainingDiverged, match="there is no checkpoint yet"):
+        train_tiny(data, tmp_path / "run", recipe=Diverging)
+
+
+def test_micro_batches_add_up_to_one_large_batch(data: Path, tmp_path: Path):
+    config = settings(data, tmp_path / "run", batch_size=2, accumulation=4)
+    run = _Run(config, VQRecipe, check_held_out=True)
+    micro = run._batches(3)
+    large = _Run(settings(data, tmp_path / "large", batch_size=8), VQRecipe, check_held_out=True)._batches(3)
+    assert torch.equal(torch.cat([b.images for b in micro]), large[0].images)
+    assert sum((b.seeds for b in micro), ()) == large[0].seeds
+
+    torch.manual_seed(0)
+    recipe = VQRecipe(options(perceptual=1.0), total_steps=10, seed=0)
+
+    def gradients(batches: list[Batch]) -> torch.Tensor:
+        recipe.zero_grad()
+        accumulate_gradients(Accelerator(cpu=True), recipe, batches)
+        return torch.cat([p.grad.flatten() for p in recipe.parameters() if p.requires_grad])
+
+    one, several = gradients(large), gradients(micro)
+    assert one.abs().max() > 0.01
+    assert (one - several).abs().max() < 1e-5 * one.abs().max()
+
+
+def test_only_what_should_learn_changes(data: Path, tmp_path: Path):
+    class DecoderOnly(VQRecipe):
+        def __init__(self, *arguments) -> None:
+            super().__init__(VQOptions(MODEL, image_size=32, perceptual_stages=2, revive_until=0.0), *arguments[1:])
+            for part in (self.model.encoder, self.model.quant_conv, self.model.quantizer):
+                part.requires_grad_(False)
+
+    def hashes(recipe: VQRecipe) -> dict[str, str]:
+        return {n: sha256(t.contiguous().numpy().tobytes()).hexdigest() for n, t in recipe.state_dict().items()}
+
+    run = _Run(settings(data, tmp_path / "run"), DecoderOnly, check_held_out=True)
+    before = hashes(run.recipe)
+    assert run.go().finished
+    changed = {n for n, h in hashes(run.recipe).items() if h != before[n]}
+    trained = {n for n, p in run.recipe.named_parameters() if p.requires_grad}
+    assert changed == trained | {"used"}
+    assert trained == {n for n in before if n.startswith(("model.decoder.", "model.post_quant_conv."))}
+    assert any(n.startswith("frozen.perceptual.") for n in before)
+    assert set(checkpoint_names(run.recipe)) == trained | {"used"}
+    assert set(load_file(tmp_path / "run" / "checkpoints" / "step-00000012" / "trained.safetensors")) == trained | {
+        "used"
+    }
+
+
+def test_dead_codes_move_onto_the_encoders_vectors():
+    def revived(seed: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        recipe = VQRecipe(options(), total_steps=10, seed=seed)
+        recipe(Batch(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)), (0, 1, 2, 3), 2))
+        dead = recipe.used < 0.03 * recipe.used.float().mean()
+        assert 0 < dead.sum() < 32
+        before = recipe.model.quantizer.embedding.weight.detach().clone()
+        recipe.after_step(1)  # 2 steps done: not yet time to look
+        assert torch.equal(recipe.model.quantizer.embedding.weight, before)
+        vectors = torch.nn.functional.normalize(recipe._vectors, dim=1)
+        recipe.after_step(2)
+        after = recipe.model.quantizer.embedding.weight.detach()
+        assert torch.equal(after[~dead], before[~dead])
+        assert all((vectors == code).all(1).any() for code in after[dead])
+        assert recipe.used.sum() == 0
+        return after
+
+    assert torch.equal(revived(0), revived(0))
+    assert not torch.equal(revived(0), revived(1))
+
+
+def test_learning_rate_rises_then_falls_to_its_floor():
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=4, final_fraction=0.1)
+    rates = [learning_rate(config, step, 100) for step in range(101)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[100] == pytest.approx(0.2)
+
+
+def test_bf16_and_trackers(data: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    code = (
+        "import sys; from tests.test_train import train_tiny; "
+        "train_tiny(sys.argv[1], sys.argv[2], precision='bf16', trackers=['tensorboard'], steps=3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(data), str(tmp_path / "run")],
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "step 3/3" in done.stderr
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    assert all(t.isfinite().all() for t in load_file(tmp_path / "run" / "vq-mini.safetensors").values())
+
+
+def test_the_command_composes_the_documented_preset(data: Path):
+    config, recipe = compose_config(
+        ["recipe=vq", f"data.root='{data}'", "optimizer.learning_rate=3e-4", "options.model.ch=32", "trackers=[wandb]"]
+    )
+    assert recipe is VQRecipe
+    assert (config.scale, config.data.root, config.optimizer.learning_rate) == ("mini", str(data), 3e-4)
+    assert config.options.model.ch == 32
+    assert config.options.model.downsample_factor == 8
+    assert config.options.image_size == 64
+    assert config.trackers == ["wandb"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipe=vq", "data.root=x", "optimizer.learning_rat=1"], "did you mean optimizer.learning_rate"),
+        (["recipe=vq", "data.root=x", "options.perceptul=1"], "did you mean options.perceptual"),
+        (["recipe=vq", "data.root=x", "steps=many"], "steps=many"),
+        (["recipe=vq", "data.root=x", "steps=0"], "steps=0: expected a whole number"),
+        (["recipe=vq", "data.root=x", "precision=fp8"], "precision=fp8: expected fp32 or bf16"),
+        (["recipe=vq", "data.root=x", "options.image_size=65"], "image_size=65 is no multiple of 8"),
+        (["recipe=vq", "data.root=x", "scale=huge"], "scale=huge: expected mini or paper"),
+        (["recipe=vq", "data.root=a=b"], "quoted twice"),
+        (["recipe=vq"], "data.root is missing"),
+        (["recipe=vg", "data.root=x"], "did you mean 'vq'"),
+        (["data.root=x"], "recipes: vq"),
+        (["vq"], "not of the form key=value"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(arguments: list[str], message: str):
+    with pytest.raises(Exception, match=message) as caught:
+        compose_config(arguments)
+    assert caught.type.__name__ in (TrainConfigError.__name__, "UnknownName")
+
+
+def test_bad_data_ends_the_command_with_its_reason(tmp_path: Path, capsys):
+    assert main(["recipe=vq", f"data.root='{tmp_path}'", f"out='{tmp_path / 'run'}'"]) == 2
+    assert "no picture among" in capsys.readouterr().err
+    (tmp_path / "broken.png").write_bytes(b"no")
+    assert main(["recipe=vq", f"data.root='{tmp_path}'", f"out='{tmp_path / 'run'}'"]) == 2
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_help_teaches_every_key():
+    text = help_text()
+    for name, key in loop_keys().items():
+        assert f"    {name} " in text
+        assert key.metadata["help"] in text
+    assert "recipe=vq" in text
+    assert "patch_size" in text
