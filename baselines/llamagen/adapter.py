@@ -25,8 +25,8 @@ from lactok.weights import (
     override,
 )
 
-MINI_SHA256: str | None = None
-"""Of lactok/checkpoints/llamagen-mini.safetensors; None until it exists."""
+MINI_SHA256 = "41537c9090876e0e21a8614d9ca88e5af7907451cde93bd8ef8c66ed93671c68"
+"""Of lactok/checkpoints/llamagen-mini.safetensors."""
 
 MINI_COMMAND = "python -m lactok.train recipe=vq scale=mini data.root=DIR"
 """Makes the miniature's checkpoint."""

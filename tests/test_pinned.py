@@ -1,0 +1,117 @@
+"""Every step's output on a real picture, pinned with the step's version.
+
+A test here fails when a step gives another result under the same version: stored results of the old code would then be
+mixed with new ones. When the change is wanted, raise the version in the code and pin the new output here. Floats are
+compared to six digits, as libraries and processors differ in the last bits.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+
+from baselines.calibration.adapter import DownsampleBits, MeanColour, ThumbnailOptions
+from baselines.llamagen.adapter import LlamaGenMini
+from evals.engine import work
+from evals.metrics.registry import METRICS, make_probe
+from evals.protocol import Protocol, evaluation_picture, native_pictures, reconstruction, to_tensor
+from lactok.interface import NoOptions
+from lactok.registry import load
+
+CPU = torch.device("cpu")
+MINI = Protocol("mini-128", eval_size=128, fit="squash", effnet_size=128)
+
+
+@pytest.fixture(scope="module")
+def original() -> torch.Tensor:
+    """uint8 (2, 3, 128, 128): the cat and the coffee cup."""
+    return to_tensor([evaluation_picture(p, MINI) for p in (data.chelsea(), data.coffee())])
+
+
+@pytest.fixture(scope="module")
+def small(original: torch.Tensor) -> torch.Tensor:
+    """What comes back from 64 pixels: uint8 (2, 3, 128, 128)."""
+    return reconstruction(native_pictures(original, [], 64, MINI), MINI)
+
+
+def digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def test_evaluation_picture(original: torch.Tensor):
+    assert (work.EVALUATION_STEP, digest(original.numpy())) == (1, EVALUATION)
+
+
+def test_native_picture(original: torch.Tensor):
+    native = native_pictures(original, [], 64, MINI)
+    seen = [round(float(v), 6) for v in (native.mean(), native.std(), native[0, 0, 10, 20], native[1, 2, 40, 7])]
+    assert work.ENCODE_STEP == 1
+    assert seen == pytest.approx(NATIVE, rel=1e-5)
+
+
+def test_reconstruction(small: torch.Tensor):
+    seen = [float(small.double().mean()), float(small.double().std())]
+    assert work.DECODE_STEP == 1
+    assert seen == pytest.approx(BACK, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["psnr", "ssim", "ssim-gauss11", "effnet"])
+def test_probes(name: str, original: torch.Tensor, small: torch.Tensor):
+    probe = make_probe(name, CPU, ssim_window="uniform7", effnet_size=128)
+    with torch.inference_mode():
+        a, b = probe.view(original), probe.view(small)
+        seen = {column: values.tolist() for column, values in probe.compare(a, b).items()}
+        if METRICS[name].has_features:
+            seen["features"] = [float(v) for v in probe.features(b).double().square().mean(dim=1)]
+    version, values = PROBES[name]
+    assert probe.version == version
+    assert work.SCORE_STEP == 1
+    assert set(seen) == set(values)
+    for column, want in values.items():
+        assert seen[column] == pytest.approx(want, rel=1e-4), column
+
+
+def test_calibration_rows(original: torch.Tensor):
+    images = original.float() / 255
+    for cls, options in ((MeanColour, NoOptions()), (DownsampleBits, ThumbnailOptions(640))):
+        version, want = IDS[cls.__name__]
+        assert cls.version == version
+        assert digest(cls(options, CPU).encode(images).ids.numpy().astype(np.int32)) == want, cls.__name__
+
+
+def test_llamagen_mini(original: torch.Tensor):
+    tokenizer = load("tokenizers", "llamagen-mini")(LlamaGenMini.Options(), CPU)
+    with torch.inference_mode():
+        ids = tokenizer.encode(native_pictures(original, [], 64, MINI)).ids
+    version, want = IDS["LlamaGenMini"]
+    assert LlamaGenMini.version == version
+    same = (ids.ravel() == torch.tensor([int(i) for i in want.split()])).double().mean()
+    assert same >= 0.98, "at most one id of 64 a picture may lie on an edge between codes"
+
+
+EVALUATION = "8977373d773ce40d"
+NATIVE = [0.419466, 0.231372, 0.527967, 0.208936]
+BACK = [106.96590169270833, 58.69498553144261]
+PROBES = {
+    "psnr": (1, {"PSNR": [31.917005, 28.585354], "MSE": [41.8196, 90.062703]}),
+    "ssim": (1, {"SSIM": [0.9207613, 0.89254279]}),
+    "ssim-gauss11": (1, {"SSIM-gauss11": [0.90427092, 0.88374209]}),
+    "effnet": (
+        1,
+        {"perc-effnet": [0.19905294, 0.2207733], "top1-effnet": [1.0, 0.0], "features": [0.94791992, 1.233415]},
+    ),
+}
+IDS = {
+    "MeanColour": (1, "e7b42a7ebd53c6d5"),
+    "DownsampleBits": (1, "0497a5cb0fc53dad"),
+    "LlamaGenMini": (
+        1,
+        "382 926 691 672 574 8 338 680 795 929 750 643 44 754 46 520 716 876 832 930 620 378 98 230 495 751 "
+        "502 815 827 865 923 137 334 345 224 20 420 182 880 861 166 224 286 31 435 881 405 255 542 283 389 "
+        "579 35 565 884 966 417 231 959 869 246 9 102 451 883 746 881 895 139 263 91 212 746 897 112 92 499 "
+        "737 90 73 946 780 403 547 395 302 471 73 827 100 127 524 827 189 885 661 969 186 189 190 911 186 86 "
+        "599 929 263 707 726 537 346 297 130 73 498 119 49 127 390 182 763 320 139 251 508 345 68 309 354",
+    ),
+}
