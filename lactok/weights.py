@@ -38,12 +38,14 @@ class HubWeights:
 
     revision: the commit that is used; None where no commit could be pinned yet (then the default branch).
     sha256: of the file, 64 hex digits; None where it is not known yet (then what was loaded is recorded, not checked).
+    otherwise: what a user without network can name instead; for one file of a folder, the folder.
     """
 
     repo: str
     filename: str
     revision: str | None = None
     sha256: str | None = None
+    otherwise: str = "name a local file by options.NAME.weights=PATH"
 
     def __str__(self) -> str:
         return f"{self.repo}/{self.filename}" + (
@@ -142,7 +144,7 @@ def _locate_hub(source: HubWeights, download: bool) -> Path:
         f"{source.filename} of hub repository {source.repo} is not here: looked in {constants.HF_HUB_CACHE}; "
         f"no download ({reason}). Get it on a machine with network by "
         f"`hf download {source.repo} {source.filename}{revision}` and set HF_HUB_CACHE to that cache, "
-        "or name a local file by options.NAME.weights=PATH"
+        f"or {source.otherwise}"
     )
 
 

@@ -55,6 +55,14 @@ def test_missing_hub_file_names_repo_file_place_and_command(offline: Path):
     assert "options.NAME.weights=PATH" in message
 
 
+def test_missing_file_of_a_folder_says_how_to_name_the_folder(offline: Path):
+    source = HubWeights(
+        "some-one/some-pipeline", "unet/config.json", otherwise="name the folder by options.NAME.dir=DIR"
+    )
+    with pytest.raises(MissingWeights, match=r"or name the folder by options\.NAME\.dir=DIR$"):
+        locate(source)
+
+
 def test_cached_hub_file_is_found_offline(offline: Path):
     path = put_in_cache(offline, HUB, b"weights")
     assert locate(HUB) == path

@@ -1,0 +1,202 @@
+"""Image embeddings painted by Stable Diffusion 2.1 unCLIP: diffusers' stock pipeline, loaded strictly.
+
+SEED's copy of the pipeline differs by an argument that SEED does not use, and by scaling latents that are handed in,
+which the stock one does with those that it draws itself, as here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from torch import Tensor, nn
+
+from baselines.seedtok.model import blip2
+from lactok.weights import CheckpointMismatch, WeightsError
+
+NETWORK_FILES = (
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "image_normalizer/config.json",
+    "image_normalizer/diffusion_pytorch_model.safetensors",
+    "image_noising_scheduler/scheduler_config.json",
+    "scheduler/scheduler_config.json",
+)
+"""What a folder of the pipeline must hold. Its CLIP image encoder is not needed: the embedding is handed in."""
+
+TOKENIZER_FILES = (
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+)
+"""The published tokenizer; newer transformers write it as other files."""
+
+_RECOMPUTED = "text_model.embeddings.position_ids"
+"""A buffer that older files hold, which follows from the configuration."""
+
+_SHOWN = 5  # names of each kind in an error
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to paint; the defaults are those with which SEED calls the pipeline.
+
+    steps: denoising steps; guidance_scale: 1 or less means no guidance; noise_level: index into the schedule by which
+    noise is added to the embedding (level 0 still adds a little).
+    """
+
+    steps: int = 20
+    guidance_scale: float = 10.0
+    noise_level: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps {self.steps}: expected at least 1")
+
+
+class UnCLIP:
+    """A `StableUnCLIPImg2ImgPipeline` that paints image embeddings with an empty prompt."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of the embeddings that it takes."""
+        return self.pipeline.image_normalizer.config.embedding_dim
+
+    @property
+    def output_size(self) -> int:
+        """Side in pixels of the pictures that it gives."""
+        return self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+
+    @property
+    def noise_levels(self) -> int:
+        """How many noise levels there are."""
+        return self.pipeline.image_noising_scheduler.config.num_train_timesteps
+
+    def to(self, device: torch.device) -> UnCLIP:
+        self.pipeline.to(device)
+        return self
+
+    def paint(self, embeds: Tensor, seeds: Sequence[int], sampling: Sampling) -> Tensor:
+        """Image embeddings (B, embedding_dim) to pictures (B, 3, S, S) in [0, 1].
+
+        One generator a picture, on the CPU and seeded by seeds[i] alone, draws the embedding's noise first, then the
+        starting latents (the pipeline's own order). Pictures are made one at a time, as published: guidance
+        amplifies rounding, so a picture from a larger batch would not be the same to the last digits.
+        """
+        size = self.output_size
+        pictures = [embeds.new_empty(0, 3, size, size)]
+        for embed, seed in zip(embeds, seeds, strict=True):
+            made = self.pipeline(
+                prompt="",
+                image_embeds=embed[None],
+                generator=torch.Generator().manual_seed(seed),
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                noise_level=sampling.noise_level,
+                output_type="pt",
+            )
+            pictures.append(made.images)
+        return torch.cat(pictures)
+
+
+def load(folder: Path) -> UnCLIP:
+    """The pipeline of a folder in diffusers' layout (`NETWORK_FILES`, a tokenizer), float32, on the CPU.
+
+    Raises CheckpointMismatch where names or shapes of a network's tensors are not those of its configuration,
+    WeightsError for a part that can't be loaded, MissingWeights when transformers is not installed.
+    """
+    blip2()
+    from diffusers import StableUnCLIPImg2ImgPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    try:
+        text_encoder = _network(CLIPTextModel, folder / "text_encoder")
+        pipeline = StableUnCLIPImg2ImgPipeline(
+            feature_extractor=None,
+            image_encoder=text_encoder,  # the pipeline reads its dtype, no more, where an embedding is handed in
+            image_normalizer=_network(StableUnCLIPImageNormalizer, folder / "image_normalizer"),
+            image_noising_scheduler=_scheduler(folder / "image_noising_scheduler"),
+            tokenizer=CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True),
+            text_encoder=text_encoder,
+            unet=_network(UNet2DConditionModel, folder / "unet"),
+            scheduler=_scheduler(folder / "scheduler"),
+            vae=_network(AutoencoderKL, folder / "vae"),
+        )
+    except (ValueError, OSError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{folder} can't be loaded as the unCLIP pipeline: {reason}") from error
+    return UnCLIP(pipeline)
+
+
+def _scheduler(folder: Path) -> Any:
+    """The scheduler that a folder's configuration names, any of diffusers'."""
+    name = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8")).get("_class_name")
+    cls = getattr(diffusers, str(name), None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        raise WeightsError(f"{folder}: _class_name is {name!r}, expected one of diffusers' schedulers")
+    return cls.from_pretrained(folder, local_files_only=True)
+
+
+def _network(cls: Any, folder: Path) -> nn.Module:
+    """A network with all its tensors from `folder`, float32. Raises CheckpointMismatch naming those that do not fit."""
+    dtype = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
+    network, info = cls.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that all are listed, below
+        **{dtype: torch.float32},
+    )
+    _refuse(folder, info)
+    return network.eval().requires_grad_(False)
+
+
+def _refuse(folder: Path, info: Mapping[str, Sequence[Any]]) -> None:
+    kinds = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(set(info["unexpected_keys"]) - {_RECOMPUTED}),
+        "of another shape": [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in info["mismatched_keys"]],
+    }
+    parts = [
+        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        for kind, names in kinds.items()
+        if names
+    ]
+    if parts:
+        raise CheckpointMismatch(f"{folder}: the tensors are not those of its config.json: {'; '.join(parts)}")
+
+
+def class_labels(mean: Tensor, std: Tensor, embeds: Tensor, noise: Tensor, noise_level: int) -> Tensor:
+    """The UNet's class labels (B, 2 D) of image embeddings (B, D): noised, then joined with that of the noise level.
+
+    mean, std: (1, D), by which embeddings are whitened for the noise. The schedule is the published one: cosine,
+    1000 levels.
+    """
+    blip2()
+    from diffusers import StableUnCLIPImg2ImgPipeline
+
+    normalizer = StableUnCLIPImageNormalizer(embeds.shape[1])
+    normalizer.load_state_dict({"mean": mean, "std": std})
+    schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+    others = ("feature_extractor", "image_encoder", "tokenizer", "text_encoder", "unet", "scheduler", "vae")
+    pipeline = StableUnCLIPImg2ImgPipeline(
+        image_normalizer=normalizer, image_noising_scheduler=schedule, **dict.fromkeys(others)
+    )
+    return pipeline.noise_image_embeddings(embeds, noise_level, noise=noise)
