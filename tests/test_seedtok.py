@@ -18,7 +18,6 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from baselines.seedtok import unclip
 from baselines.seedtok.adapter import SeedTok, SeedTokOptions, common_folder
@@ -28,6 +27,8 @@ from baselines.seedtok.model import SeedConfig, SeedModel
 from lactok.conformance import CaseError, CaseFolder, CheckLine
 from lactok.interface import Codes
 from lactok.weights import CheckpointMismatch, HubWeights, MissingWeights, WeightsError
+
+transformers = pytest.importorskip("transformers", reason="SeedTok needs it: pip install 'lactok[paper]'")
 
 GOLDEN = Path(__file__).parent / "golden" / "seed"
 CPU = torch.device("cpu")
@@ -233,7 +234,7 @@ def painter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     normalizer = StableUnCLIPImageNormalizer(SMALL.image_features_dim)
     torch.nn.init.normal_(normalizer.mean)
     torch.nn.init.uniform_(normalizer.std, 0.5, 2.0)
-    text = CLIPTextConfig(
+    text = transformers.CLIPTextConfig(
         vocab_size=words,
         hidden_size=TEXT_WIDTH,
         intermediate_size=32,
@@ -249,7 +250,7 @@ def painter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_normalizer=normalizer,
         image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         tokenizer=None,
-        text_encoder=CLIPTextModel(text),
+        text_encoder=transformers.CLIPTextModel(text),
         unet=unet,
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear",
