@@ -66,7 +66,7 @@ class Cache:
             data = (folder / "data.safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() != meta["sha256"]:
                 raise ValueError("its sha256 is another")
-            return Piece(load_arrays(data), meta["meta"])
+            return Piece(dict(sorted(load_arrays(data).items())), meta["meta"])  # the library gives them in any order
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, safetensors.SafetensorError):

@@ -122,12 +122,14 @@ class Tokenizer(ABC):
     Class attributes:
         Options: a dataclass of what a user may set by `options.NAME.key=value`; every field has a default and a type.
         version: raise it when the plugin's results change for the same weights; stored results are then made anew.
+        path_options: the options that name local copies of checkpoints; the files' sha256 determine results, not these.
         scale: "mini", "paper" or "any": under which `weights=` preset `tokenizers=all` takes it.
         code_licence, weights_licence: SPDX names, or a short statement.
     """
 
     Options: ClassVar[type] = NoOptions
     version: ClassVar[int] = 1
+    path_options: ClassVar[tuple[str, ...]] = ("weights",)
     scale: ClassVar[str] = "any"
     code_licence: ClassVar[str] = "not stated"
     weights_licence: ClassVar[str] = "not stated"

@@ -32,6 +32,12 @@ def test_round_trip(cache: Cache):
     assert cache.read("kind", "other") is None
 
 
+def test_arrays_come_in_one_order(cache: Cache):
+    names = [f"column {i}" for i in range(20)]
+    cache.write("kind", "key", {name: np.zeros(1, np.float32) for name in reversed(names)}, {})
+    assert all(list(cache.read("kind", "key").arrays) == sorted(names) for _ in range(20))
+
+
 def test_key_depends_on_content_not_on_order():
     assert key_of(a=1, b={"x": 1, "y": 2}) == key_of(b={"y": 2, "x": 1}, a=1)
     assert key_of(a=1) != key_of(a=2)

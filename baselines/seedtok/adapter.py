@@ -52,6 +52,7 @@ class SeedTok(Tokenizer):
     """
 
     Options = SeedTokOptions
+    path_options = ("weights", "vit", "unclip")
     scale = "paper"
     code_licence = "Apache-2.0, parts BSD-3-Clause (LAVIS)"
     weights_licence = "Apache-2.0 (seed-tokenizer-2), OpenRAIL++-M (SD 2.1 unCLIP), not stated (eva_vit_g)"

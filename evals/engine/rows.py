@@ -153,7 +153,7 @@ def identify(row: Row) -> Identity:
     for source in row.cls.weights(row.options):
         path = weights.locate(source)
         records.append(WeightsRecord(str(source), weights.sha256_of(path), pinned=source.sha256 is not None))
-    options = {k: v for k, v in dataclasses.asdict(row.options).items() if k != "weights"}
+    options = {k: v for k, v in dataclasses.asdict(row.options).items() if k not in row.cls.path_options}
     parts = {
         "name": row.name,
         "version": row.cls.version,
