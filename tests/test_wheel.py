@@ -22,8 +22,8 @@ def copy_of_the_checkout(folder: Path) -> Path:
 
 def test_the_main_job_runs_from_a_wheel(tmp_path: Path):
     source = copy_of_the_checkout(tmp_path / "source")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(source)]
-    subprocess.run(build, check=True, capture_output=True, text=True)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist")]
+    subprocess.run([*build, str(source)], check=True, capture_output=True, text=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target"]
