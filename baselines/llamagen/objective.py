@@ -116,7 +116,7 @@ class VQRecipe(Recipe):
         if options.model.codebook_l2_norm:
             chosen = F.normalize(chosen, dim=1)
         weight[dead[: len(chosen)]] = chosen.to(weight.dtype)
-        broadcast(weight.data)  # ranks saw other pictures: all take the first one's codebook
+        broadcast(weight.data)  # ranks saw other pictures: all take what the first one made of its own
         self.used.zero_()
 
     @torch.no_grad()

@@ -364,6 +364,9 @@ class _Run:
         return {**losses, "gradient_norm": norm.detach(), "learning_rate": torch.tensor(rate)}
 
     def _log(self, done: int, values: dict[str, float], since: tuple[float, int]) -> None:
+        if self.accelerator.num_processes > 1:
+            over_ranks = torch.tensor(list(values.values()), device=self.accelerator.device)
+            values = dict(zip(values, self.accelerator.reduce(over_ranks, "mean").tolist()))
         seconds = (time.monotonic() - since[0]) / (done - since[1])
         rate = self.per_step / seconds
         self.accelerator.log(values, step=done)
