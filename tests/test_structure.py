@@ -76,6 +76,17 @@ def test_light_modules_import_no_torch(module: str):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, f"{module} imports torch"
 
 
+def test_naming_tokenizers_imports_no_library_of_networks():
+    """Lists and finished runs import every tokenizer's class; diffusers, transformers and timm take seconds."""
+    code = (
+        "import sys; from lactok import registry; "
+        "[registry.load('tokenizers', name) for name in registry.entries('tokenizers')]; "
+        "print([m for m in ('diffusers', 'transformers', 'timm', 'accelerate') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("command", [["evals.run"], ["evals"], ["lactok.train"]])
 def test_help_answers_at_once(command: list[str]):
     started = time.perf_counter()

@@ -10,10 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lactok.interface import Codes, Tokenizer, TokenizerInfo
@@ -28,6 +27,9 @@ from lactok.weights import (
     override,
     require_entries,
 )
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
@@ -75,6 +77,8 @@ def sources(repo: str) -> tuple[WeightsSource, WeightsSource]:
 
 def build(config: Mapping[str, Any]) -> AutoencoderKL:
     """The stock network of a `config.json`, without memory. Raises WeightsError when it is another class's."""
+    from diffusers import AutoencoderKL
+
     if config.get("_class_name") != "AutoencoderKL":
         raise WeightsError(f"_class_name is {config.get('_class_name')!r}, expected 'AutoencoderKL'")
     with torch.device("meta"):

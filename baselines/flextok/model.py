@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from baselines.flextok import fsq
@@ -26,6 +26,9 @@ from baselines.flextok.transformer import (
     sincos_positions,
     unpatchify,
 )
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 TIME_PERIOD = 256
 """Ratio of the fastest to the slowest frequency of the time embedding (published; not the usual 10000)."""
@@ -46,6 +49,8 @@ class Encoded:
 
 def build_vae(config: VAEConfig) -> AutoencoderKL:
     """The stock autoencoder of these sizes."""
+    from diffusers import AutoencoderKL
+
     levels = len(config.block_out_channels)
     return AutoencoderKL(
         block_out_channels=config.block_out_channels,

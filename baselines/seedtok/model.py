@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lactok.models.quantizer import VectorQuantizer
@@ -113,6 +112,8 @@ class SeedModel(nn.Module):
     """Pictures to ids, and ids to image embeddings. Raises MissingWeights when transformers is not installed."""
 
     def __init__(self, config: SeedConfig | None = None) -> None:
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         self.config = config = config or SeedConfig()
         width, queries = config.qformer.hidden_size, config.qformer.num_query_token

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from torch import Tensor, nn
 
 from baselines.seedtok.model import blip2
@@ -122,7 +119,8 @@ def load(folder: Path) -> UnCLIP:
     WeightsError for a part that can't be loaded, MissingWeights when transformers is not installed.
     """
     blip2()
-    from diffusers import StableUnCLIPImg2ImgPipeline
+    from diffusers import AutoencoderKL, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
     from transformers import CLIPTextModel, CLIPTokenizer
 
     try:
@@ -146,6 +144,8 @@ def load(folder: Path) -> UnCLIP:
 
 def _scheduler(folder: Path) -> Any:
     """The scheduler that a folder's configuration names, any of diffusers'."""
+    import diffusers
+
     name = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8")).get("_class_name")
     cls = getattr(diffusers, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
@@ -190,7 +190,8 @@ def class_labels(mean: Tensor, std: Tensor, embeds: Tensor, noise: Tensor, noise
     1000 levels.
     """
     blip2()
-    from diffusers import StableUnCLIPImg2ImgPipeline
+    from diffusers import DDPMScheduler, StableUnCLIPImg2ImgPipeline
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
     normalizer = StableUnCLIPImageNormalizer(embeds.shape[1])
     normalizer.load_state_dict({"mean": mean, "std": std})

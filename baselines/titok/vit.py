@@ -10,7 +10,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 MLP_RATIO = 4.0
@@ -45,6 +44,8 @@ class _LatentViT(nn.Module):
     """What encoder and decoder share: positions, the normalisation in front, the blocks, the normalisation behind."""
 
     def __init__(self, size: ViTSize, grid: int, num_latent_tokens: int) -> None:
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         self.grid = grid
         scale = size.width**-0.5  # published initialisation
