@@ -1,12 +1,13 @@
 """The report: what is shown, what is marked, what is written, for a run in which everything happens at once."""
 
+import dataclasses
 import io
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import ImageFont
+from PIL import Image, ImageFont
 from rich.console import Console
 
 from evals import record
@@ -14,6 +15,7 @@ from evals.record import ColumnRecord, RowRecord, RunRecord, Value, WeightsRecor
 from evals.report.console import print_run
 from evals.report.contact import LABELS, contact_sheet, wrapped
 from evals.report.markdown import MOST_LEFT_OUT, cell, render, write_report
+from evals.report.rate import rate_points
 from evals.report.table import interval_text, number_text, raw_frame, shown_table
 from evals.store import StoreError
 
@@ -410,3 +412,25 @@ def test_long_labels_are_wrapped_whole():
         lines = wrapped(label, LABELS - 12, font)
         assert "".join(lines) == label
         assert all(font.getlength(line) <= LABELS - 12 for line in lines)
+
+
+def test_the_rate_picture_joins_the_rows_of_one_tokenizer(tmp_path):
+    run = make_run()
+    row = next(r for r in run.rows if r.bits_per_image and r.status == "ok" and r.family != "calibration")
+    half = dataclasses.replace(row, label=f"{row.label}[keep_ids=1]", bits_per_image=row.bits_per_image / 2)
+    run.rows.append(half)
+    points = rate_points(run, "PSNR")[row.name]
+    assert [bits for bits, _, _ in points] == sorted(bits for bits, _, _ in points)
+    assert len(points) >= 2
+    write_report(run, tmp_path)
+    with Image.open(tmp_path / "rate.png") as picture:
+        assert min(picture.size) > 300
+    assert "rate.png" in (tmp_path / "report.md").read_text()
+
+
+def test_no_rate_no_picture(tmp_path):
+    run = make_run()
+    run.rows = [r for r in run.rows if r.bits_per_image is None]
+    write_report(run, tmp_path)
+    assert not (tmp_path / "rate.png").exists()
+    assert "rate.png" not in (tmp_path / "report.md").read_text()

@@ -172,6 +172,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path):
         env=environment(plugin),
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob("cache/ids/*/meta.json")) and time.monotonic() < deadline:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from evals.config import ConfigError, as_list
 from evals.record import WeightsRecord
@@ -42,37 +43,29 @@ def resolve_rows(tokenizers: Any, preset: str, calibration: bool, options: dict[
 
     tokenizers: a name, a list, or "all"; preset: the `weights` setting, "mini" or "paper", which says what a name
     without its ending means (`llamagen` is `llamagen-mini` under "mini") and what "all" takes.
+    options: by tokenizer; a list where the plugin declares a single value gives a row a value (a rate sweep).
     Raises ConfigError for an unknown name (with the nearest) or an option that the plugin does not declare.
     """
-    known = registry.entries("tokenizers")
+    known = list(registry.entries("tokenizers"))
     wanted = as_list(tokenizers)
     if not wanted:
         raise ConfigError("tokenizers is empty: name one, a list [a,b], or all")
-    loaded: dict[str, Row] = {}
-
-    def add(name: str) -> None:
-        if name not in loaded:
-            loaded[name] = _row(name, preset, dict(options.get(name) or {}))
-
-    for name in wanted:
-        if name == "all":
-            for candidate in known:
-                row = _row(candidate, preset, dict(options.get(candidate) or {}))
-                if row.cls is None or row.cls.scale in ("any", preset):
-                    loaded.setdefault(candidate, row)
-        else:
-            add(_full_name(name, preset, list(known)))
-    if calibration:
-        for name in (*CALIBRATION_FIRST, *CALIBRATION_LAST):
-            row = _row(name, preset, dict(options.get(name) or {}))
-            if row.cls is not None and row.cls.scale in ("any", preset):
-                loaded.setdefault(name, row)
-    unused = set(options) - set(loaded)
+    given = {_full_name(name, preset, known): dict(values or {}) for name, values in options.items()}
+    named = [_full_name(name, preset, known) for name in wanted if name != "all"]
+    optional = [*(known if "all" in wanted else ()), *(CALIBRATION_FIRST + CALIBRATION_LAST if calibration else ())]
+    loaded = {name: _rows(name, preset, given.get(name, {})) for name in dict.fromkeys([*named, *optional])}
+    rows = {name: found for name, found in loaded.items() if name in named or _belongs(found[0], preset)}
+    unused = set(given) - set(rows)
     if unused:
         raise ConfigError(
-            registry.unknown("tokenizer in options", sorted(unused)[0], list(loaded)) + " (the rows of this run)"
+            registry.unknown("tokenizer in options", sorted(unused)[0], list(rows)) + " (the rows of this run)"
         )
-    return sorted(loaded.values(), key=_table_order)
+    return sorted((row for found in rows.values() for row in found), key=_table_order)
+
+
+def _belongs(row: Row, preset: str) -> bool:
+    """Whether "all" takes it; a plugin that can't be imported is taken, so that it is named."""
+    return row.cls is None or row.cls.scale in ("any", preset)
 
 
 def _full_name(name: str, preset: str, known: list[str]) -> str:
@@ -83,25 +76,32 @@ def _full_name(name: str, preset: str, known: list[str]) -> str:
     return name
 
 
-def _row(name: str, preset: str, given: dict[str, Any]) -> Row:
+def _rows(name: str, preset: str, given: dict[str, Any]) -> list[Row]:
+    """A row for each combination of the options' values; one where none is a list."""
     try:
         cls = registry.load("tokenizers", name)
     except registry.BrokenPlugin as error:
-        return Row(name, name, None, error=str(error))
+        return [Row(name, name, None, error=str(error))]
     if not (isinstance(cls, type) and issubclass(cls, Tokenizer)):
-        return Row(name, name, None, error=f"tokenizer {name!r} is {cls!r}: expected a subclass of Tokenizer")
-    if name == "downsample-bits":
-        given = {"bits": REFERENCE_BITS[preset]} | given
-    options = check_options(name, cls.Options, given)
-    plain = cls.Options()
-    changed = {
-        f.name: getattr(options, f.name)
-        for f in dataclasses.fields(options)
-        if getattr(options, f.name) != getattr(plain, f.name)
-    }
-    shown = {k: v for k, v in changed.items() if not (name == "downsample-bits" and v == REFERENCE_BITS[preset])}
+        return [Row(name, name, None, error=f"tokenizer {name!r} is {cls!r}: expected a subclass of Tokenizer")]
+    usual = {"bits": REFERENCE_BITS[preset]} if name == "downsample-bits" else {}
+    swept = {key: value if _is_sweep(cls.Options, key, value) else [value] for key, value in given.items()}
+    combinations = [dict(zip(swept, values)) for values in itertools.product(*swept.values())]
+    return [_row(name, cls, check_options(name, cls.Options, usual | one), usual) for one in combinations]
+
+
+def _is_sweep(kind: type, key: str, value: Any) -> bool:
+    """Whether a list is several values of an option that takes one."""
+    declared = {f.name: _type_name(f) for f in dataclasses.fields(kind)}.get(key, "")
+    return isinstance(value, list) and bool(value) and not declared.startswith(("list", "tuple"))
+
+
+def _row(name: str, cls: type[Tokenizer], options: Any, usual: dict[str, Any]) -> Row:
+    plain = dataclasses.asdict(cls.Options()) | usual
+    values = dataclasses.asdict(options)
+    shown = {k: v for k, v in values.items() if v != plain[k]}
     label = name + (f"[{','.join(f'{k}={v}' for k, v in shown.items())}]" if shown else "")
-    return Row(label, name, cls, options, changed)
+    return Row(label, name, cls, options, shown | {k: values[k] for k in usual})
 
 
 def check_options(name: str, kind: type, given: dict[str, Any]) -> Any:
@@ -121,10 +121,15 @@ def check_options(name: str, kind: type, given: dict[str, Any]) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))
     except OmegaConfBaseException as error:
         key = next(iter(given))
-        expected = ", ".join(f"{k}: {f.type}" for k, f in declared.items())
+        expected = ", ".join(f"{k}: {_type_name(f)}" for k, f in declared.items())
         raise ConfigError(
             f"options.{name}.{getattr(error, 'key', None) or key}: {str(error).splitlines()[0]}; declared: {expected}"
         ) from error
+
+
+def _type_name(field: dataclasses.Field) -> str:
+    """A field's type as its author wrote it."""
+    return field.type.__name__ if isinstance(field.type, type) and not get_args(field.type) else str(field.type)
 
 
 def _table_order(row: Row) -> tuple[int, int, str]:
@@ -132,7 +137,7 @@ def _table_order(row: Row) -> tuple[int, int, str]:
         return 0, CALIBRATION_FIRST.index(row.name), row.label
     if row.name in CALIBRATION_LAST:
         return 2, CALIBRATION_LAST.index(row.name), row.label
-    return 1, 0, row.label
+    return 1, 0, row.name
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evals.record import ColumnRecord, RowRecord, RunRecord
+from evals.report.rate import rate_picture
 from evals.report.table import (
     ARROWS,
     NOTHING,
@@ -31,7 +32,7 @@ TITLES = {"recon": "Reconstruction"}
 
 
 def write_report(run: RunRecord, folder: Path) -> list[Path]:
-    """Write report.md, table.csv, table.parquet and speed.csv, each whole or not at all; returns their paths.
+    """Write report.md, table.csv, table.parquet, speed.csv, and rate.png where rows have rates; returns their paths.
 
     The report shows contact.png where the folder has one. Raises StoreError when the folder can't be written.
     """
@@ -39,19 +40,23 @@ def write_report(run: RunRecord, folder: Path) -> list[Path]:
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
     contact = "contact.png" if (folder / "contact.png").is_file() else None
+    picture = rate_picture(run)
     files = {
-        folder / "report.md": render(run, contact).encode(),
+        folder / "report.md": render(run, contact, "rate.png" if picture else None).encode(),
         folder / "table.csv": frame.to_csv(index=False, lineterminator="\n").encode(),
         folder / "table.parquet": parquet.getvalue(),
         folder / "speed.csv": speed_frame(run).to_csv(index=False, lineterminator="\n").encode(),
     }
+    if picture:
+        files[folder / "rate.png"] = picture
     for path, content in files.items():
         write_atomically(path, content)
     return list(files)
 
 
-def render(run: RunRecord, contact: str | None = None) -> str:
-    """The text of report.md. contact: the contact sheet's path as seen from the report, None without one."""
+def render(run: RunRecord, contact: str | None = None, rate: str | None = None) -> str:
+    """The text of report.md. contact, rate: paths of the contact sheet and of the rate-distortion picture as seen
+    from the report, None without one."""
     table = shown_table(run)
     text = _template().render(
         run=run,
@@ -60,6 +65,7 @@ def render(run: RunRecord, contact: str | None = None) -> str:
         title=f"{TITLES.get(run.suite, run.suite)}, scale {run.scale}: {run.pictures:,} pictures of {run.dataset}",
         mini=is_mini(run),
         contact=contact,
+        rate_picture=rate,
         pictures=pictures_text(run),
         interval_note=_interval_note(run),
         spreads=_spreads(run),

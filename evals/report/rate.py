@@ -1,0 +1,71 @@
+"""The rate-distortion picture: bits of an image against each metric, all rows of a run on one picture."""
+
+from __future__ import annotations
+
+import io
+import math
+
+from evals.record import ColumnRecord, RowRecord, RunRecord
+from evals.report.table import ARROWS, CALIBRATION, is_mini
+
+COLUMNS = 3
+# Inches of one metric's panel.
+PANEL = (4.2, 3.2)
+# Marker and colour of the calibration rows that have a rate.
+CALIBRATION_STYLE = {"downsample-bits": ("x", "dimgrey"), "mean-colour": ("s", "darkgrey")}
+
+
+def rate_points(run: RunRecord, column: str) -> dict[str, list[tuple[float, float, str]]]:
+    """By tokenizer name, its rows' (bits per image, value, label) by rising rate; rows without bits have no place."""
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    for row in run.rows:
+        value = row.cells[column].value if column in row.cells else None
+        if row.bits_per_image and value is not None and math.isfinite(value):
+            points.setdefault(row.name, []).append((row.bits_per_image, value, row.label))
+    return {name: sorted(found) for name, found in points.items()}
+
+
+def rate_columns(run: RunRecord) -> list[ColumnRecord]:
+    """The columns worth a panel: those with a direction, of pictures and not of ids, that two rows with bits have."""
+    of_ids = ("codebook use", "PSNR-pooled")
+    judged = [c for c in run.columns if c.better and c.name not in of_ids]
+    return [c for c in judged if sum(map(len, rate_points(run, c.name).values())) > 1]
+
+
+def rate_picture(run: RunRecord) -> bytes | None:
+    """PNG, a panel a metric; None where fewer than two rows have a rate. Rows of one tokenizer are joined by a line."""
+    columns = rate_columns(run)
+    if not columns:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    wide = min(COLUMNS, len(columns))
+    high = -(-len(columns) // wide)
+    figure = Figure(figsize=(PANEL[0] * wide, PANEL[1] * high + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{run.pictures:,} pictures of {run.dataset}, {run.protocol['name']}" + " (mini)" * is_mini(run))
+    calibration = {row.name for row in run.rows if row.family == CALIBRATION}
+    colours = {name: f"C{i % 10}" for i, name in enumerate(_names(run.rows))}
+    for place, column in enumerate(columns, 1):
+        axes = figure.add_subplot(high, wide, place)
+        for name, points in rate_points(run, column.name).items():
+            bits, values, _ = zip(*points)
+            scale = 100 if column.unit == "%" else 1
+            marker, colour = CALIBRATION_STYLE.get(name, ("x", "grey")) if name in calibration else ("o", colours[name])
+            line = ":" if name in calibration else "-"
+            axes.plot(bits, [v * scale for v in values], label=name, marker=marker, color=colour, linestyle=line)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("bits per image")
+        axes.set_ylabel(f"{column.name} {ARROWS[column.better]}" + (f" ({column.unit})" if column.unit else ""))
+        axes.grid(alpha=0.3)
+        if place == 1:
+            axes.legend(fontsize=7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _names(rows: list[RowRecord]) -> list[str]:
+    return list(dict.fromkeys(row.name for row in rows if row.family != CALIBRATION))

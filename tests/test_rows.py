@@ -1,0 +1,95 @@
+"""From names and options on the command line to the rows of a table."""
+
+from pathlib import Path
+
+import pytest
+
+from evals.config import ConfigError
+from evals.engine.rows import resolve_rows
+from lactok import registry
+from tests.support import TOY, install_plugin
+
+SWEPT = (
+    "from dataclasses import dataclass, field\n"
+    + TOY
+    + """
+
+@dataclass
+class Options:
+    keep_ids: int = 64
+    steps: int = 2
+    sizes: list[int] = field(default_factory=list)
+
+
+class Swept(Toy):
+    Options = Options
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plugin = install_plugin(tmp_path / "plugin", "sweptplugin", SWEPT, {"swept": "Swept", "swept-twin": "Swept"})
+    monkeypatch.syspath_prepend(str(plugin))
+    registry.entries.cache_clear()
+    yield
+    registry.entries.cache_clear()
+
+
+def labels(tokenizers: object, options: dict, preset: str = "mini", calibration: bool = False) -> list[str]:
+    return [r.label for r in resolve_rows(tokenizers, preset, calibration, options)]
+
+
+def test_a_name_means_its_miniature_under_mini_and_the_published_one_under_paper():
+    assert labels("llamagen", {}) == ["llamagen-mini"]
+    assert labels(["llamagen-mini", "llamagen"], {}) == ["llamagen-mini"]
+    assert labels("llamagen", {}, "paper") == ["llamagen"]
+    assert labels("llamagen-mini", {}, "paper") == ["llamagen-mini"]
+
+
+def test_all_takes_what_belongs_to_the_preset():
+    mini, paper = labels("all", {}), labels("all", {}, "paper")
+    assert {"llamagen-mini", "swept", "identity", "resize-64"} <= set(mini)
+    assert {"llamagen", "titok", "flextok", "seedtok", "sdxl-vae", "resize-256"} <= set(paper)
+    assert not {"llamagen", "resize-256"} & set(mini)
+    assert not {"llamagen-mini", "resize-64"} & set(paper)
+
+
+def test_options_of_a_name_are_those_of_its_miniature():
+    (row,) = resolve_rows("llamagen", "mini", False, {"llamagen": {"weights": "/x"}})
+    assert row.name == "llamagen-mini"
+    assert row.options.weights == "/x"
+
+
+def test_a_list_of_values_is_a_row_a_value_in_the_order_given():
+    rows = resolve_rows("swept", "mini", False, {"swept": {"keep_ids": [1, 4, 16, 64]}})
+    assert [r.options.keep_ids for r in rows] == [1, 4, 16, 64]
+    assert [r.label for r in rows] == ["swept[keep_ids=1]", "swept[keep_ids=4]", "swept[keep_ids=16]", "swept"]
+    grid = labels("swept", {"swept": {"keep_ids": [1, 2], "steps": [3, 4]}})
+    assert len(set(grid)) == 4
+
+
+def test_an_option_that_takes_a_list_is_no_sweep():
+    (row,) = resolve_rows("swept", "mini", False, {"swept": {"sizes": [1, 2]}})
+    assert row.options.sizes == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"swept": {"keep_id": 3}}, "options.swept.keep_ids"),
+        ({"swept": {"keep_ids": "many"}}, "keep_ids: int"),
+        ({"swept": {"keep_ids": [1, "many"]}}, "keep_ids: int"),
+        ({"identity": {"x": 1}}, "the rows of this run|has no options"),
+        ({"nothing": {"x": 1}}, "unknown tokenizer 'nothing'"),
+    ],
+)
+def test_options_that_are_not_declared_are_refused(options: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        resolve_rows("swept", "mini", False, options)
+
+
+def test_calibration_rows_frame_the_table():
+    assert labels(["swept", "llamagen"], {}, calibration=True) == [
+        "identity", "resize-64", "llamagen-mini", "swept", "downsample-bits", "mean-colour",
+    ]  # fmt: skip
