@@ -45,11 +45,11 @@ def publish(finished: Finished, argv: list[str]) -> int:
 
     paths = write_run(finished, shlex.join(["python", "-m", "evals.run", *argv]))
     print_run(finished.record)
-    for row in finished.record.rows:
-        if row.status != "ok":
-            print(f"{row.label}: {row.status}: {row.error}", file=sys.stderr)
     print("\n".join(str(path) for path in paths))
     bad = [row for row in finished.record.rows if row.status != "ok"]
+    if bad:
+        names = ", ".join(f"{row.label} ({row.status})" for row in bad)
+        print(f"{len(bad)} row(s) not measured, the reasons stand below the table: {names}", file=sys.stderr)
     return 1 if bad or finished.record.missing_metrics else 0
 
 
