@@ -1,0 +1,252 @@
+"""Each tokenizer at its published size with seeded weights, for benchmarks/tokenizers.py; no checkpoint is read.
+
+The adapters are the ones that the harness runs; only where their weights come from is another. A further tokenizer is
+one function here (see `TOKENIZERS`): build the adapter, name the networks that torch.compile takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from baselines.autoencoder_kl.adapter import SDXLVAE, SDXLVAEOptions, build
+from baselines.flextok import keymap as flextok_keymap
+from baselines.flextok.adapter import FlexTokD18D28, FlexTokOptions
+from baselines.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
+from baselines.flextok.model import FlexTok
+from baselines.llamagen import keymap as llamagen_keymap
+from baselines.llamagen.adapter import LlamaGen, LlamaGenOptions
+from baselines.seedtok import keymap as seedtok_keymap
+from baselines.seedtok import unclip
+from baselines.seedtok.adapter import SeedTok, SeedTokOptions
+from baselines.seedtok.model import QFormerConfig, SeedConfig, ViTConfig, blip2
+from baselines.titok import keymap as titok_keymap
+from baselines.titok.adapter import TiTokOptions, TiTokS128
+from baselines.titok.model import TiTok, TiTokConfig
+from baselines.titok.vit import ViTSize
+from lactok.interface import Tokenizer
+from lactok.models.vq import VQModel
+from lactok.seeded import manifest_of, seeded_state_dict
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is timed. side: of the pictures, in pixels; networks: the modules whose forward torch.compile may take.
+
+    note: what holds its speed back by design, for whoever reads the share.
+    """
+
+    tokenizer: Tokenizer
+    side: int
+    networks: tuple[nn.Module, ...]
+    note: str = ""
+
+
+def seeded(model: Any) -> Any:
+    """The same model, off the meta device, with values that follow from its own names and shapes."""
+    model.load_state_dict(seeded_state_dict(manifest_of(model)), strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def llamagen(quick: bool, device: torch.device) -> Subject:
+    """VQ-16 at 256 pixels."""
+    config = dataclasses.replace(LlamaGen.CONFIG, ch=32, codebook_size=64, z_channels=32) if quick else LlamaGen.CONFIG
+    side = 64 if quick else 256
+
+    class Seeded(LlamaGen):
+        CONFIG = config
+
+        def _load(self) -> tuple[VQModel, int, None]:
+            return seeded(llamagen_keymap.meta_model(config)), self.options.input_size, None
+
+    tokenizer = Seeded(LlamaGenOptions(input_size=side), device)
+    return Subject(tokenizer, side, (tokenizer.model.encoder, tokenizer.model.decoder))
+
+
+QUICK_TITOK = TiTokConfig(
+    image_size=64,
+    codebook_size=64,
+    vit_enc_model_size=ViTSize(64, 2, 2),
+    vit_dec_model_size=ViTSize(64, 2, 2),
+    num_latent_tokens=16,
+    pixel_codebook_size=32,
+    pixel_token_size=32,
+    pixel_ch=32,
+)
+
+
+def titok(quick: bool, device: torch.device) -> Subject:
+    """TiTok-S-128 at 256 pixels."""
+    config = QUICK_TITOK if quick else TiTokS128.CONFIG
+
+    class Seeded(TiTokS128):
+        def _load(self) -> tuple[TiTok, None]:
+            return seeded(titok_keymap.meta_model(config)), None
+
+    tokenizer = Seeded(TiTokOptions(), device)
+    model = tokenizer.model
+    return Subject(tokenizer, config.image_size, (model.encoder, model.decoder, model.pixel_decoder))
+
+
+def flextok(quick: bool, device: torch.device) -> Subject:
+    """d18-d28 at 256 pixels, all 256 ids, 20 guided steps (two passes each)."""
+    small = TransformerConfig(64, 1)
+    vae = VAEConfig(block_out_channels=(32, 32), layers_per_block=1)
+    tiny = FlexTokConfig(encoder=small, decoder=small, vae=vae, registers=8, grid=8)
+    config = tiny if quick else FlexTokD18D28.EXPECTED
+
+    class Seeded(FlexTokD18D28):
+        def _read_config(self) -> FlexTokConfig:
+            return config
+
+        def _load(self, config: FlexTokConfig) -> FlexTok:
+            return seeded(flextok_keymap.meta_model(config))
+
+    options = FlexTokOptions(keep_ids=8, steps=2) if quick else FlexTokOptions()
+    tokenizer = Seeded(options, device)
+    model = tokenizer.model
+    return Subject(
+        tokenizer,
+        config.image_size,
+        (model.vae.encoder, model.encoder, model.decoder, model.vae.decoder),
+        "its autoencoder works in float32 whatever the precision around it, as published",
+    )
+
+
+def sdxl_vae(quick: bool, device: torch.device) -> Subject:
+    """SDXL's autoencoder at 1024 pixels; its published config.json by what gives shapes."""
+    widths = (32, 32) if quick else (128, 256, 512, 512)
+    config = {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": widths,
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "norm_num_groups": 32,
+    }
+
+    class Seeded(SDXLVAE):
+        def __init__(self, options: SDXLVAEOptions, device: torch.device) -> None:
+            Tokenizer.__init__(self, options, device)
+            self.factor = 2 ** (len(widths) - 1)
+            self.model = seeded(build(config)).to(device)
+
+    tokenizer = Seeded(SDXLVAEOptions(), device)
+    return Subject(tokenizer, 64 if quick else 1024, (tokenizer.model.encoder, tokenizer.model.decoder))
+
+
+QUICK_SEED = SeedConfig(
+    vit=ViTConfig(img_size=28, embed_dim=88, depth=1, num_heads=4),
+    qformer=QFormerConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64),
+    n_embed=64,
+    decode_depth=1,
+    decode_num_heads=4,
+    image_features_dim=32,
+)
+
+
+def seedtok(quick: bool, device: torch.device) -> Subject:
+    """SEED-2 at 224 pixels, painted by unCLIP at 768 in 20 guided steps. Raises MissingWeights without transformers."""
+    config = QUICK_SEED if quick else SeedTok.CONFIG
+
+    class Seeded(SeedTok):
+        CONFIG = config
+
+        def __init__(self, options: SeedTokOptions, device: torch.device) -> None:
+            Tokenizer.__init__(self, options, device)
+            self.sampling = unclip.Sampling(options.steps, options.guidance_scale, options.noise_level)
+            self.model = seeded(seedtok_keymap.meta_model(config)).to(device)
+            self.unclip = unclip_pipeline(quick, config.image_features_dim).to(device)
+
+    tokenizer = Seeded(SeedTokOptions(steps=2) if quick else SeedTokOptions(), device)
+    model, pipeline = tokenizer.model, tokenizer.unclip.pipeline
+    return Subject(
+        tokenizer,
+        config.vit.img_size,
+        (model.vision.encoder, model.qformer, model.blocks_image, pipeline.unet, pipeline.vae.decoder),
+        "its decoder paints one picture at a time, so that a picture does not depend on its batch",
+    )
+
+
+def unclip_pipeline(quick: bool, embedding_dim: int) -> unclip.UnCLIP:
+    """The stock pipeline with networks of the sizes in the configurations of stable-diffusion-2-1-unclip.
+
+    Its words are cut down to what an empty prompt needs, and stand at the same length of text.
+    """
+    blip2()
+    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    levels = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    small = {"down_block_types": levels[0], "up_block_types": levels[1], "layers_per_block": 1, "norm_num_groups": 8}
+    text_width = 32 if quick else 1024
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(  # the published down and up blocks are the class's defaults
+            sample_size=16 if quick else 96,
+            block_out_channels=(16, 32) if quick else (320, 640, 1280, 1280),
+            attention_head_dim=(2, 4) if quick else (5, 10, 20, 20),
+            cross_attention_dim=text_width,
+            use_linear_projection=True,
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=2 * embedding_dim,
+            **(small if quick else {}),
+        )
+        widths = (16, 32) if quick else (128, 256, 512, 512)
+        vae = AutoencoderKL(
+            block_out_channels=widths,
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            layers_per_block=2,
+            norm_num_groups=8 if quick else 32,
+        )
+    words = {word: i for i, word in enumerate(["!", "!</w>", "<|startoftext|>", "<|endoftext|>"])}
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=text_width,
+        intermediate_size=4 * text_width,
+        num_hidden_layers=2 if quick else 23,
+        num_attention_heads=2 if quick else 16,
+        max_position_embeddings=77,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    text_encoder = CLIPTextModel(text).eval().requires_grad_(False)  # has buffers that no state dict holds
+    text_encoder.load_state_dict(seeded_state_dict(manifest_of(text_encoder)), strict=False)
+    return unclip.UnCLIP(
+        StableUnCLIPImg2ImgPipeline(
+            feature_extractor=None,
+            image_encoder=text_encoder,  # the pipeline reads its dtype, no more
+            image_normalizer=StableUnCLIPImageNormalizer(embedding_dim),
+            image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+            tokenizer=CLIPTokenizer(vocab=words, merges=[], model_max_length=77, pad_token="!"),
+            text_encoder=text_encoder,
+            unet=seeded(unet),
+            scheduler=DDIMScheduler(
+                beta_schedule="scaled_linear",
+                beta_start=0.00085,
+                beta_end=0.012,
+                clip_sample=False,
+                set_alpha_to_one=False,
+                steps_offset=1,
+                prediction_type="v_prediction",
+            ),
+            vae=seeded(vae),
+        )
+    )
+
+
+TOKENIZERS: dict[str, Callable[[bool, torch.device], Subject]] = {
+    "llamagen": llamagen,
+    "titok": titok,
+    "flextok": flextok,
+    "seedtok": seedtok,
+    "sdxl-vae": sdxl_vae,
+}
+"""Name to what builds it: (quick: in miniature, device) -> Subject."""

@@ -1,0 +1,115 @@
+"""The benchmark of the tokenizers' speed runs in miniature; its figures fit together and count what must be counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import tokenizers as benchmark
+from benchmarks.tokenizer_networks import QUICK_TITOK, TOKENIZERS
+from lactok.weights import MissingWeights
+from tests.support import ROOT
+
+CPU = torch.device("cpu")
+QUICK = benchmark.Settings(device=CPU, precision="fp32", compile=False, quick=True, seconds=0.0)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What the command writes; run as a script, whose folder holds a file called as a package that others import."""
+    path = tmp_path_factory.mktemp("speed") / "speed.json"
+    script = str(ROOT / "benchmarks" / "tokenizers.py")
+    arguments = ["--quick", "--threads", "1", "--device", "cpu", "--tokenizers", "llamagen,titok", "--json", str(path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("llamagen", "titok", "matrix rate", "GFLOPs/image", "1 thread;", "torch "):
+        assert word in done.stdout
+    return json.loads(path.read_text())
+
+
+def test_figures_are_positive_and_fit_together(record: dict):
+    rows, rate = record["rows"], record["machine"]["matrix_flops_per_second"]
+    assert [(row["tokenizer"], row["part"]) for row in rows] == [
+        (name, part) for name in ("llamagen", "titok") for part in ("encode", "decode")
+    ]
+    for row in rows:
+        assert min(row["flops_per_image"], row["images_per_second"], row["calls"], rate) > 0
+        assert row["images_per_second"] * row["flops_per_image"] / rate == pytest.approx(row["share"], rel=1e-9)
+        assert row["batch"] == 1
+    assert (record["machine"]["threads"], record["machine"]["quick"]) == (1, True)
+    assert record["not_measured"] == {}
+
+
+def test_attention_is_counted(record: dict):
+    """TiTok's encoder by hand: patches, blocks (12 W^2 a token, attention 2 T^2 W), the last layer, the search."""
+    config, (width, depth, _) = QUICK_TITOK, QUICK_TITOK.vit_enc_model_size
+    patches, latents = (config.image_size // config.vit_enc_patch_size) ** 2, config.num_latent_tokens
+    tokens = 1 + patches + latents
+    products = patches * 3 * config.vit_enc_patch_size**2 * width
+    products += depth * (12 * width**2 * tokens + 2 * tokens**2 * width)
+    products += latents * config.token_size * (width + config.codebook_size)
+    (row,) = [row for row in record["rows"] if (row["tokenizer"], row["part"]) == ("titok", "encode")]
+    assert row["flops_per_image"] == 2 * products
+
+
+@pytest.mark.parametrize("name", ["flextok", "sdxl-vae", "seedtok"])
+def test_the_others_run_too(name: str):
+    if name == "seedtok":
+        pytest.importorskip("transformers", reason="SeedTok needs it: pip install 'lactok[paper]'")
+    rows = benchmark.measure(name, ("decode",), QUICK, rate=1e9)
+    assert [row.part for row in rows] == ["decode"]
+    assert rows[0].share == pytest.approx(rows[0].images_per_second * rows[0].flops_per_image / 1e9)
+
+
+def test_all_that_compiles_has_a_forward_that_runs():
+    """A network that is never called by its forward would be timed uncompiled without a word."""
+    subject = TOKENIZERS["titok"](True, CPU)
+    called = []
+    for network in subject.networks:
+        network.register_forward_hook(lambda module, *_: called.append(module))
+    codes = subject.tokenizer.encode(torch.zeros(1, 3, subject.side, subject.side))
+    subject.tokenizer.decode(codes, [0])
+    assert called == list(subject.networks)
+
+
+def test_the_search_ends_where_doubling_does_not_pay(monkeypatch: pytest.MonkeyPatch):
+    """A device that takes 1 s for up to 4 pictures, and more for more; then one whose memory ends at 4."""
+    work = benchmark.Work(TOKENIZERS["titok"](True, CPU), QUICK)
+    monkeypatch.setattr(work, "call", lambda part, batch: batch)
+    monkeypatch.setattr(benchmark, "call_times", lambda batch, device, seconds: [max(1.0, batch / 4)])
+    best, why = work.best_batch("encode")
+    assert best == 4
+    assert why == "8 gives 4 images/s, 4 gives 4, not compiled"
+
+    def call(part: str, batch: int) -> int:
+        if batch > 2:
+            raise torch.OutOfMemoryError("no memory is left\nmore of it")
+        return batch
+
+    monkeypatch.setattr(work, "call", call)
+    assert work.best_batch("encode") == (2, "4 does not fit: no memory is left")
+
+
+def test_what_could_not_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+    def missing(quick: bool, device: torch.device) -> None:
+        raise MissingWeights("needs the package transformers")
+
+    monkeypatch.setitem(TOKENIZERS, "seedtok", missing)
+    path = tmp_path / "speed.json"
+    arguments = ["--quick", "--device", "cpu", "--tokenizers", "seedtok", "--json", str(path)]
+    assert benchmark.main(arguments) == 1
+    assert "seedtok: NOT MEASURED: needs the package transformers" in capsys.readouterr().out
+    assert json.loads(path.read_text())["not_measured"] == {"seedtok": "needs the package transformers"}
+
+
+def test_a_name_that_is_not_known(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--tokenizers", "titok,lamagen"])
+    assert "lamagen not known; known: llamagen, titok" in capsys.readouterr().err
