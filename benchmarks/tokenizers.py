@@ -116,8 +116,8 @@ class Work:
         self.image = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(settings.device)
         self._codes: Codes | None = None
 
-    def call(self, part: str, batch: int) -> Callable[[], object]:
-        """A call of `part` on `batch` pictures."""
+    def call(self, part: str, batch: int, numbers: str | None = None) -> Callable[[], object]:
+        """A call of `part` on `batch` pictures, in the settings' precision where no other is named."""
         tokenizer = self.subject.tokenizer
         if part == "encode":
             images = self.image.repeat(batch, 1, 1, 1)
@@ -129,14 +129,14 @@ class Work:
             run = lambda: tokenizer.decode(codes, seeds)  # noqa: E731
 
         def within() -> object:
-            with precision(self.settings.precision, self.settings.device):
+            with precision(numbers or self.settings.precision, self.settings.device):
                 return run()
 
         return within
 
     def flops(self, part: str) -> int:
-        """Of one picture. The call warms up as well."""
-        call = self.call(part, 1)
+        """Of one picture, counted in float32: the counter takes products apart, past what autocast does to them."""
+        call = self.call(part, 1, "fp32")
         with FlopCounterMode(display=False) as counter:
             call()
         return counter.get_total_flops()
@@ -179,7 +179,7 @@ def measure(name: str, parts: Sequence[str], settings: Settings, rate: float) ->
     for part in parts:
         batch, why = batches[part]
         call = work.call(part, batch)
-        if search or settings.compile:
+        if search or settings.compile or settings.precision != "fp32":  # else the count was the warm-up
             call_times(call, settings.device, 0)
         times = call_times(call, settings.device, settings.seconds)
         speed = batch / statistics.median(times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -59,11 +60,18 @@ def test_attention_is_counted(record: dict):
     assert row["flops_per_image"] == 2 * products
 
 
+def test_the_count_does_not_depend_on_the_precision(record: dict):
+    rows = benchmark.measure("titok", ("encode",), dataclasses.replace(QUICK, precision="bf16"), rate=1e9)
+    (plain,) = [row for row in record["rows"] if (row["tokenizer"], row["part"]) == ("titok", "encode")]
+    assert rows[0].flops_per_image == plain["flops_per_image"]
+
+
 @pytest.mark.parametrize("name", ["flextok", "sdxl-vae", "seedtok"])
-def test_the_others_run_too(name: str):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_others_run_too(name: str, precision: str):
     if name == "seedtok":
         pytest.importorskip("transformers", reason="SeedTok needs it: pip install 'lactok[paper]'")
-    rows = benchmark.measure(name, ("decode",), QUICK, rate=1e9)
+    rows = benchmark.measure(name, ("decode",), dataclasses.replace(QUICK, precision=precision), rate=1e9)
     assert [row.part for row in rows] == ["decode"]
     assert rows[0].share == pytest.approx(rows[0].images_per_second * rows[0].flops_per_image / 1e9)
 
