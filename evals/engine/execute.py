@@ -19,14 +19,14 @@ from torch import Tensor
 from evals.datasets.base import Dataset
 from evals.engine.batches import Batcher, Timed
 from evals.engine.guard import PluginError, check_codes, check_images
-from evals.engine.rows import Identity, Row
+from evals.engine.rows import Identity, Row, identify
 from evals.engine.seeds import image_seed
 from evals.engine.source import Originals, read_chunks
 from evals.engine.work import Chunk, Keys
 from evals.environment import precision
 from evals.metrics.base import Probe
 from evals.protocol import Protocol, native_pictures, reconstruction
-from evals.store import Cache, StoreError
+from evals.store import Cache, StoreError, key_of
 from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
 from lactok.weights import WeightsError
 
@@ -121,8 +121,6 @@ def _prepare(work: RowWork, job: Job) -> None:
     if work.row.cls is None:
         work.status, work.error = "failed", work.row.error
         return
-    from evals.engine.rows import identify
-
     try:
         work.identity = identify(work.row)
         kept = job.cache.read("info", _info_key(work))
@@ -138,8 +136,6 @@ def _prepare(work: RowWork, job: Job) -> None:
 
 
 def _info_key(work: RowWork) -> str:
-    from evals.store import key_of
-
     return key_of(info=work.identity.parts)
 
 
