@@ -108,7 +108,7 @@ def photographs() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11()], ids=lambda p: p.name)
 def test_batches_and_views(probe, photographs, monkeypatch):
-    """One by one, in another order, with a view used twice, in other tiles: the same values to the last digit."""
+    """One by one, in another order, with a view used twice: the same to the last digit. In other tiles: but for sums."""
     a, b = photographs
     view = probe.view(a)
     batched = probe.compare(view, probe.view(b))[probe.columns[0].name]
@@ -119,8 +119,9 @@ def test_batches_and_views(probe, photographs, monkeypatch):
     assert torch.equal(torch.cat([score(probe, a[i : i + 1], b[i : i + 1]) for i in range(5)]), batched)
     assert torch.equal(score(probe, a.flip(0), b.flip(0)).flip(0), batched)
     assert torch.equal(score(probe, a.contiguous(memory_format=torch.channels_last), b), batched)
-    monkeypatch.setattr(tiles, "ELEMENTS_PER_THREAD", 1000)
-    assert torch.equal(score(probe, a, b), batched)
+    monkeypatch.setattr(tiles, "ELEMENTS", 2000)
+    monkeypatch.setattr(tiles, "WIDTH", 60)
+    torch.testing.assert_close(score(probe, a, b), batched, rtol=1e-12, atol=0)
 
 
 def test_inputs_are_left_alone(photographs):
@@ -131,12 +132,30 @@ def test_inputs_are_left_alone(photographs):
     assert torch.equal(b, photographs[1])
 
 
-def test_tiles_cover_once():
-    for height, width in ((1, 1), (150, 90), (700, 400), (3, 200_000)):
-        seen = torch.zeros(3, height, width, dtype=torch.int64)
-        for channels, rows in tiles.tiles(height, width, torch.device("cpu")):
-            seen[channels, rows] += 1
-        assert (seen == 1).all()
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 150, 90), (3, 700, 400), (3, 3, 200_000), (3, 1200, 1500)])
+@pytest.mark.parametrize("border", [0, 6, 10])
+def test_tiles_cover_once(shape, border):
+    seen = torch.zeros(shape, dtype=torch.int64)
+    for part in tiles.tiles(shape, border, torch.device("cpu")):
+        seen[part.index] += 1
+        channels, rows, columns = (s.stop - s.start for s in part.grown(border))
+        assert channels * rows * columns <= tiles.ELEMENTS
+    assert (seen == 1).all()
+
+
+def test_threads_are_as_before(photographs):
+    """The number of threads is the caller's again, after an error too, and does not change a value."""
+    before, values = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            values.append(score(Ssim(), *photographs))
+            with pytest.raises(ZeroDivisionError):
+                tiles.for_each(lambda picture, part: 1 // 0, 1, 1)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*values)
 
 
 def test_pooled_psnr(photographs):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evals.metrics.base import Column, Probe
-from evals.metrics.tiles import tiles
+from evals.metrics.tiles import for_each, tiles
 
 
 class Psnr(Probe):
@@ -29,18 +29,22 @@ class Psnr(Probe):
         """ "PSNR" and "MSE", float64 (B,). Raises ValueError when shapes differ."""
         if originals.shape != reconstructions.shape:
             raise ValueError(f"pictures of shapes {tuple(originals.shape)} and {tuple(reconstructions.shape)}")
-        errors = torch.stack([_squared_error(a, b) for a, b in zip(originals, reconstructions, strict=True)])
-        mse = errors.double() / originals[0].numel()
+        mse = _squared_errors(originals, reconstructions).double() / originals[0].numel()
         return {"PSNR": psnr(mse), "MSE": mse}
 
 
-def _squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of squared differences of two uint8 (3, H, W), int64 and exact."""
-    total = torch.zeros((), dtype=torch.int64, device=a.device)
-    for channels, rows in tiles(a.shape[1], a.shape[2], a.device):
-        difference = a[channels, rows].to(torch.int32).sub_(b[channels, rows])
-        total += difference.mul_(difference).sum(dtype=torch.int64)
-    return total
+def _squared_errors(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of squared differences of uint8 (B, 3, H, W), int64 (B,) and exact."""
+    parts = tiles(a.shape[1:], 0, a.device)
+    sums = torch.empty(len(a), len(parts), dtype=torch.int64, device=a.device)
+
+    def work(picture: int, part: int) -> None:
+        index = parts[part].index
+        difference = a[picture][index].to(torch.int32).sub_(b[picture][index])
+        sums[picture, part] = difference.mul_(difference).sum(dtype=torch.int64)
+
+    for_each(work, len(a), len(parts))
+    return sums.sum(dim=1)
 
 
 def psnr(mse: Tensor) -> Tensor:

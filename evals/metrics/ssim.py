@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evals.metrics.base import Column, Probe
-from evals.metrics.tiles import tiles
+from evals.metrics.tiles import for_each, tiles
 
 WindowName = Literal["uniform7", "gauss11"]
 
@@ -66,31 +66,33 @@ class Ssim(Probe):
         count, channels, height, width = images.shape
         if min(height, width) < size:
             raise ValueError(f"pictures of {height}x{width} pixels; the SSIM window needs {size}x{size} or more")
-        shape = (count, channels, height - size + 1, width - size + 1)
-        local = torch.empty(shape, dtype=self.window.dtype, device=images.device)
-        for image, out in zip(images, local, strict=True):
-            for band, rows in tiles(*shape[2:], images.device):
-                out[band, rows] = self.window.local(image[band, _with_border(rows, size)].to(self.window.dtype))
+        local = torch.empty(
+            (count, channels, height - size + 1, width - size + 1), dtype=self.window.dtype, device=images.device
+        )
+        parts = tiles(local.shape[1:], size - 1, images.device)
+
+        def work(picture: int, part: int) -> None:
+            pixels = images[picture][parts[part].grown(size - 1)].to(self.window.dtype)
+            local[picture][parts[part].index] = self.window.local(pixels)
+
+        for_each(work, count, len(parts))
         return SsimView(images, local)
 
     def compare(self, originals: SsimView, reconstructions: SsimView) -> dict[str, Tensor]:
         """The column's values, float64 (B,). Raises ValueError when shapes differ."""
-        if originals.images.shape != reconstructions.images.shape:
-            raise ValueError(
-                f"pictures of shapes {tuple(originals.images.shape)} and {tuple(reconstructions.images.shape)}"
-            )
-        pairs = zip(
-            originals.images, reconstructions.images, originals.local, reconstructions.local, strict=True
-        )  # one picture at a time: its value does not depend on the batch
-        return {self.columns[0].name: torch.stack([self._mean(*pair) for pair in pairs])}
+        x, y = originals, reconstructions
+        if x.images.shape != y.images.shape:
+            raise ValueError(f"pictures of shapes {tuple(x.images.shape)} and {tuple(y.images.shape)}")
+        parts = tiles(x.local.shape[1:], self.window.size - 1, x.local.device)
+        sums = torch.empty(len(x.local), len(parts), dtype=torch.float64, device=x.local.device)
 
-    def _mean(self, x: Tensor, y: Tensor, local_x: Tensor, local_y: Tensor) -> Tensor:
-        row_sums = torch.empty(local_x.shape[:2], dtype=torch.float64, device=x.device)
-        for band, rows in tiles(*local_x.shape[1:], x.device):
-            pixels = _with_border(rows, self.window.size)
-            ssim = self.window.quarter_ssim(x[band, pixels], y[band, pixels], local_x[band, rows], local_y[band, rows])
-            row_sums[band, rows] = ssim.sum(dim=2)
-        return 4 * row_sums.sum() / local_x.numel()
+        def work(picture: int, part: int) -> None:
+            pixels, local = parts[part].grown(self.window.size - 1), parts[part].index
+            images, means = (x.images[picture][pixels], y.images[picture][pixels]), (x.local, y.local)
+            sums[picture, part] = self.window.quarter_ssim(*images, *(m[picture][local] for m in means)).sum()
+
+        for_each(work, len(sums), len(parts))
+        return {self.columns[0].name: 4 * sums.sum(dim=1) / x.local[0].numel()}
 
 
 class SsimGauss11(Ssim):
@@ -101,10 +103,6 @@ class SsimGauss11(Ssim):
 
     def __init__(self) -> None:
         super().__init__("gauss11")
-
-
-def _with_border(rows: slice, size: int) -> slice:
-    return slice(rows.start, rows.stop + size - 1)
 
 
 def _sum7(x: Tensor) -> Tensor:
