@@ -108,7 +108,7 @@ def photographs() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11()], ids=lambda p: p.name)
 def test_batches_and_views(probe, photographs, monkeypatch):
-    """One by one, in another order, with a view used twice: the same to the last digit. In other tiles: but for sums."""
+    """One by one, in another order, with a view used twice: the same to the last digit. Other tiles: but for sums."""
     a, b = photographs
     view = probe.view(a)
     batched = probe.compare(view, probe.view(b))[probe.columns[0].name]

@@ -88,7 +88,8 @@ def test_a_record_says_how_it_was_made(mini: recon.Finished, capsys: pytest.Capt
     assert "never compare" in report
     assert record.protocol_hash in report
     assert {p.name for p in mini.folder.iterdir()} == {
-        "run.json", "report.md", "table.csv", "table.parquet", "per_image.parquet", "speed.csv", "rate.png", "contact.png",
+        "run.json", "report.md", "table.csv", "table.parquet", "per_image.parquet", "speed.csv",
+        "rate.png", "contact.png",
     }  # fmt: skip
     assert "llamagen-mini" in capsys.readouterr().out
 
