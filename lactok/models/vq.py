@@ -1,7 +1,7 @@
 """The convolutional VQ tokenizer of LlamaGen (arXiv 2406.06525), whose encoder and quantizer LacTok takes over.
 
 Stock diffusers `Encoder` and `Decoder` with attention at the lowest resolution only compute the published network;
-baselines/llamagen/keymap.py names its checkpoint's tensors. `patch_size` > 1 puts a pixel-unshuffle in front and its
+lactok/models/vq_keymap.py names its checkpoint's tensors. `patch_size` > 1 puts a pixel-unshuffle in front and its
 mirror at the end, which keeps a miniature off full-resolution convolutions.
 """
 
@@ -59,7 +59,7 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What `VQModel.encode` gives, at h = H / downsample_factor and w = W / downsample_factor.
+    """What `VQEncoder.encode` gives, at h = H / downsample_factor and w = W / downsample_factor.
 
     quantized: float32 (B, D, h, w), the codes, with the straight-through gradient; ids: int64 (B, h, w);
     pre_quant: (B, D, h, w), the encoder's vectors before normalisation.
@@ -79,19 +79,20 @@ class VQOutput:
     losses: QuantizerLosses
 
 
-class VQModel(nn.Module):
-    """Pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w) and back. H and W: multiples of `downsample_factor`."""
+class VQEncoder(nn.Module):
+    """The half that encodes: pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and ids to codes.
+
+    All that a latent decoder takes over. H and W: multiples of `downsample_factor`.
+    """
 
     def __init__(self, config: VQConfig | None = None) -> None:
         # diffusers takes seconds to import; what only names this class (a list, a finished run) does not wait for it
-        from diffusers.models.autoencoders.vae import Decoder, Encoder
-        from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.autoencoders.vae import Encoder
 
         super().__init__()
         self.config = config = config or VQConfig()
-        area = config.patch_size**2
         self.encoder = Encoder(
-            in_channels=config.in_channels * area,
+            in_channels=config.in_channels * config.patch_size**2,
             out_channels=config.z_channels,
             down_block_types=("DownEncoderBlock2D",) * (len(config.encoder_ch_mult) - 1) + ("AttnDownEncoderBlock2D",),
             block_out_channels=tuple(config.ch * m for m in config.encoder_ch_mult),
@@ -108,21 +109,8 @@ class VQModel(nn.Module):
             entropy_ratio=config.entropy_loss_ratio,
             track_usage=config.codebook_show_usage,
         )
-        self.post_quant_conv = nn.Conv2d(config.codebook_embed_dim, config.z_channels, 1)
-        self.decoder = Decoder(
-            in_channels=config.z_channels,
-            out_channels=config.out_channels * area,
-            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * (len(config.decoder_ch_mult) - 1),
-            block_out_channels=tuple(config.ch * m for m in config.decoder_ch_mult),
-            layers_per_block=config.num_res_blocks,
-            norm_num_groups=config.norm_num_groups,
-        )
-        for module in self.modules():
-            if isinstance(module, ResnetBlock2D):
-                module.dropout.p = config.dropout_p
         self.unshuffle = nn.PixelUnshuffle(config.patch_size)
-        self.shuffle = nn.PixelShuffle(config.patch_size)
-        _nearest_init(self.decoder.conv_out, area)
+        _set_dropout(self.encoder, config.dropout_p)
 
     @property
     def downsample_factor(self) -> int:
@@ -148,6 +136,28 @@ class VQModel(nn.Module):
         """Codes (B, D, h, w) of int64 ids (B, h, w) in [0, codebook_size); unit length with codebook_l2_norm."""
         return self.quantizer.lookup(ids)
 
+
+class VQModel(VQEncoder):
+    """Pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w) and back. H and W: multiples of `downsample_factor`."""
+
+    def __init__(self, config: VQConfig | None = None) -> None:
+        from diffusers.models.autoencoders.vae import Decoder
+
+        super().__init__(config)
+        config, area = self.config, self.config.patch_size**2
+        self.post_quant_conv = nn.Conv2d(config.codebook_embed_dim, config.z_channels, 1)
+        self.decoder = Decoder(
+            in_channels=config.z_channels,
+            out_channels=config.out_channels * area,
+            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * (len(config.decoder_ch_mult) - 1),
+            block_out_channels=tuple(config.ch * m for m in config.decoder_ch_mult),
+            layers_per_block=config.num_res_blocks,
+            norm_num_groups=config.norm_num_groups,
+        )
+        self.shuffle = nn.PixelShuffle(config.patch_size)
+        _set_dropout(self.decoder, config.dropout_p)
+        _nearest_init(self.decoder.conv_out, area)
+
     def decode(self, quantized: Tensor) -> Tensor:
         """Codes (B, D, h, w) to pictures (B, 3, H, W) around [-1, 1], not clamped."""
         return self.shuffle(self.decoder(self.post_quant_conv(quantized.to(self.post_quant_conv.weight.dtype))))
@@ -164,6 +174,15 @@ class VQModel(nn.Module):
         """One training pass over pictures (B, 3, H, W) in [-1, 1]."""
         encoded = self.encode(images)
         return VQOutput(self.decode(encoded.quantized), encoded, self.quantizer_losses(encoded.pre_quant, encoded.ids))
+
+
+def _set_dropout(network: nn.Module, share: float) -> None:
+    """Of every residual block; diffusers' encoder and decoder have no argument for it."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.dropout.p = share
 
 
 @torch.no_grad()
