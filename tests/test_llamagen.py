@@ -14,8 +14,9 @@ from huggingface_hub import constants
 from skimage import data
 
 from baselines.llamagen.adapter import (
-    MINI_COMMAND,
-    MINI_SHA256,
+    MINI as SHIPPED,
+)
+from baselines.llamagen.adapter import (
     LlamaGen,
     LlamaGenMini,
     LlamaGenMiniOptions,
@@ -214,7 +215,7 @@ MINI = VQConfig(
 
 def mini_file(path: Path, config: VQConfig = MINI) -> Path:
     training = TrainingCompute(steps=7, core_hours=0.25)
-    metadata = CheckpointMetadata(asdict(config), 64, training, MINI_COMMAND, "0123abc", "pictures")
+    metadata = CheckpointMetadata(asdict(config), 64, training, SHIPPED.command, "0123abc", "pictures")
     torch.manual_seed(0)
     save_checkpoint(path, VQModel(MINI).state_dict(), metadata)
     return path
@@ -249,6 +250,6 @@ def test_shipped_miniature_is_the_pinned_one():
     try:
         path = locate(source)
     except MissingWeights:
-        assert MINI_SHA256 is None, "a checkpoint is pinned that does not ship"
+        assert SHIPPED.sha256 is None, "a checkpoint is pinned that does not ship"
         pytest.skip("the miniature's checkpoint is not here")
-    assert sha256_of(path) == MINI_SHA256
+    assert sha256_of(path) == SHIPPED.sha256

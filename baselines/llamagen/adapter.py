@@ -11,25 +11,16 @@ import torch
 from torch import Tensor
 
 from baselines.llamagen.keymap import load_official, meta_model
-from lactok.checkpoint_file import CheckpointMetadata, read_checkpoint
 from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.miniature import LICENCE, Miniature
 from lactok.models.vq import VQConfig, VQModel
-from lactok.weights import (
-    HubWeights,
-    LocalWeights,
-    MissingWeights,
-    WeightsError,
-    WeightsSource,
-    load_state_dict,
-    locate,
-    override,
+from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate, override
+
+MINI = Miniature(
+    "llamagen-mini.safetensors",
+    sha256="41537c9090876e0e21a8614d9ca88e5af7907451cde93bd8ef8c66ed93671c68",
+    command="python -m lactok.train recipe=vq scale=mini data.root=DIR",
 )
-
-MINI_SHA256 = "41537c9090876e0e21a8614d9ca88e5af7907451cde93bd8ef8c66ed93671c68"
-"""Of lactok/checkpoints/llamagen-mini.safetensors."""
-
-MINI_COMMAND = "python -m lactok.train recipe=vq scale=mini data.root=DIR"
-"""Makes the miniature's checkpoint."""
 
 
 @dataclass
@@ -152,29 +143,12 @@ class LlamaGenMini(_VQTokenizer):
 
     Options = LlamaGenMiniOptions
     scale = "mini"
-    weights_licence = "Apache-2.0; trained on ImageNet pictures (non-commercial research)"
+    weights_licence = LICENCE
 
     @classmethod
     def weights(cls, options: LlamaGenMiniOptions) -> tuple[WeightsSource, ...]:
-        shipped = LocalWeights("llamagen-mini.safetensors", package="lactok.checkpoints", sha256=MINI_SHA256)
-        return (override(shipped, options.weights),)
+        return (MINI.source(options.weights),)
 
     def _load(self) -> tuple[VQModel, int, TrainingCompute | None]:
-        (source,) = self.weights(self.options)
-        try:
-            path = locate(source)
-        except MissingWeights as error:
-            raise MissingWeights(f"{error}; `{MINI_COMMAND}` makes the miniature's") from error
-        state, self.metadata = read_checkpoint(path)
-        model = load_mini(state, self.metadata, path)
+        model, self.metadata = MINI.load(lambda made: VQModel(made.build_config(VQConfig)), self.options.weights)
         return model, self.metadata.image_size, self.metadata.training
-
-
-def load_mini(state: dict[str, Tensor], metadata: CheckpointMetadata, path: Path) -> VQModel:
-    """The `VQModel` of a checkpoint file of our trainers. Raises WeightsError when the two do not belong together."""
-    try:
-        model = meta_model(metadata.build_config(VQConfig))
-        model.load_state_dict(state, strict=True, assign=True)
-    except (WeightsError, RuntimeError) as error:
-        raise WeightsError(f"{path}: {' '.join(str(error).split())}") from error
-    return model

@@ -1,0 +1,70 @@
+"""Keeping a learned codebook in use while it trains, and how much of it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from lactok.data.batches import rng
+from lactok.models.quantizer import VectorQuantizer
+
+REVIVAL = 11
+"""Stream of random numbers, lactok/data/batches.py, that picks the vectors onto which dead codes are moved."""
+
+
+@dataclass
+class RevivalOptions:
+    """How dead codes come back.
+
+    revive_every: steps between looks at the codebook; revive_until: share of the steps after which it is left alone;
+    dead_below: a code is dead when it was used less than this share of the uniform use since the last look.
+    """
+
+    revive_every: int = 50
+    revive_until: float = 0.8
+    dead_below: float = 0.03
+
+
+class DeadCodes(nn.Module):
+    """Counts how often each code is used, and moves those that fell out of use onto the encoder's vectors."""
+
+    def __init__(self, codebook_size: int, options: RevivalOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.register_buffer("used", torch.zeros(codebook_size, dtype=torch.int64))
+        self._vectors: Tensor | None = None  # the encoder's last ones, (M, D)
+
+    @torch.no_grad()
+    def note(self, ids: Tensor, pre_quant: Tensor) -> None:
+        """Ids of any shape, and the vectors (B, D, h, w) of which they are the nearest codes."""
+        self.used += torch.bincount(ids.flatten(), minlength=len(self.used))
+        self._vectors = pre_quant.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
+
+    @torch.no_grad()
+    def revive(self, quantizer: VectorQuantizer, seed: int, step: int, total_steps: int) -> None:
+        """Every `revive_every` steps, move dead codes onto random vectors of the step's last micro-batch."""
+        options, done = self.options, step + 1
+        if done % options.revive_every or done > options.revive_until * total_steps:
+            return
+        dead = torch.nonzero(self.used < options.dead_below * self.used.float().mean()).flatten()
+        weight = quantizer.embedding.weight
+        order = rng(seed, REVIVAL, step).permutation(len(self._vectors))[: len(dead)]
+        chosen = self._vectors[torch.from_numpy(order).to(weight.device)]
+        if quantizer.l2_norm:
+            chosen = F.normalize(chosen, dim=1)
+        weight[dead[: len(chosen)]] = chosen.to(weight.dtype)
+        broadcast(weight.data)  # ranks saw other pictures: all take what the first one made of its own
+        self.used.zero_()
+
+
+def codebook_statistics(ids: Tensor, vocabulary: int) -> dict[str, float]:
+    """Share of the vocabulary that `ids` (any shape) use, and their perplexity (exp of the entropy)."""
+    share = torch.bincount(ids.flatten(), minlength=vocabulary).double()
+    share = share / share.sum()
+    entropy = -(share[share > 0] * share[share > 0].log()).sum().item()
+    return {"codebook_use": (share > 0).double().mean().item(), "codebook_perplexity": math.exp(entropy)}

@@ -1,0 +1,32 @@
+"""The perceptual term of the miniatures' objectives: a distance of EfficientNet-Lite2 features, which score nothing."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lactok import registry
+
+
+class PerceptualDistance(nn.Module):
+    """Squared distance of channel-normalised features, averaged over places and stages (LPIPS' form, uncalibrated).
+
+    stages: feature maps compared, 1 to 5, from 1/2 of the picture's size on. Raises WeightsError when the network's
+    package is missing.
+    """
+
+    def __init__(self, stages: int) -> None:
+        super().__init__()
+        self.network, self.stages = registry.load("features", "effnet-lite2")(), stages
+
+    def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """Both (B, 3, H, W), around [0, 1]; the gradient reaches `reconstructions` alone. float32 (B,)."""
+        with torch.no_grad():
+            wanted = self.network.stages(images, self.stages)
+        got = self.network.stages(reconstructions, self.stages)
+        distances = [
+            (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean((1, 2))
+            for a, b in zip(wanted, got, strict=True)
+        ]
+        return torch.stack(distances).mean(0)

@@ -1,0 +1,106 @@
+"""Recipe `vae`: a small KL autoencoder, what latent decoders in miniature have instead of SDXL's.
+
+L1 + perceptual distance + a small KL term, the reconstruction part of the published recipe of latent diffusion's
+autoencoders (arXiv 2112.10752, section 3.1 and appendix G), without the adversarial term.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
+from lactok.train.export import export_model
+from lactok.train.noise import normal
+from lactok.train.perceptual import PerceptualDistance
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe
+from lactok.train.reconstruction import mean_psnr
+
+MOMENTUM = 0.99
+"""Of the running mean of the latents' power a step, from which the scaling factor follows."""
+
+
+@dataclass
+class VAEOptions:
+    """model: the network; its scaling_factor is measured, not set. image_size: pixels, side of the training pictures.
+
+    pixel, perceptual, kl: weights of the L1 term (on [-1, 1]), of the feature distance (0 leaves the network
+    unloaded), and of the divergence from a unit normal (mean over latent values).
+    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the picture's size on.
+    """
+
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    image_size: int = 256
+    pixel: float = 1.0
+    perceptual: float = 1.0
+    perceptual_stages: int = 4
+    kl: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.model.downsample_factor:
+            raise ValueError(
+                f"image_size={self.image_size} is no multiple of {self.model.downsample_factor}, "
+                "the pixels of a latent's side"
+            )
+
+
+class VAERecipe(Recipe):
+    """Trains an `AutoencoderKL`; the exported scaling factor brings its latents to unit power."""
+
+    Options = VAEOptions
+
+    def __init__(self, options: VAEOptions, total_steps: int, seed: int) -> None:
+        super().__init__(options, total_steps, seed)
+        self.model = build_autoencoder(options.model)
+        self.register_buffer("power", torch.ones(()))
+        if options.perceptual:
+            self.frozen["perceptual"] = PerceptualDistance(options.perceptual_stages)
+
+    @property
+    def image_size(self) -> int:
+        return self.options.image_size
+
+    def forward(self, batch: Batch) -> Losses:
+        options, target = self.options, batch.images * 2 - 1
+        posterior = self.model.encode(target).latent_dist
+        latents = posterior.mean + posterior.std * normal(batch.seeds, posterior.mean)
+        output = self.model.decode(latents).sample
+        pixel = (output - target).abs().mean()
+        perceptual = self._perceptual(batch.images, (output + 1) / 2).mean()
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        if self.training:
+            self.power.lerp_(latents.detach().float().square().mean(), 1 - MOMENTUM)
+        total = options.pixel * pixel + options.perceptual * perceptual + options.kl * kl
+        parts = {"pixel": pixel, "perceptual": perceptual, "kl": kl}
+        return Losses(total, {k: v.detach() for k, v in parts.items()})
+
+    def _perceptual(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        if "perceptual" not in self.frozen:
+            return images.new_zeros(len(images))
+        return self.frozen["perceptual"](images, reconstructions)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        return (self.model.decode(self.model.encode(images * 2 - 1).latent_dist.mean).sample + 1) / 2
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
+        """PSNR (mean over pictures, dB), both distances, and the standard deviation of the latents."""
+        outputs = torch.cat([self.reconstruct(part, ()).float() for part in images.split(32)])
+        perceptual = [self._perceptual(a, b) for a, b in zip(images.split(32), outputs.split(32), strict=True)]
+        return {
+            "psnr": mean_psnr(outputs, images),
+            "pixel": (outputs - images).abs().mean().item() * 2,
+            "perceptual": torch.cat(perceptual).mean().item(),
+            "latent_std": self.power.sqrt().item(),
+        }
+
+    def export(self, path: Path, provenance: Provenance) -> None:
+        """The model's weights, for `lactok.models.autoencoder.build_autoencoder`, with the measured scaling factor."""
+        config = dataclasses.replace(self.options.model, scaling_factor=1 / self.power.sqrt().item())
+        export_model(path, self.model, config, provenance)
