@@ -21,7 +21,7 @@ class ColumnRecord:
     """
 
     name: str
-    better: Literal["higher", "lower"] | None
+    better: Literal["higher", "lower", "zero"] | None
     digits: int = 3
     unit: str = ""
     note: str = ""

@@ -17,7 +17,7 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
   weights=mini|paper      miniatures that ship with the package, or published checkpoints             [the scale's]
   features=effnet|inception   which default metrics: EfficientNet-Lite0's, or Inception's and LPIPS   [the scale's]
   metrics=default         or a list: psnr, ssim, ssim-gauss11, lpips-alex, lpips-vgg, rfid, kid, effnet, fd-effnet,
-                          codes
+                          colour, codes
   dataset=photos|folder   photos: 128-pixel tiles of scikit-image's photographs; folder: needs dataset.root=DIR
   on_bad_image=stop|skip  stop with the list of all unreadable pictures, or leave them out and say so       [stop]
   limit=N                 only N pictures, spread over the dataset by a fixed rule                           [all]

@@ -17,8 +17,8 @@ from lactok.weights import WeightsError, locate, sha256_of
 
 # What a table holds by default, by the `features` setting.
 DEFAULTS = {
-    "effnet": ("psnr", "ssim", "effnet", "fd-effnet", "codes"),
-    "inception": ("psnr", "ssim", "lpips-alex", "rfid", "kid", "codes"),
+    "effnet": ("psnr", "ssim", "effnet", "fd-effnet", "colour", "codes"),
+    "inception": ("psnr", "ssim", "lpips-alex", "rfid", "kid", "colour", "codes"),
 }
 
 POOLED = ColumnRecord("PSNR-pooled", "higher", digits=2, unit="dB", note="PSNR of the mean squared error over all")

@@ -19,13 +19,14 @@ from torch import Tensor
 class Column:
     """One column of a table.
 
-    name: as the field writes it ("PSNR"); better: which direction is good, None where neither is.
+    name: as the field writes it ("PSNR"); better: which direction is good, "zero" where it is the figure closest to 0, None where
+        none is.
     digits: decimals shown; note: one line for the report's legend.
     unit: "dB", "%" or ""; values of a "%" column are fractions, 0 to 1, which a report shows times 100.
     """
 
     name: str
-    better: Literal["higher", "lower"] | None
+    better: Literal["higher", "lower", "zero"] | None
     digits: int = 3
     unit: str = ""
     note: str = ""

@@ -74,6 +74,7 @@ METRICS: Mapping[str, MetricSpec] = {
     "psnr": _probe("psnr", "psnr:Psnr", "PSNR in dB, RGB uint8; mean over pictures, and pooled"),
     "ssim": _probe("ssim", "ssim:Ssim", "SSIM with the protocol's window (uniform7)", protocol_fields=("ssim_window",)),
     "ssim-gauss11": _probe("ssim-gauss11", "ssim:SsimGauss11", "SSIM with the 11-tap Gaussian window"),
+    "colour": _probe("colour", "colour:Colour", "colour and brightness shift between mean colours of 8x8 cells"),
     "lpips-alex": _probe(
         "lpips-alex",
         "lpips:LpipsAlex",

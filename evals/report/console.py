@@ -44,7 +44,7 @@ def headline(run: RunRecord) -> str:
 def closing(run: RunRecord) -> list[str]:
     """The lines below the table."""
     lines = [
-        "↑ higher is better, ↓ lower; bold: the best tokenizer (calibration rows do not compete). "
+        "↑ higher is better, ↓ lower, →0 closer to 0; bold: the best tokenizer (calibration rows do not compete). "
         "Below a figure: its 95 % interval; below a name: its training compute."
     ]
     if is_mini(run):

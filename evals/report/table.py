@@ -12,7 +12,7 @@ from evals.record import ColumnRecord, RowRecord, RunRecord, Value
 # The family whose rows say what the figures mean; they are never "best".
 CALIBRATION = "calibration"
 NOTHING = "–"
-ARROWS = {"higher": "↑", "lower": "↓", None: ""}
+ARROWS = {"higher": "↑", "lower": "↓", "zero": "→0", None: ""}
 # An interval whose sides differ by less than this share of the wider one is shown as one ±.
 NEARLY_EVEN = 0.25
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -92,13 +92,14 @@ def _cell(row: RowRecord, column: ColumnRecord, best: str | None, notes: _Footno
     marks = [notes.mark(value.note)] if value.note else []
     if 0 < value.infinite < (value.count or 0):
         marks.append(notes.mark(f"{value.infinite} of {value.count} pictures are identical: infinite, not averaged"))
-    is_best = text == best and row.family != CALIBRATION
+    judged = text.removeprefix("−") if column.better == "zero" else text
+    is_best = judged == best and row.family != CALIBRATION
     return Cell(text, interval_text(value, column), is_best, " ".join(marks))
 
 
 def _best(run: RunRecord, column: ColumnRecord) -> str | None:
     """The text of the best figure among the tokenizers, None where there is nothing to compare. By text, so that
-    figures that look the same are marked the same."""
+    figures that look the same are marked the same; where 0 is best, without its sign."""
     figures = [
         cell.value
         for row in run.rows
@@ -110,6 +111,8 @@ def _best(run: RunRecord, column: ColumnRecord) -> str | None:
     ]
     if column.better is None or len(figures) < 2:
         return None
+    if column.better == "zero":
+        return number_text(min(map(abs, figures)), column)
     return number_text(max(figures) if column.better == "higher" else min(figures), column)
 
 

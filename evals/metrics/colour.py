@@ -1,0 +1,81 @@
+"""Shift of colour and of brightness: what is wrong with a reconstruction when one looks at it from afar.
+
+A picture is cut into 8x8 cells, and the light of a cell is averaged: light, not pixel values, because light is what
+adds up in an eye too far away for the detail. Noise, lost detail and moved edges, which other metrics see, thus cancel
+inside a cell as far as they keep its light. The means go to CIELAB, where
+- colour-de00 is the CIEDE2000 difference, mean over the cells;
+- brightness-dl is L* of the reconstruction less L* of the original, mean over the cells: above 0, too bright.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evals.metrics.base import Column, Probe
+from evals.metrics.cielab import ciede2000, lab_of_linear, linear_light
+
+GRID = 8  # cells along each side
+UNIT = 2**36  # of linear light: sums of integers are exact in any order, up to 2^27 pixels in a row of cells
+
+
+@dataclass(frozen=True)
+class CellColours:
+    """lab: L*a*b* of the cells' mean light, float64 (B, 8, 8, 3), rows first. size: (H, W) of the pictures."""
+
+    lab: Tensor
+    size: tuple[int, int]
+
+
+class Colour(Probe):
+    """Colour and brightness shift between 8x8-cell means."""
+
+    name = "colour"
+    columns = (
+        Column("colour-de00", "lower", digits=2, note="CIEDE2000 between mean colours of 8x8 cells; mean over cells"),
+        Column(
+            "brightness-dl",
+            "zero",
+            digits=2,
+            note="L* of the reconstruction less the original's, of the same cells; above 0: too bright",
+        ),
+    )
+
+    def view(self, images: Tensor) -> CellColours:
+        """The cells' colours. Cell i of a side of n pixels spans floor(i n / 8) to floor((i + 1) n / 8).
+
+        Raises ValueError for pictures that have less than a pixel a cell.
+        """
+        height, width = images.shape[2:]
+        if min(height, width) < GRID:
+            raise ValueError(f"pictures of {height}x{width} pixels; {GRID}x{GRID} cells need {GRID}x{GRID} or more")
+        rows, columns = _edges(height), _edges(width)
+        light = (linear_light(torch.arange(256, dtype=torch.float64, device=images.device) / 255) * UNIT).round().long()
+        strips = [_column_sums(images[:, :, top:bottom], light) for top, bottom in zip(rows, rows[1:])]
+        before = torch.nn.functional.pad(torch.stack(strips, dim=2).cumsum(dim=-1), (1, 0))  # (B, 3, 8, W + 1)
+        sums = before[..., columns].diff(dim=-1)
+        pixels = torch.outer(*(torch.tensor(e, device=images.device).diff() for e in (rows, columns)))
+        means = sums.double() / pixels / UNIT
+        return CellColours(lab_of_linear(means.movedim(1, -1)), (height, width))
+
+    def compare(self, originals: CellColours, reconstructions: CellColours) -> dict[str, Tensor]:
+        """Both columns, float64 (B,). Raises ValueError when shapes differ."""
+        a, b = originals, reconstructions
+        if (len(a.lab), a.size) != (len(b.lab), b.size):
+            raise ValueError(f"{len(a.lab)} pictures of {a.size} pixels and {len(b.lab)} of {b.size}")
+        return {
+            "colour-de00": ciede2000(a.lab, b.lab).mean(dim=(1, 2)),
+            "brightness-dl": (b.lab[..., 0] - a.lab[..., 0]).mean(dim=(1, 2)),
+        }
+
+
+def _edges(length: int) -> list[int]:
+    """Where cells begin and end along a side: 9 numbers."""
+    return [i * length // GRID for i in range(GRID + 1)]
+
+
+def _column_sums(strip: Tensor, light: Tensor) -> Tensor:
+    """Light of uint8 (B, 3, h, W) summed over h: int64 (B, 3, W). light: int64 (256,), of each pixel value."""
+    return light.index_select(0, strip.reshape(-1).int()).view(strip.shape).sum(dim=2)
