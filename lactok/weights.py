@@ -1,8 +1,8 @@
 """Where a checkpoint comes from, how it is verified, and how it is loaded safely.
 
-Three sources: a file of a hub repository at a pinned revision, a file at a URL, a local path (which includes files
-inside an installed package). `locate` finds or downloads; `load_state_dict` reads safetensors, or a pickle with
-`weights_only=True`, so no checkpoint runs code.
+Sources: a file of a hub repository at a pinned revision, a file at a URL, a local path (which includes files inside an
+installed package), and none at all, for what was never published. `locate` finds or downloads; `load_state_dict` reads
+safetensors, or a pickle with `weights_only=True`, so no checkpoint runs code.
 """
 
 from __future__ import annotations
@@ -80,7 +80,19 @@ class LocalWeights:
         return f"{self.package}:{self.path}" if self.package else self.path
 
 
-WeightsSource = HubWeights | UrlWeights | LocalWeights
+@dataclass(frozen=True)
+class UnpublishedWeights:
+    """A checkpoint that nobody has published. what: which; instead: how to get one, a sentence's end."""
+
+    what: str
+    instead: str
+    sha256: None = None
+
+    def __str__(self) -> str:
+        return f"{self.what} (not published)"
+
+
+WeightsSource = HubWeights | UrlWeights | LocalWeights | UnpublishedWeights
 
 
 def override(source: WeightsSource, path: str | None) -> WeightsSource:
@@ -97,6 +109,10 @@ def locate(source: WeightsSource, download: bool = True) -> Path:
         path = _locate_hub(source, download)
     elif isinstance(source, UrlWeights):
         path = _locate_url(source, download)
+    elif isinstance(source, UnpublishedWeights):
+        raise MissingWeights(
+            f"no checkpoint of {source.what} is published, so there is none to look for: {source.instead}"
+        )
     else:
         path = _locate_local(source)
     verify(path, source)

@@ -1,0 +1,92 @@
+"""The published adapters that cut SDXL's UNet to few steps: Hyper-SD's (LacTok-H) and TLCM's (LacTok-T).
+
+Each belongs to one sampler (lactok/models/samplers.py); they are not interchangeable.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lactok.models.lora import LoRAConfig, add_to_weights
+from lactok.weights import CheckpointMismatch, HubWeights, WeightsError, load_state_dict
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+_OTHERWISE = "name a local file by options.NAME.accelerator=PATH"
+
+HYPERSD = HubWeights("ByteDance/Hyper-SD", "Hyper-SDXL-1step-lora.safetensors", otherwise=_OTHERWISE)
+"""The one-step "unified" LoRA: one evaluation at t = 999 from pure noise. (The full UNet beside it wants t = 800.)"""
+
+TLCM = HubWeights("OPPOer/TLCM", "adapter_model.safetensors", otherwise=_OTHERWISE)
+"""A peft adapter of rank 64; for 1 to 7 evaluations on TLCM's grid."""
+
+TLCM_CONFIG = HubWeights("OPPOer/TLCM", "adapter_config.json", otherwise=_OTHERWISE)
+"""Its settings: rank and alpha are read from there."""
+
+_PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+
+@torch.no_grad()
+def merge_hypersd(unet: UNet2DConditionModel, path: Path) -> None:
+    """Merge a LoRA file for SDXL in any format that diffusers reads (kohya's, its own) into `unet`, at scale 1.
+
+    Adapters of text encoders in it go unused: no text is given. Raises WeightsError for another kind of file, and for
+    one with layers that `unet` does not have.
+    """
+    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin as SDXLLoader
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    state = load_state_dict(path)
+    try:
+        state, alphas = SDXLLoader.lora_state_dict(state, unet_config=unet.config)
+    except (ValueError, KeyError, IndexError, AttributeError) as error:
+        raise WeightsError(f"{path} is no LoRA that diffusers knows: {' '.join(str(error).split())}") from error
+    names = (re.match(r"unet\.(.+?)\.(?:processor\.)?lora", name) for name in state)
+    layers = {match[1] for match in names if match}
+    have = dict(unet.named_modules())
+    if not layers or any(layer not in have for layer in layers):
+        strangers = sorted(layers - have.keys())
+        what = f"{len(strangers)} layers that the UNet lacks: {', '.join(strangers[:3])}" if layers else "no UNet layer"
+        raise CheckpointMismatch(f"{path} is no LoRA of this UNet: it has {what}")
+    unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas)
+    wrapped = sum(isinstance(module, BaseTunerLayer) for module in unet.modules())
+    unet.fuse_lora()
+    unet.unload_lora()
+    if wrapped != len(layers):
+        raise CheckpointMismatch(f"{path}: diffusers took {wrapped} of its {len(layers)} layers")
+
+
+def merge_tlcm(unet: UNet2DConditionModel, path: Path, config_path: Path) -> None:
+    """Merge a peft adapter, with the settings in its adapter_config.json, into `unet`.
+
+    Raises WeightsError for something else than a LoRA's pairs of matrices, and for layers that `unet` does not have.
+    """
+    lora = _peft_settings(config_path)
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_state_dict(path).items():
+        if not (match := _PEFT_NAME.fullmatch(name)):
+            raise CheckpointMismatch(f"{path}: {name} is no weight of a LoRA adapter of peft")
+        pairs.setdefault(match[1], {})[match[2]] = tensor
+    if halves := [layer for layer, pair in pairs.items() if len(pair) != 2]:
+        raise CheckpointMismatch(f"{path}: {len(halves)} layers have one of two matrices: {', '.join(halves[:3])}")
+    try:
+        add_to_weights(unet, {layer: (pair["A"], pair["B"]) for layer, pair in pairs.items()}, lora.scale)
+    except ValueError as error:
+        raise CheckpointMismatch(f"{path} is no adapter of this UNet: {error}") from error
+
+
+def _peft_settings(path: Path) -> LoRAConfig:
+    """Rank, alpha and targets of an adapter_config.json. Raises WeightsError for another kind of adapter."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("use_rslora") or config.get("use_dora") or config.get("rank_pattern"):
+            raise WeightsError(f"{path}: a variant of LoRA (rsLoRA, DoRA or ranks by layer), expected the plain one")
+        return LoRAConfig(config["r"], config["lora_alpha"], tuple(config["target_modules"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is no adapter_config.json of peft: {error!r}") from error

@@ -1,0 +1,91 @@
+"""LacTok as one network: frozen VQ encoder and quantizer, latent decoder, and the autoencoder in which that ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
+from lactok.models.ladd import LatentDecoder, LatentDecoderConfig
+from lactok.models.samplers import NoiseSchedule, Sampler
+from lactok.models.vq import Encoded, VQConfig, VQEncoder
+
+
+@dataclass(frozen=True)
+class LaCTokConfig:
+    """Sizes of a `LaCTok`; the defaults are the released LaCTok-T's: LlamaGen's VQ-16, SDXL and its autoencoder."""
+
+    vq: VQConfig = field(default_factory=VQConfig)
+    decoder: LatentDecoderConfig = field(default_factory=LatentDecoderConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+
+    def __post_init__(self) -> None:
+        for name, kind in _PARTS.items():
+            if isinstance(value := getattr(self, name), Mapping):  # as a checkpoint's header holds it
+                object.__setattr__(self, name, kind(**value))
+        for what, seen, expected in (
+            ("decoder.condition_channels", self.decoder.condition_channels, self.vq.codebook_embed_dim),
+            ("decoder.unet.in_channels", self.decoder.unet.in_channels, self.autoencoder.latent_channels),
+            ("decoder.pixels_per_latent", self.decoder.pixels_per_latent, self.autoencoder.downsample_factor),
+        ):
+            if seen != expected:
+                raise ValueError(f"{what} is {seen}, expected {expected} as the other parts have it")
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the latents of a square picture. Raises ValueError for a side that does not divide."""
+        factor = self.autoencoder.downsample_factor * self.decoder.unet.downsample_factor
+        if size < factor or size % factor:
+            raise ValueError(f"picture of {size} pixels a side: expected a positive multiple of {factor}")
+        side = size // self.autoencoder.downsample_factor
+        return self.autoencoder.latent_channels, side, side
+
+
+_PARTS = {"vq": VQConfig, "decoder": LatentDecoderConfig, "autoencoder": AutoencoderConfig, "schedule": NoiseSchedule}
+
+
+class LaCTok(nn.Module):
+    """Pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and those to pictures of another, larger size.
+
+    vq: encoder and codebook (a whole `VQModel` will do). vae: anything with diffusers' `decode(latents).sample`; its
+    latents are scaled by config.autoencoder.scaling_factor.
+    """
+
+    def __init__(self, config: LaCTokConfig, vq: VQEncoder, decoder: LatentDecoder, vae: nn.Module) -> None:
+        super().__init__()
+        self.config, self.vq, self.decoder, self.vae = config, vq, decoder, vae
+
+    def encode(self, images: Tensor) -> Encoded:
+        """Pictures (B, 3, H, W) in [-1, 1] to codes. Raises ValueError for a size that does not divide."""
+        return self.vq.encode(images)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Codes (B, D, h, w) of int64 ids (B, h, w)."""
+        return self.vq.lookup(ids)
+
+    def decode_latents(self, codes: Tensor, noises: Tensor, sampler: Sampler, scale: float = 1.0) -> Tensor:
+        """Codes (B, D, h, w) to latents (B, C, H, W), float32, by the sampler's noises (B, draws, C, H, W)."""
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            return self.decoder.predict(x, t, codes, scale)
+
+        return sampler(predict, noises, self.config.schedule)
+
+    def pictures_of(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W), scaled, to pictures around [-1, 1], float32, not clamped."""
+        dtype = next(self.vae.parameters()).dtype
+        return self.vae.decode((latents / self.config.autoencoder.scaling_factor).to(dtype)).sample.float()
+
+
+def build(config: LaCTokConfig) -> LaCTok:
+    """All parts anew; on the current default device."""
+    return LaCTok(config, VQEncoder(config.vq), LatentDecoder(config.decoder), build_autoencoder(config.autoencoder))
+
+
+def meta_model(config: LaCTokConfig) -> LaCTok:
+    """A `LaCTok` without memory, to be filled by `ladd_keymap.load_official` or `load_state_dict(assign=True)`."""
+    with torch.device("meta"):
+        return build(config)

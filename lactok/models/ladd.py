@@ -1,0 +1,208 @@
+"""The latent decoder of LacTok: a frozen latent diffusion UNet, steered by a ControlNet-style copy that reads codes.
+
+Stock diffusers networks; what is LacTok's own is the condition (the l2-normalised code map, resized to the latents)
+and that no text is given. The numbers are those of the released LaCTok-T, whose UNet is SDXL-base-1.0's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TIME_IDS = 6
+"""SDXL's size conditions: original height and width, top and left of the crop, target height and width."""
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the diffusion UNet by diffusers' names; the defaults are SDXL-base-1.0's (its unet/config.json).
+
+    block_out_channels, transformer_layers_per_block, attention_head_dim (which counts heads): one value a level,
+        highest resolution first; every level but the last halves.
+    cross_attention_dim: width of the text states; None for a network that has no text.
+    addition_time_embed_dim: width of each of the six size conditions' embeddings; None for a network that takes
+        neither sizes nor a pooled text; projection_class_embeddings_input_dim: all of them and the pooled text.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+    mid_block_type: str = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[str, ...] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    block_out_channels: tuple[int, ...] = (320, 640, 1280)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    cross_attention_dim: int | None = 2048
+    transformer_layers_per_block: tuple[int, ...] = (1, 2, 10)
+    attention_head_dim: tuple[int, ...] = (5, 10, 20)
+    addition_time_embed_dim: int | None = 256
+    projection_class_embeddings_input_dim: int | None = 2816
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, list):  # JSON has no tuples
+                object.__setattr__(self, name, tuple(value))
+        if (self.addition_time_embed_dim is None) != (self.projection_class_embeddings_input_dim is None):
+            raise ValueError(
+                f"addition_time_embed_dim {self.addition_time_embed_dim} with projection_class_embeddings_input_dim "
+                f"{self.projection_class_embeddings_input_dim}: expected both or neither"
+            )
+
+    @property
+    def downsample_factor(self) -> int:
+        """Latents must be a multiple of this on each side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def pooled_dim(self) -> int | None:
+        """Width of the pooled text (1280); None where none is taken."""
+        if self.addition_time_embed_dim is None:
+            return None
+        return self.projection_class_embeddings_input_dim - TIME_IDS * self.addition_time_embed_dim
+
+    def encoder_arguments(self) -> dict[str, Any]:
+        """What diffusers' UNet and ControlNet are both built with."""
+        return {
+            "in_channels": self.in_channels,
+            "down_block_types": self.down_block_types,
+            "mid_block_type": self.mid_block_type,
+            "block_out_channels": self.block_out_channels,
+            "layers_per_block": self.layers_per_block,
+            "norm_num_groups": self.norm_num_groups,
+            "transformer_layers_per_block": self.transformer_layers_per_block,
+            "attention_head_dim": self.attention_head_dim,
+            "use_linear_projection": True,
+            "addition_embed_type": None if self.addition_time_embed_dim is None else "text_time",
+            "addition_time_embed_dim": self.addition_time_embed_dim,
+            "projection_class_embeddings_input_dim": self.projection_class_embeddings_input_dim,
+        }
+
+
+@dataclass(frozen=True)
+class LatentDecoderConfig:
+    """Sizes of a `LatentDecoder`; the defaults are the released LaCTok-T's.
+
+    condition_channels: length of a code; condition_widths: of the convolutions that read the code map.
+    text_positions: how many zero text states there are. pixels_per_latent: side in pixels, for the size conditions.
+    """
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    condition_channels: int = 8
+    condition_widths: tuple[int, ...] = (8, 32, 96, 256)
+    text_positions: int = 77
+    pixels_per_latent: int = 8
+
+    def __post_init__(self) -> None:
+        if isinstance(self.unet, Mapping):  # as a checkpoint's header holds it
+            object.__setattr__(self, "unet", UNetConfig(**self.unet))
+        object.__setattr__(self, "condition_widths", tuple(self.condition_widths))
+
+
+@dataclass(frozen=True)
+class EmptyText:
+    """What stands where a text-to-image model has its prompt.
+
+    states: zeros (B, text_positions, cross_attention_dim), which are not the embedding of an empty prompt.
+    added: zeros for the pooled text and the size conditions, as diffusers takes them. None: the network takes none.
+    """
+
+    states: Tensor | None
+    added: dict[str, Tensor] | None
+
+
+class LatentDecoder(nn.Module):
+    """Predicts the noise in latents (B, C, H, W) from a code map (B, D, h, w).
+
+    unet: diffusers' UNet2DConditionModel; controlnet: its ControlNetModel, whose condition has the latents' size.
+    """
+
+    def __init__(self, config: LatentDecoderConfig | None = None) -> None:
+        from diffusers import ControlNetModel, UNet2DConditionModel  # seconds to import
+
+        super().__init__()
+        self.config = config = config or LatentDecoderConfig()
+        shared, width = config.unet.encoder_arguments(), config.unet.cross_attention_dim
+        self.unet = UNet2DConditionModel(
+            out_channels=config.unet.out_channels,
+            up_block_types=config.unet.up_block_types,
+            cross_attention_dim=(width,) * len(config.unet.block_out_channels),
+            **shared,
+        )
+        self.controlnet = ControlNetModel(
+            conditioning_channels=config.condition_channels,
+            conditioning_embedding_out_channels=config.condition_widths,
+            cross_attention_dim=width,
+            **shared,
+        )
+        for convolution in self.controlnet.controlnet_cond_embedding.blocks:
+            convolution.stride = (1, 1)  # published: every stride is 1; the stock embedding goes from pixels to latents
+
+    def copy_unet(self) -> None:
+        """Start the copy from the UNet's encoder half, as a ControlNet does; its zero convolutions stay as they are.
+
+        To be called before adapters are added to the UNet.
+        """
+        ours = self.unet.state_dict()
+        shared = {name: ours[name] for name in self.controlnet.state_dict() if name in ours}
+        self.controlnet.load_state_dict(shared, strict=False)
+
+    def condition(self, codes: Tensor, size: tuple[int, int]) -> Tensor:
+        """The code map (B, D, h, w) at the latents' `size`: nearest, float32, source index floor(i h / H)."""
+        return F.interpolate(codes.float(), size=tuple(size), mode="nearest")
+
+    def empty_text(self, sample: Tensor) -> EmptyText:
+        """The zeros that go with latents (B, C, H, W); their dtype and device."""
+        config, batch = self.config, len(sample)
+        states = added = None
+        if config.unet.cross_attention_dim is not None:
+            states = sample.new_zeros(batch, config.text_positions, config.unet.cross_attention_dim)
+        if config.unet.pooled_dim is not None:
+            pooled = sample.new_zeros(batch, config.unet.pooled_dim)
+            added = {"text_embeds": pooled, "time_ids": self.time_ids(sample)}
+        return EmptyText(states, added)
+
+    def time_ids(self, sample: Tensor) -> Tensor:
+        """Size conditions (B, 6) of latents (B, C, H, W): the picture's own size, not cropped: (1024, 1024, 0, 0, ...).
+
+        The released code always says 1024, the one size that it decodes.
+        """
+        height, width = (side * self.config.pixels_per_latent for side in sample.shape[-2:])
+        return sample.new_tensor([[height, width, 0, 0, height, width]]).expand(len(sample), -1)
+
+    def predict(self, sample: Tensor, t: int | Tensor, codes: Tensor, scale: float = 1.0) -> Tensor:
+        """The noise in latents (B, C, H, W) at timestep t (an int, or int64 (B,)), in the UNet's dtype.
+
+        codes: (B, D, h, w) as the quantizer looks them up, unit length; scale: of the copy's residuals (0: unsteered).
+        H and W: multiples of config.unet.downsample_factor.
+        """
+        sample = sample.to(self.unet.dtype)
+        t = torch.as_tensor(t, device=sample.device).expand(len(sample))
+        text = self.empty_text(sample)
+        down, mid = self.controlnet(
+            sample,
+            t,
+            encoder_hidden_states=text.states,
+            controlnet_cond=self.condition(codes, sample.shape[-2:]).to(sample.dtype),
+            conditioning_scale=scale,
+            added_cond_kwargs=text.added,
+            return_dict=False,
+        )
+        (noise,) = self.unet(
+            sample,
+            t,
+            encoder_hidden_states=text.states,
+            added_cond_kwargs=text.added,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            return_dict=False,
+        )
+        return noise
+
+    def forward(self, sample: Tensor, t: int | Tensor, codes: Tensor, scale: float = 1.0) -> Tensor:
+        """`predict`."""
+        return self.predict(sample, t, codes, scale)

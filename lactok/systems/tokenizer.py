@@ -1,0 +1,302 @@
+"""LacTok behind the benchmark's interface, at paper scale: LacTok-H and LacTok-T, and the rows of the paper's Table 4.
+
+All share LlamaGen's frozen encoder and codebook; they differ in the decoder's weights and in the sampler. Only one
+checkpoint is published: LaCTok-T.pth, trained on constructed data, which is `lactok-t-star`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.models.accelerators import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
+from lactok.models.lactok import LaCTok, LaCTokConfig, meta_model
+from lactok.models.ladd_keymap import load_official
+from lactok.models.lora import LoRAConfig
+from lactok.models.samplers import (
+    DDIM_STEPS,
+    FIRST_TIMESTEP,
+    Sampler,
+    consistency_sampler,
+    ddim_sampler,
+    image_noise,
+    tlcm_timesteps,
+)
+from lactok.weights import (
+    HubWeights,
+    LocalWeights,
+    UnpublishedWeights,
+    WeightsError,
+    WeightsSource,
+    load_state_dict,
+    locate,
+    override,
+)
+
+
+@dataclass
+class LaCTokOptions:
+    """What every one takes.
+
+    weights: a local checkpoint, `LaCTok-T.pth` or one under its names (lactok/models/ladd_keymap.py).
+    conditioning_scale: strength of the copy's residuals; 1, as trained (the paper names none).
+    input_size: pixels of a side that the encoder sees, a multiple of 16; the paper names 224, 256 and 288 (196, 256
+        and 324 ids). output_size: pixels of a side of the decoded picture, a multiple of 32.
+    """
+
+    weights: str | None = None
+    conditioning_scale: float = 1.0
+    input_size: int = 256
+    output_size: int = 1024
+
+
+@dataclass
+class LaCTokTOptions(LaCTokOptions):
+    """steps: evaluations on TLCM's grid, 1 to 7; 2 as in the paper (timesteps 999, 499)."""
+
+    steps: int = 2
+
+
+@dataclass
+class LaCTokTStarOptions(LaCTokTOptions):
+    """The released demo's settings: 3 steps (999, 499, 124), strength 0.8."""
+
+    conditioning_scale: float = 0.8
+    steps: int = 3
+
+
+@dataclass
+class DiffusionOptions(LaCTokOptions):
+    """steps: of DDIM."""
+
+    steps: int = DDIM_STEPS
+
+
+@dataclass
+class HyperSDOptions(LaCTokOptions):
+    """accelerator: a local Hyper-SDXL-1step-lora.safetensors instead of the hub's."""
+
+    accelerator: str | None = None
+
+
+@dataclass
+class TLCMOptions(LaCTokOptions):
+    """steps: evaluations on TLCM's grid, 1 to 7; 3 as in Table 4.
+
+    accelerator: a local adapter_model.safetensors instead of the hub's, its adapter_config.json beside it.
+    """
+
+    steps: int = 3
+    accelerator: str | None = None
+
+
+class LaCTokTokenizer(Tokenizer):
+    """A `LaCTok` on square pictures of one size; subclasses load it, name its sampler and its noise.
+
+    options needs conditioning_scale, and `_load` says the sizes.
+    """
+
+    code_licence = "Apache-2.0; no code of LaCToK, which states no licence"
+    TRAINING: ClassVar[TrainingCompute | None] = TrainingCompute()
+
+    def __init__(self, options: Any, device: torch.device) -> None:
+        super().__init__(options, device)
+        self.sampler = self._sampler()
+        model, self._input_size, self._output_size, self._training = self._load()
+        factor = model.vq.downsample_factor
+        if self._input_size < factor or self._input_size % factor:
+            raise ValueError(f"input_size {self._input_size}: expected a positive multiple of {factor}")
+        self._side = self._input_size // factor
+        self._latent_shape = model.config.latent_shape(self._output_size)
+        self.model = model.eval().requires_grad_(False).to(device)
+
+    def _sampler(self) -> Sampler:
+        """The sampler with the options' settings. Raises ValueError for settings that it does not have."""
+        raise NotImplementedError
+
+    def _load(self) -> tuple[LaCTok, int, int, TrainingCompute | None]:
+        """The network on the CPU, the sides of the pictures that go in and come out, and what its training cost."""
+        raise NotImplementedError
+
+    @property
+    def info(self) -> TokenizerInfo:
+        return TokenizerInfo(
+            family="LacTok",
+            ids_per_image=self._side**2,
+            vocabulary=self.model.config.vq.codebook_size,
+            input_size=self._input_size,
+            output_size=self._output_size,
+            deterministic=False,
+            training=self._training,
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Codes:
+        """Pictures (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
+        if images.shape[1:] != (3, self._input_size, self._input_size):
+            raise ValueError(
+                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {self._input_size}, {self._input_size}); "
+                "the protocol resizes to info.input_size"
+            )
+        return Codes(ids=self.model.encode(2 * images - 1).ids.flatten(1))
+
+    @torch.no_grad()
+    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+        """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; all noise of picture i follows from seeds[i] alone.
+
+        Raises ValueError for ids that are none.
+        """
+        ids, size = codes.ids, self.model.config.vq.codebook_size
+        if ids is None or ids.shape[1:] != (self._side**2,):
+            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
+            raise ValueError(f"{seen}, expected ids of shape (B, {self._side**2})")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1}")
+        if len(seeds) != len(ids):
+            raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
+        if not len(ids):
+            return torch.empty(0, 3, self._output_size, self._output_size, device=ids.device)
+        noises = torch.stack([image_noise(seed, self._latent_shape, self.sampler.draws) for seed in seeds])
+        code_map = self.model.lookup(ids.view(-1, self._side, self._side))
+        scale = self.options.conditioning_scale
+        latents = self.model.decode_latents(code_map, noises.to(ids.device), self.sampler, scale)
+        return (self.model.pictures_of(latents) + 1) / 2
+
+
+class _Published(LaCTokTokenizer):
+    """A LacTok of full size, from a checkpoint under the published names."""
+
+    scale = "paper"
+    weights_licence = "not stated (LaCToK); OpenRAIL++-M (SDXL, as far as known)"
+    CONFIG: ClassVar[LaCTokConfig] = LaCTokConfig()
+    LORA: ClassVar[LoRAConfig] = LoRAConfig()
+    SOURCE: ClassVar[WeightsSource]
+
+    @classmethod
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
+        return (override(cls.SOURCE, options.weights),)
+
+    def _load(self) -> tuple[LaCTok, int, int, TrainingCompute | None]:
+        path, *more = [locate(source) for source in self.weights(self.options)]
+        state = official_tensors(load_state_dict(path), path)
+        try:
+            model = load_official(meta_model(self.CONFIG), state, self.LORA)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
+        self._accelerate(model, more)
+        return model, self.options.input_size, self.options.output_size, self.TRAINING
+
+    def _accelerate(self, model: LaCTok, paths: Sequence[Path]) -> None:
+        """Merge what stands in the files behind the checkpoint (none, for a decoder that holds its accelerator)."""
+
+
+def official_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict inside a published checkpoint: under `model`, else `state_dict`, else the file itself.
+
+    That order is the published loader's. Raises WeightsError when what is found is no state dict.
+    """
+    key = next((k for k in ("model", "state_dict") if k in checkpoint), None)
+    state = checkpoint if key is None else checkpoint[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        where = "at its top level" if key is None else f"under {key!r}"
+        raise WeightsError(f"{path}: {where} stands something else than names with tensors; not a LaCTok checkpoint")
+    return state
+
+
+def _unpublished(what: str, name: str, command: str, where: str) -> UnpublishedWeights:
+    return UnpublishedWeights(
+        what, f"train one by `python -m lactok.train {command}`{where} and name it by options.{name}.weights=PATH"
+    )
+
+
+class LaCTokH(_Published):
+    """LacTok-H: one evaluation, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public pictures."""
+
+    Options = LaCTokOptions
+    SOURCE = _unpublished("LacTok-H", "lactok-h", "recipe=pixel accelerator=hypersd data.root=DIR", "")
+
+    def _sampler(self) -> Sampler:
+        return consistency_sampler((FIRST_TIMESTEP,))
+
+
+class LaCTokHStar(LaCTokH):
+    """LacTok-H*: the same, trained on constructed data."""
+
+    SOURCE = _unpublished(
+        "LacTok-H*", "lactok-h-star", "recipe=pixel accelerator=hypersd data.root=DIR", " on constructed pictures"
+    )
+
+
+class LaCTokT(_Published):
+    """LacTok-T: few evaluations, from TLCM's SDXL; fine-tuned in pixels on public pictures."""
+
+    Options = LaCTokTOptions
+    SOURCE = _unpublished("LacTok-T", "lactok-t", "recipe=pixel accelerator=tlcm data.root=DIR", "")
+
+    def _sampler(self) -> Sampler:
+        return consistency_sampler(tlcm_timesteps(self.options.steps))
+
+
+class LaCTokTStar(LaCTokT):
+    """LacTok-T*: the released checkpoint, trained on constructed data."""
+
+    Options = LaCTokTStarOptions
+    SOURCE = HubWeights("OPPOer/LaCTok", "LaCTok-T.pth", otherwise="name a copy by options.lactok-t-star.weights=PATH")
+    TRAINING = TrainingCompute(data="the authors' constructed pictures")
+
+
+class VQLaDD(_Published):
+    """Table 4's latent decoder after its first stage alone (equation 4), sampled by DDIM."""
+
+    Options = DiffusionOptions
+    SOURCE = _unpublished("the first-stage decoder", "vq-ladd", "recipe=diffusion data.root=DIR", "")
+
+    def _sampler(self) -> Sampler:
+        return ddim_sampler(self.options.steps)
+
+
+class VQLaDDHyperSD(_Published):
+    """Table 4's first-stage decoder with Hyper-SD's one-step adapter merged, no fine-tuning in pixels."""
+
+    Options = HyperSDOptions
+    path_options = ("weights", "accelerator")
+    SOURCE = _unpublished("the first-stage decoder", "vq-ladd-hypersd", "recipe=diffusion data.root=DIR", "")
+
+    @classmethod
+    def weights(cls, options: HyperSDOptions) -> tuple[WeightsSource, ...]:
+        """The first stage's checkpoint, and the adapter."""
+        return *super().weights(options), override(HYPERSD, options.accelerator)
+
+    def _sampler(self) -> Sampler:
+        return consistency_sampler((FIRST_TIMESTEP,))
+
+    def _accelerate(self, model: LaCTok, paths: Sequence[Path]) -> None:
+        merge_hypersd(model.decoder.unet, *paths)
+
+
+class VQLaDDTLCM(_Published):
+    """Table 4's first-stage decoder with TLCM's adapter merged, no fine-tuning in pixels."""
+
+    Options = TLCMOptions
+    path_options = ("weights", "accelerator")
+    SOURCE = _unpublished("the first-stage decoder", "vq-ladd-tlcm", "recipe=diffusion data.root=DIR", "")
+
+    @classmethod
+    def weights(cls, options: TLCMOptions) -> tuple[WeightsSource, ...]:
+        """The first stage's checkpoint, the adapter, and its settings."""
+        if options.accelerator is None:
+            return *super().weights(options), TLCM, TLCM_CONFIG
+        beside = Path(options.accelerator).expanduser().with_name(TLCM_CONFIG.filename)
+        return *super().weights(options), LocalWeights(options.accelerator), LocalWeights(str(beside))
+
+    def _sampler(self) -> Sampler:
+        return consistency_sampler(tlcm_timesteps(self.options.steps))
+
+    def _accelerate(self, model: LaCTok, paths: Sequence[Path]) -> None:
+        merge_tlcm(model.decoder.unet, *paths)
