@@ -1,4 +1,4 @@
-"""PSNR and SSIM are scikit-image's, on any pair of uint8 pictures, and do not depend on how pictures are batched."""
+"""PSNR and SSIM are scikit-image's on any pair of uint8 pictures; no metric of pixels depends on its batches."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evals.metrics import tiles
 from evals.metrics.base import Probe
+from evals.metrics.colour import Colour
 from evals.metrics.psnr import Psnr, pooled_psnr
 from evals.metrics.ssim import C1, Ssim, SsimGauss11
 
@@ -106,7 +107,7 @@ def photographs() -> tuple[Tensor, Tensor]:
     return a, b
 
 
-@pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11()], ids=lambda p: p.name)
+@pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11(), Colour()], ids=lambda p: p.name)
 def test_batches_and_views(probe, photographs, monkeypatch):
     """One by one, in another order, with a view used twice: the same to the last digit. Other tiles: but for sums."""
     a, b = photographs
@@ -126,7 +127,7 @@ def test_batches_and_views(probe, photographs, monkeypatch):
 
 def test_inputs_are_left_alone(photographs):
     a, b = photographs[0].clone(), photographs[1].clone()
-    for probe in (Psnr(), Ssim("uniform7"), SsimGauss11()):
+    for probe in (Psnr(), Ssim("uniform7"), SsimGauss11(), Colour()):
         score(probe, a, b)
     assert torch.equal(a, photographs[0])
     assert torch.equal(b, photographs[1])
@@ -173,7 +174,7 @@ def test_smaller_than_the_window(probe, size):
             probe.view(torch.zeros(shape, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("probe", [Psnr(), Ssim(), SsimGauss11()], ids=lambda p: p.name)
+@pytest.mark.parametrize("probe", [Psnr(), Ssim(), SsimGauss11(), Colour()], ids=lambda p: p.name)
 @pytest.mark.parametrize("other", [(1, 3, 32, 40), (2, 3, 32, 32)])
 def test_shapes_differ(probe, other):
     a = probe.view(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
@@ -188,7 +189,7 @@ def test_unknown_window():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11()], ids=lambda p: p.name)
+@pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11(), Colour()], ids=lambda p: p.name)
 def test_cuda_equals_cpu(probe, photographs):
     a, b = photographs
     torch.testing.assert_close(score(probe, a.cuda(), b.cuda()).cpu(), score(probe, a, b), rtol=1e-12, atol=1e-12)

@@ -57,7 +57,7 @@ def test_reconstruction(small: torch.Tensor):
     assert seen == pytest.approx(BACK, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["psnr", "ssim", "ssim-gauss11", "effnet"])
+@pytest.mark.parametrize("name", ["psnr", "ssim", "ssim-gauss11", "colour", "effnet"])
 def test_probes(name: str, original: torch.Tensor, small: torch.Tensor):
     probe = make_probe(name, CPU, ssim_window="uniform7", effnet_size=128)
     with torch.inference_mode():
@@ -98,6 +98,7 @@ PROBES = {
     "psnr": (1, {"PSNR": [31.917005, 28.585354], "MSE": [41.8196, 90.062703]}),
     "ssim": (1, {"SSIM": [0.9207613, 0.89254279]}),
     "ssim-gauss11": (1, {"SSIM-gauss11": [0.90427092, 0.88374209]}),
+    "colour": (1, {"colour-de00": [0.19401921, 0.52733347], "brightness-dl": [-0.18972993, -0.49357344]}),
     "effnet": (
         1,
         {"perc-effnet": [0.19905294, 0.2207733], "top1-effnet": [1.0, 0.0], "features": [0.94791992, 1.233415]},

@@ -178,6 +178,23 @@ def test_best_is_the_best_tokenizer_and_never_a_calibration_row():
     }
 
 
+def test_the_figure_closest_to_zero_is_best():
+    """Of either sign; two that look the same but for the sign are both marked."""
+    shift = ColumnRecord("brightness-dl", "zero", 2, "", "too bright above 0", per_image=True)
+    run = make_run(columns=[shift])
+    for row, value in zip(run.rows[1:4], (0.0, -0.501, 0.7), strict=True):
+        row.cells["brightness-dl"] = Value(value)
+    assert [row.cells[0].best for row in shown_table(run).rows[:4]] == [False, False, True, False]
+    assert shown_table(run).rows[2].cells[0].text == "−0.50"
+    run.rows[3].cells["brightness-dl"] = Value(0.4999)
+    assert [row.cells[0].best for row in shown_table(run).rows[:4]] == [False, False, True, True]
+    assert "| brightness-dl →0 |" in render(run)
+    assert "| brightness-dl | zero | – | too bright above 0 |" in render(run)
+    assert "→0 closer to 0" in render(run)
+    assert "→0 closer to 0" in printed(run)
+    assert record.from_json(record.to_json(run)).columns == [shift]
+
+
 def test_nothing_is_best_where_nothing_competes():
     run = make_run()
     run.rows = run.rows[:3]

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 HELP = """\
 usage: python -m evals check FILE [--update] [key=value ...]
 
-Runs what FILE names, in a store of its own, and compares: PSNR within 2e-4 dB, SSIM within 1e-5, shifts of
-colour and brightness within 1e-4, Frechet and perceptual distances within 1e-4 relative, at least 99.9 % of all ids
-equal, hashes of protocol, pictures and weights exactly. Prints what moved. Exit status: 0 nothing moved, 1 something did, 2 it could not be run.
+Runs what FILE names, in a store of its own, and compares: PSNR within 2e-4 dB, SSIM within 1e-5, shifts of colour and
+brightness within 1e-4, Frechet and perceptual distances within 1e-4 relative, at least 99.9 % of all ids equal, hashes
+of protocol, pictures and weights exactly. Prints what moved. Exit status: 0 nothing moved, 1 something did, 2 it could
+not be run.
 
     python -m evals check results/mini/recon.json            in a CI
     python -m evals check results/mini/recon.json --update   write the present figures, after a wanted change

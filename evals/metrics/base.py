@@ -19,8 +19,8 @@ from torch import Tensor
 class Column:
     """One column of a table.
 
-    name: as the field writes it ("PSNR"); better: which direction is good, "zero" where it is the figure closest to 0, None where
-        none is.
+    name: as the field writes it ("PSNR").
+    better: which direction is good; "zero" where the figure closest to 0 is best, None where none is.
     digits: decimals shown; note: one line for the report's legend.
     unit: "dB", "%" or ""; values of a "%" column are fractions, 0 to 1, which a report shows times 100.
     """

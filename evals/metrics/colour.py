@@ -1,8 +1,8 @@
 """Shift of colour and of brightness: what is wrong with a reconstruction when one looks at it from afar.
 
 A picture is cut into 8x8 cells, and the light of a cell is averaged: light, not pixel values, because light is what
-adds up in an eye too far away for the detail. Noise, lost detail and moved edges, which other metrics see, thus cancel
-inside a cell as far as they keep its light. The means go to CIELAB, where
+adds up in an eye too far away for the detail. What moves light about within a cell costs nothing; what loses light
+does, such as smoothing of pixel values, whose light is convex in them. The means go to CIELAB, where
 - colour-de00 is the CIEDE2000 difference, mean over the cells;
 - brightness-dl is L* of the reconstruction less L* of the original, mean over the cells: above 0, too bright.
 """
@@ -10,6 +10,7 @@ inside a cell as far as they keep its light. The means go to CIELAB, where
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,10 +24,10 @@ UNIT = 2**36  # of linear light: sums of integers are exact in any order, up to 
 
 @dataclass(frozen=True)
 class CellColours:
-    """lab: L*a*b* of the cells' mean light, float64 (B, 8, 8, 3), rows first. size: (H, W) of the pictures."""
+    """lab: L*a*b* of the cells' mean light, float64 (B, 8, 8, 3), rows first. shape: of the pictures, (B, 3, H, W)."""
 
     lab: Tensor
-    size: tuple[int, int]
+    shape: tuple[int, ...]
 
 
 class Colour(Probe):
@@ -53,18 +54,18 @@ class Colour(Probe):
             raise ValueError(f"pictures of {height}x{width} pixels; {GRID}x{GRID} cells need {GRID}x{GRID} or more")
         rows, columns = _edges(height), _edges(width)
         light = (linear_light(torch.arange(256, dtype=torch.float64, device=images.device) / 255) * UNIT).round().long()
-        strips = [_column_sums(images[:, :, top:bottom], light) for top, bottom in zip(rows, rows[1:])]
+        strips = [_column_sums(images[:, :, top:bottom], light) for top, bottom in pairwise(rows)]
         before = torch.nn.functional.pad(torch.stack(strips, dim=2).cumsum(dim=-1), (1, 0))  # (B, 3, 8, W + 1)
         sums = before[..., columns].diff(dim=-1)
         pixels = torch.outer(*(torch.tensor(e, device=images.device).diff() for e in (rows, columns)))
         means = sums.double() / pixels / UNIT
-        return CellColours(lab_of_linear(means.movedim(1, -1)), (height, width))
+        return CellColours(lab_of_linear(means.movedim(1, -1)), tuple(images.shape))
 
     def compare(self, originals: CellColours, reconstructions: CellColours) -> dict[str, Tensor]:
         """Both columns, float64 (B,). Raises ValueError when shapes differ."""
         a, b = originals, reconstructions
-        if (len(a.lab), a.size) != (len(b.lab), b.size):
-            raise ValueError(f"{len(a.lab)} pictures of {a.size} pixels and {len(b.lab)} of {b.size}")
+        if a.shape != b.shape:
+            raise ValueError(f"pictures of shapes {a.shape} and {b.shape}")
         return {
             "colour-de00": ciede2000(a.lab, b.lab).mean(dim=(1, 2)),
             "brightness-dl": (b.lab[..., 0] - a.lab[..., 0]).mean(dim=(1, 2)),
