@@ -101,10 +101,7 @@ def flextok(quick: bool, device: torch.device) -> Subject:
     config = tiny if quick else FlexTokD18D28.EXPECTED
 
     class Seeded(FlexTokD18D28):
-        def _read_config(self) -> FlexTokConfig:
-            return config
-
-        def _load(self, config: FlexTokConfig) -> FlexTok:
+        def _load(self) -> FlexTok:
             return seeded(flextok_keymap.meta_model(config))
 
     options = FlexTokOptions(keep_ids=8, steps=2) if quick else FlexTokOptions()

@@ -69,6 +69,15 @@ class TrainingCompute:
     gpu: str | None = None
     data: str | None = None
 
+    def on_top_of(self, part: TrainingCompute) -> TrainingCompute:
+        """This training, with the hours of a frozen part that was trained before it; steps and images stay its own."""
+
+        def both(a: float | None, b: float | None) -> float | None:
+            return None if a is None and b is None else (a or 0) + (b or 0)
+
+        hours = {name: both(getattr(self, name), getattr(part, name)) for name in ("core_hours", "gpu_hours")}
+        return dataclasses.replace(self, gpu=self.gpu or part.gpu, **hours)
+
     def __str__(self) -> str:
         parts = []
         if self.steps is not None:

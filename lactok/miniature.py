@@ -23,7 +23,7 @@ class Miniature:
     """filename: in lactok/checkpoints; sha256: of that file; command: makes such a file, with the bundled trainer."""
 
     filename: str
-    sha256: str
+    sha256: str | None
     command: str
 
     def source(self, path: str | None = None) -> WeightsSource:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lactok.interface import Codes, Tokenizer, TokenizerInfo
+from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.miniature import LICENCE
+from lactok.models import autoencoder
 from lactok.weights import (
     CheckpointMismatch,
     HubWeights,
@@ -107,9 +109,14 @@ class AutoencoderKLTokenizer(Tokenizer):
     code_licence = "Apache-2.0 (diffusers)"
     weights_licence = "that of the repository named by options.autoencoder-kl.repo (sd-vae-ft-mse: MIT)"
 
-    def __init__(self, options: AutoencoderKLOptions, device: torch.device) -> None:
+    def __init__(self, options: Any, device: torch.device) -> None:
         super().__init__(options, device)
-        weights, config = (locate(source) for source in self.weights(options))
+        model, self.factor = self._load()
+        self.model = model.eval().requires_grad_(False).to(device)
+
+    def _load(self) -> tuple[AutoencoderKL, int]:
+        """The network on the CPU, and the pixels of a latent's side."""
+        weights, config = (locate(source) for source in self.weights(self.options))
         path = config
         try:
             model = build(json.loads(config.read_text(encoding="utf-8")))
@@ -120,8 +127,7 @@ class AutoencoderKLTokenizer(Tokenizer):
             raise CheckpointMismatch(f"{path}: {error}") from error
         except (WeightsError, ValueError, TypeError, AttributeError) as error:
             raise WeightsError(f"{path}: {' '.join(str(error).split())}") from error
-        self.factor = 2 ** (len(model.config.block_out_channels) - 1)
-        self.model = model.eval().requires_grad_(False).to(device)
+        return model, 2 ** (len(model.config.block_out_channels) - 1)
 
     @classmethod
     def weights(cls, options: AutoencoderKLOptions) -> tuple[WeightsSource, ...]:
@@ -164,3 +170,40 @@ class SDXLVAE(AutoencoderKLTokenizer):
 
     Options = SDXLVAEOptions
     weights_licence = "MIT"
+
+
+@dataclass
+class AutoencoderMiniOptions:
+    """weights: a local checkpoint instead of the one that ships with the package.
+
+    input_size: pixels of a side; 64, as decoders at 64 pixels use it; any multiple of its factor.
+    """
+
+    weights: str | None = None
+    input_size: int = 64
+
+
+class AutoencoderMini(AutoencoderKLTokenizer):
+    """The miniatures' autoencoder, by the bundled trainer: the ceiling of every miniature that decodes its latents."""
+
+    Options = AutoencoderMiniOptions
+    scale = "mini"
+    code_licence = "Apache-2.0"
+    weights_licence = LICENCE
+
+    @classmethod
+    def weights(cls, options: AutoencoderMiniOptions) -> tuple[WeightsSource, ...]:
+        return (autoencoder.MINI.source(options.weights),)
+
+    def _load(self) -> tuple[AutoencoderKL, int]:
+        model, config, made = autoencoder.load_mini_autoencoder(self.options.weights)
+        size, factor = self.options.input_size, config.downsample_factor
+        if size < factor or size % factor:
+            raise ValueError(f"input_size {size}: expected a positive multiple of {factor}")
+        self._training: TrainingCompute = made.training
+        return model, factor
+
+    @property
+    def info(self) -> TokenizerInfo:
+        size = self.options.input_size
+        return TokenizerInfo("AutoencoderKL", None, None, input_size=size, output_size=size, training=self._training)

@@ -1,7 +1,8 @@
-"""FlexTok behind the benchmark's interface: three published checkpoints, and any prefix of their ids."""
+"""FlexTok behind the benchmark's interface: three published checkpoints and the miniature, any prefix of their ids."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from baselines.flextok.keymap import load_official, meta_model
 from baselines.flextok.model import FlexTok
 from baselines.flextok.sampler import Sampling, image_noise
 from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.miniature import LICENCE, Miniature
+from lactok.models import autoencoder
 from lactok.weights import (
     CheckpointMismatch,
     HubWeights,
@@ -25,6 +28,10 @@ from lactok.weights import (
     WeightsSource,
     load_state_dict,
     locate,
+)
+
+MINI = Miniature(
+    "flextok-mini.safetensors", sha256=None, command="python -m lactok.train recipe=flextok scale=mini data.root=DIR"
 )
 
 
@@ -48,6 +55,21 @@ class FlexTokOptions:
     vae_scaling_factor: float | None = None
 
 
+@dataclass
+class FlexTokMiniOptions:
+    """What may be set; see `FlexTokOptions`. A small model has less to guide: fewer steps, less guidance.
+
+    weights: a local checkpoint instead of the one that ships; autoencoder: of its latents, likewise.
+    """
+
+    weights: str | None = None
+    autoencoder: str | None = None
+    keep_ids: int = 64
+    steps: int = 10
+    guidance_scale: float = 1.5
+    posterior_seed: int | None = None
+
+
 class FlexTokTokenizer(Tokenizer):
     """A `FlexTok` with a VAE, on square pictures of its one size; subclasses load it.
 
@@ -59,17 +81,12 @@ class FlexTokTokenizer(Tokenizer):
     def __init__(self, options: Any, device: torch.device) -> None:
         super().__init__(options, device)
         self.sampling = Sampling(options.steps, options.guidance_scale)
-        config = self._read_config()
-        if not 1 <= options.keep_ids <= config.registers:
-            raise ValueError(f"keep_ids {options.keep_ids}: expected 1 to {config.registers}")
-        self.model = self._load(config).eval().requires_grad_(False).to(device)
+        self.model = self._load().eval().requires_grad_(False).to(device)
+        if not 1 <= options.keep_ids <= self.model.config.registers:
+            raise ValueError(f"keep_ids {options.keep_ids}: expected 1 to {self.model.config.registers}")
 
-    def _read_config(self) -> FlexTokConfig:
-        """The sizes that the checkpoint states, a VAE's included."""
-        raise NotImplementedError
-
-    def _load(self, config: FlexTokConfig) -> FlexTok:
-        """The model of that configuration on the CPU, with its weights."""
+    def _load(self) -> FlexTok:
+        """The model on the CPU, with its weights and those of its VAE."""
         raise NotImplementedError
 
     @property
@@ -175,6 +192,7 @@ class FlexTokD18D28(FlexTokTokenizer):
         return TrainingCompute(data="ImageNet train")
 
     def _read_config(self) -> FlexTokConfig:
+        """The sizes that the checkpoint states, which must be those of the published one."""
         path, *config_paths = [locate(source) for source in self.weights(self.options)]
         tree = read_config(config_paths[0] if config_paths else None, path)
         with named(config_paths[0] if config_paths else path):
@@ -186,8 +204,8 @@ class FlexTokD18D28(FlexTokTokenizer):
                 )
         return config
 
-    def _load(self, config: FlexTokConfig) -> FlexTok:
-        path = locate(self.weights(self.options)[0])
+    def _load(self) -> FlexTok:
+        config, path = self._read_config(), locate(self.weights(self.options)[0])
         with named(path):
             return load_official(meta_model(config), load_state_dict(path))
 
@@ -213,3 +231,27 @@ class FlexTokD18D18(FlexTokD18D28):
 
     REPO = "EPFL-VILAB/flextok_d18_d18_in1k"
     EXPECTED = published(18, 18)
+
+
+class FlexTokMini(FlexTokTokenizer):
+    """The same network in miniature, by the bundled trainer, on the latents of the miniatures' autoencoder."""
+
+    Options = FlexTokMiniOptions
+    path_options = ("weights", "autoencoder")
+    scale = "mini"
+    weights_licence = LICENCE
+
+    @classmethod
+    def weights(cls, options: FlexTokMiniOptions) -> tuple[WeightsSource, ...]:
+        return MINI.source(options.weights), autoencoder.MINI.source(options.autoencoder)
+
+    @property
+    def training(self) -> TrainingCompute:
+        return self._training
+
+    def _load(self) -> FlexTok:
+        flextok, made = MINI.load(lambda made: FlexTok(made.build_config(FlexTokConfig)), self.options.weights)
+        vae, config, of_vae = autoencoder.load_mini_autoencoder(self.options.autoencoder)
+        flextok.vae, flextok.config = vae, dataclasses.replace(flextok.config, vae=config)
+        self._training = made.training.on_top_of(of_vae.training)
+        return flextok

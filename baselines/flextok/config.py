@@ -8,31 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lactok.models.autoencoder import AutoencoderConfig
+
 NOT_SHAPE = ("vae.scaling_factor", "max_timestep")
 """Fields that change what is computed but no tensor's shape; a checkpoint's own configuration states them."""
 
 
 @dataclass(frozen=True)
-class VAEConfig:
-    """A diffusers `AutoencoderKL`; the defaults are FlexTok's (`VAE_BASE_CFG` of its vae_wrapper.py, 16 channels).
-
-    block_out_channels: width of each level, highest resolution first; every level but the last halves.
-    scaling_factor: latents are multiplied by it after encoding and divided by it before decoding.
-    """
+class VAEConfig(AutoencoderConfig):
+    """FlexTok's autoencoder: `VAE_BASE_CFG` of its vae_wrapper.py, with 16 channels."""
 
     latent_channels: int = 16
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
     scaling_factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))  # JSON gives lists
-
-    @property
-    def downsample_factor(self) -> int:
-        """Pixels of a latent's side (8)."""
-        return 2 ** (len(self.block_out_channels) - 1)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.flextok import fsq
-from baselines.flextok.config import FlexTokConfig, VAEConfig
+from baselines.flextok.config import FlexTokConfig
 from baselines.flextok.sampler import Sampling, sample
 from baselines.flextok.transformer import (
     Block,
@@ -26,9 +25,7 @@ from baselines.flextok.transformer import (
     sincos_positions,
     unpatchify,
 )
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+from lactok.models.autoencoder import build_autoencoder
 
 TIME_PERIOD = 256
 """Ratio of the fastest to the slowest frequency of the time embedding (published; not the usual 10000)."""
@@ -45,22 +42,6 @@ class Encoded:
     codes: Tensor
     ids: Tensor
     pre_quant: Tensor
-
-
-def build_vae(config: VAEConfig) -> AutoencoderKL:
-    """The stock autoencoder of these sizes."""
-    from diffusers import AutoencoderKL
-
-    levels = len(config.block_out_channels)
-    return AutoencoderKL(
-        block_out_channels=config.block_out_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=config.layers_per_block,
-        norm_num_groups=config.norm_num_groups,
-        latent_channels=config.latent_channels,
-        scaling_factor=config.scaling_factor,
-    )
 
 
 def register_mask(patches: int, registers: int, device: torch.device) -> Tensor:
@@ -168,7 +149,7 @@ class FlexTok(nn.Module):
     def __init__(self, config: FlexTokConfig) -> None:
         super().__init__()
         self.config = config
-        self.vae = None if config.vae is None else build_vae(config.vae)
+        self.vae = None if config.vae is None else build_autoencoder(config.vae)
         self.encoder = RegisterEncoder(config)
         self.decoder = FlowDecoder(config)
 

@@ -7,6 +7,7 @@ transformers' BLIP-2 networks, the blocks of the way back are timm's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,12 +26,6 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LN_VISION_EPS = 1e-5
 """Of the norm between ViT and Q-Former (torch's default; the ViT's own norms have another)."""
 
-CAUSAL_QUERIES = 32
-"""The published Q-Former masks later queries when there are exactly this many, else none."""
-
-DOWN_WIDTHS = (256, 128, 32)
-"""Outputs of the layers that shrink each position before all are joined (published code)."""
-
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -47,7 +42,10 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """BERT base with cross-attention in every `cross_attention_freq`-th layer, from the first; published names."""
+    """BERT base with cross-attention in every `cross_attention_freq`-th layer, from the first; published names.
+
+    causal_queries: when there are just so many queries, each sees only earlier ones. dropout: while training.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -56,6 +54,8 @@ class QFormerConfig:
     layer_norm_eps: float = 1e-12
     cross_attention_freq: int = 2
     num_query_token: int = 32
+    causal_queries: int = 32
+    dropout: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class SeedConfig:
     """The whole tokenizer without its painter, by the published names; the defaults are the released one's.
 
     n_embed, codebook_embed_dim: shape of the codebook; decode_depth, decode_num_heads: of the blocks on the way back;
+    down_widths: outputs of the layers that shrink each position before all are joined;
     image_features_dim: of the image embedding.
     """
 
@@ -72,7 +73,14 @@ class SeedConfig:
     codebook_embed_dim: int = 32
     decode_depth: int = 4
     decode_num_heads: int = 12
+    down_widths: tuple[int, int, int] = (256, 128, 32)
     image_features_dim: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, cls in (("vit", ViTConfig), ("qformer", QFormerConfig)):
+            if isinstance(value := getattr(self, name), Mapping):  # JSON gives mappings
+                object.__setattr__(self, name, cls(**value))
+        object.__setattr__(self, "down_widths", tuple(self.down_widths))
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ class SeedModel(nn.Module):
         self.blocks_image = nn.Sequential(
             *(Block(width, config.decode_num_heads, qkv_bias=True, norm_layer=norm) for _ in range(config.decode_depth))
         )
-        first, second, last = DOWN_WIDTHS
+        first, second, last = config.down_widths
         self.image_down = nn.Sequential(
             nn.Linear(width, first, bias=False),
             nn.ReLU(),
@@ -157,9 +165,14 @@ class SeedModel(nn.Module):
         """The Q-Former's summary (B, N, hidden_size) of the ViT's tokens."""
         queries = self.query_tokens.expand(len(vision_embeds), -1, -1)
         count, mask = queries.shape[1], None
-        if count == CAUSAL_QUERIES:  # published as -10000 added to the scores, whose softmax is 0 as well
+        if count == self.config.qformer.causal_queries:  # published as -10000 added to the scores
             mask = torch.ones(count, count, dtype=torch.bool, device=queries.device).tril()[None, None]
         return self.qformer(queries, attention_mask=mask, encoder_hidden_states=vision_embeds).last_hidden_state
+
+    def quantized(self, quantizer_input: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (B, N, D) to ids (B, N), and their codes as `lift` gives them, with the straight-through gradient."""
+        codes, ids = self.quantize(quantizer_input.transpose(1, 2).unsqueeze(-1))
+        return ids.squeeze(-1), self.decode_task_layer(codes.squeeze(-1).transpose(1, 2))
 
     def lift(self, ids: Tensor) -> Tensor:
         """Ids (B, N) to their codes at the Q-Former's width (B, N, hidden_size)."""
@@ -200,5 +213,7 @@ def _qformer(config: QFormerConfig, vision_width: int) -> nn.Module:
             layer_norm_eps=config.layer_norm_eps,
             cross_attention_frequency=config.cross_attention_freq,
             encoder_hidden_size=vision_width,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
         )
     )

@@ -64,7 +64,10 @@ class Sampling:
 
 
 class UnCLIP:
-    """A `StableUnCLIPImg2ImgPipeline` that paints image embeddings with an empty prompt."""
+    """A `StableUnCLIPImg2ImgPipeline` that paints image embeddings with an empty prompt.
+
+    One without text encoder gets zeros in place of the prompt's states.
+    """
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -100,7 +103,7 @@ class UnCLIP:
         pictures = [embeds.new_empty(0, 3, size, size)]
         for embed, seed in zip(embeds, seeds, strict=True):
             made = self.pipeline(
-                prompt="",
+                **self._prompt(),
                 image_embeds=embed[None],
                 generator=torch.Generator().manual_seed(seed),
                 num_inference_steps=sampling.steps,
@@ -110,6 +113,12 @@ class UnCLIP:
             )
             pictures.append(made.images)
         return torch.cat(pictures)
+
+    def _prompt(self) -> dict[str, Any]:
+        if self.pipeline.text_encoder is not None:
+            return {"prompt": ""}
+        states = torch.zeros(1, 1, self.pipeline.unet.config.cross_attention_dim)
+        return {"prompt_embeds": states, "negative_prompt_embeds": states}
 
 
 def load(folder: Path) -> UnCLIP:

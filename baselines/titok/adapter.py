@@ -1,4 +1,4 @@
-"""TiTok-S-128 behind the benchmark's interface: the published checkpoint."""
+"""TiTok-S-128 behind the benchmark's interface: the published checkpoint, and the miniature."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from torch import Tensor
 from baselines.titok.keymap import load_official, meta_model
 from baselines.titok.model import TiTok, TiTokConfig
 from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.miniature import LICENCE, Miniature
 from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate, override
+
+MINI = Miniature(
+    "titok-mini.safetensors", sha256=None, command="python -m lactok.train recipe=titok scale=mini data.root=DIR"
+)
 
 
 @dataclass
@@ -21,6 +26,13 @@ class TiTokOptions:
 
     Both published forms are taken: `model.safetensors`, and the pickled `tokenizer_titok_s128.bin`.
     """
+
+    weights: str | None = None
+
+
+@dataclass
+class TiTokMiniOptions:
+    """weights: a local checkpoint instead of the one that ships with the package."""
 
     weights: str | None = None
 
@@ -89,6 +101,22 @@ class TiTokS128(Tokenizer):
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.codebook_size:
             raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {config.codebook_size - 1}")
         return self.model.decode_ids(ids.unsqueeze(1)).float()
+
+
+class TiTokMini(TiTokS128):
+    """The same network in miniature, by the bundled trainer: narrower, a pixel decoder on patches."""
+
+    Options = TiTokMiniOptions
+    scale = "mini"
+    weights_licence = LICENCE
+
+    @classmethod
+    def weights(cls, options: TiTokMiniOptions) -> tuple[WeightsSource, ...]:
+        return (MINI.source(options.weights),)
+
+    def _load(self) -> tuple[TiTok, TrainingCompute | None]:
+        model, metadata = MINI.load(lambda made: TiTok(made.build_config(TiTokConfig)), self.options.weights)
+        return model, metadata.training
 
 
 def official_tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -28,7 +28,8 @@ class TiTokConfig:
     num_latent_tokens: ids a picture.
     pixel_codebook_size, pixel_token_size: shape of the pixel codebook.
     pixel_ch, pixel_ch_mult: base width of the pixel decoder, and the width of each level in units of it, highest
-        resolution first; pixel_num_res_blocks: residual blocks a level; pixel_norm_num_groups: of its group norms.
+        resolution first; pixel_num_res_blocks: residual blocks a level; pixel_norm_num_groups: of its group norms;
+        pixel_patch_size: side of the patches into which its last channels are shuffled (1: none, as published).
     """
 
     image_size: int = 256
@@ -36,8 +37,8 @@ class TiTokConfig:
     token_size: int = 12
     use_l2_norm: bool = True
     commitment_cost: float = 0.25
-    vit_enc_model_size: ViTSize = VIT_SIZES["small"]
-    vit_dec_model_size: ViTSize = VIT_SIZES["small"]
+    vit_enc_model_size: tuple[int, int, int] = tuple(VIT_SIZES["small"])
+    vit_dec_model_size: tuple[int, int, int] = tuple(VIT_SIZES["small"])
     vit_enc_patch_size: int = 16
     vit_dec_patch_size: int = 16
     num_latent_tokens: int = 128
@@ -47,6 +48,7 @@ class TiTokConfig:
     pixel_ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     pixel_num_res_blocks: int = 2
     pixel_norm_num_groups: int = 32
+    pixel_patch_size: int = 1
 
     def __post_init__(self) -> None:
         for name in ("vit_enc_model_size", "vit_dec_model_size"):
@@ -58,8 +60,8 @@ class TiTokConfig:
 
     @property
     def output_size(self) -> int:
-        """Side in pixels of the decoded pictures: the decoder's grid, doubled by every level but the last."""
-        return self.image_size // self.vit_dec_patch_size * 2 ** (len(self.pixel_ch_mult) - 1)
+        """Side in pixels of the decoded pictures: the decoder's grid, doubled by every level but the last, of patches."""
+        return self.image_size // self.vit_dec_patch_size * 2 ** (len(self.pixel_ch_mult) - 1) * self.pixel_patch_size
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class TiTok(nn.Module):
             config.pixel_ch_mult,
             config.pixel_num_res_blocks,
             config.pixel_norm_num_groups,
+            config.pixel_patch_size,
         )
 
     def pre_quant(self, images: Tensor) -> Tensor:

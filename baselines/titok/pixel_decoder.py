@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lactok.models.patches import nearest_init
+
 NORM_EPS = 1e-6
 """Of every group norm (published code)."""
 
@@ -52,13 +54,20 @@ class _Level(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Codes (B, in_channels, h, w) to RGB (B, 3, H, W) around [0, 1]; H = h x 2^(levels - 1).
+    """Codes (B, in_channels, h, w) to RGB (B, 3, H, W) around [0, 1]; H = h x 2^(levels - 1) x patch_size.
 
     ch: base width; ch_mult: width of each level in units of ch, highest resolution first.
+    patch_size: side of the patches into which the last convolution's channels are shuffled; 1 for the published one.
     """
 
     def __init__(
-        self, in_channels: int, ch: int, ch_mult: Sequence[int], num_res_blocks: int, norm_groups: int
+        self,
+        in_channels: int,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        norm_groups: int,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         widths = [ch * m for m in ch_mult]
@@ -70,10 +79,12 @@ class PixelDecoder(nn.Module):
             _Level(below[i], widths[i], num_res_blocks, norm_groups, last=i == 0) for i in range(len(widths))
         )
         self.norm_out = nn.GroupNorm(norm_groups, widths[0], NORM_EPS)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], 3 * patch_size**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(patch_size)
+        nearest_init(self.conv_out, patch_size**2)
 
     def forward(self, codes: Tensor) -> Tensor:
         x = self.mid(self.conv_in(codes))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.shuffle(self.conv_out(F.silu(self.norm_out(x))))

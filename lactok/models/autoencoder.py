@@ -9,11 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
+
+from lactok.checkpoint_file import CheckpointMetadata
+from lactok.miniature import Miniature
+from lactok.models.patches import nearest_init
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
+
+MINI = Miniature(
+    "autoencoder-mini.safetensors",
+    sha256="5c3c416b400be5ee0d8fe89b9f1d9d38167847617bb58ae833f2fc44147981e1",
+    command="python -m lactok.train recipe=vae scale=mini data.root=DIR",
+)
+"""The miniatures' autoencoder, in place of FlexTok's, Stable Diffusion's and SDXL's."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +72,19 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
 
 
 def _patchify(model: AutoencoderKL, config: AutoencoderConfig) -> None:
-    """First and last convolution on patches. The last starts as nearest-neighbour up-sampling (arXiv 1707.02937)."""
+    """First and last convolution on patches."""
     size, first, width = config.patch_size, model.encoder.conv_in, config.block_out_channels[0]
     into = nn.Conv2d(3 * size**2, first.out_channels, 3, padding=1)
     out = nn.Conv2d(width, 3 * size**2, 3, padding=1)
-    with torch.no_grad():
-        for tensor in (out.weight, out.bias):
-            tensor.copy_(tensor[:: size**2].repeat_interleave(size**2, 0))
+    nearest_init(out, size**2)
     model.encoder.conv_in = nn.Sequential(nn.PixelUnshuffle(size), into)
     model.decoder.conv_out = nn.Sequential(out, nn.PixelShuffle(size))
+
+
+def load_mini_autoencoder(path: str | None = None) -> tuple[AutoencoderKL, AutoencoderConfig, CheckpointMetadata]:
+    """The miniatures' autoencoder (or the local file of the same kind), frozen, on the CPU, and what is known of it.
+
+    Raises MissingWeights or WeightsError.
+    """
+    model, metadata = MINI.load(lambda made: build_autoencoder(made.build_config(AutoencoderConfig)), path)
+    return model.eval().requires_grad_(False), metadata.build_config(AutoencoderConfig), metadata

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lactok.models.patches import nearest_init
 from lactok.models.quantizer import QuantizerLosses, VectorQuantizer
 
 
@@ -156,7 +157,7 @@ class VQModel(VQEncoder):
         )
         self.shuffle = nn.PixelShuffle(config.patch_size)
         _set_dropout(self.decoder, config.dropout_p)
-        _nearest_init(self.decoder.conv_out, area)
+        nearest_init(self.decoder.conv_out, area)
 
     def decode(self, quantized: Tensor) -> Tensor:
         """Codes (B, D, h, w) to pictures (B, 3, H, W) around [-1, 1], not clamped."""
@@ -183,13 +184,3 @@ def _set_dropout(network: nn.Module, share: float) -> None:
     for module in network.modules():
         if isinstance(module, ResnetBlock2D):
             module.dropout.p = share
-
-
-@torch.no_grad()
-def _nearest_init(conv: nn.Conv2d, area: int) -> None:
-    """Make the `area` channels of each pixel-shuffle group alike: it then starts as nearest-neighbour up-sampling.
-
-    ICNR (arXiv 1707.02937): no checkerboard at the start of training. area 1 changes nothing.
-    """
-    for tensor in (conv.weight, conv.bias):
-        tensor.copy_(tensor[::area].repeat_interleave(area, 0))

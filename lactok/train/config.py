@@ -212,10 +212,18 @@ def _typed_options(options_class: type, options: dict[str, Any]) -> Any:
     from omegaconf import OmegaConf
 
     defaults = OmegaConf.structured(options_class)
-    for field_ in dataclasses.fields(options_class):  # OmegaConf takes a frozen dataclass for one that can't be set
-        if OmegaConf.is_config(defaults[field_.name]):
-            OmegaConf.set_readonly(defaults[field_.name], False)
+    _unlock(defaults)
     return OmegaConf.to_object(OmegaConf.merge(defaults, options))
+
+
+def _unlock(tree: Any) -> None:
+    """OmegaConf takes a frozen dataclass, at any depth, for one that can't be set."""
+    from omegaconf import DictConfig, OmegaConf
+
+    if isinstance(tree, DictConfig) and not tree._is_none():
+        OmegaConf.set_readonly(tree, False)
+        for name in tree:
+            _unlock(tree._get_node(name))
 
 
 def _check_values(config: TrainConfig) -> None:

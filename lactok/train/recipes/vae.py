@@ -21,6 +21,9 @@ from lactok.train.perceptual import PerceptualDistance
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe
 from lactok.train.reconstruction import mean_psnr
 
+FIRST_LOG_VARIANCE = -6.0
+"""Of the posterior at the start: with 0, the latents of a short training stay drowned in their own noise."""
+
 MOMENTUM = 0.99
 """Of the running mean of the latents' power a step, from which the scaling factor follows."""
 
@@ -57,6 +60,8 @@ class VAERecipe(Recipe):
     def __init__(self, options: VAEOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
         self.model = build_autoencoder(options.model)
+        with torch.no_grad():
+            self.model.quant_conv.bias[options.model.latent_channels :] = FIRST_LOG_VARIANCE
         self.register_buffer("power", torch.ones(()))
         if options.perceptual:
             self.frozen["perceptual"] = PerceptualDistance(options.perceptual_stages)

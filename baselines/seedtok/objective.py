@@ -1,0 +1,153 @@
+"""The training objective of SeedTok in miniature, recipe `seed`.
+
+Encoder, quantizer and the way back learn to rebuild an image embedding from causal ids, as SEED does for unCLIP's CLIP
+embedding (arXiv 2310.01218, section 3.2); here the target is EfficientNet-Lite2's pooled features. A latent diffusion
+model learns to paint from the embedding that the ids give, with unCLIP's noise and schedules; its gradient stops there.
+Published, ViT and Q-Former come trained on hundreds of millions of captioned pictures, and text is a target, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from baselines.seedtok.mini import SeedMini, SeedMiniConfig
+from baselines.seedtok.model import normalise
+from baselines.seedtok.painter import TIMESTEPS, build_unclip, latents_schedule, noised_condition
+from baselines.seedtok.unclip import Sampling
+from lactok import registry
+from lactok.models.autoencoder import load_mini_autoencoder
+from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
+from lactok.train.export import export_model
+from lactok.train.noise import normal, uniform
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe
+from lactok.train.reconstruction import mean_psnr
+
+NOISE, TIME, LEVEL, EMBEDDING, NULL = range(5)
+"""Streams of a sample's random numbers, see lactok/train/noise.py."""
+
+
+@dataclass
+class SeedTrainingOptions(RevivalOptions):
+    """model: the networks. autoencoder: checkpoint of recipe=vae; null: the miniature that ships.
+
+    features_size: pixels a side to which pictures are enlarged for the target's network.
+    most_noise: largest noise level of the embedding in training, of 1000; null_share: share without condition.
+    sample_steps, guidance_scale: of the sample pictures.
+    """
+
+    model: SeedMiniConfig = field(default_factory=SeedMiniConfig)
+    autoencoder: str | None = None
+    features_size: int = 128
+    most_noise: int = 100
+    null_share: float = 0.1
+    sample_steps: int = 10
+    guidance_scale: float = 2.0
+
+
+class SeedRecipe(Recipe):
+    """Trains a `SeedMini`."""
+
+    Options = SeedTrainingOptions
+
+    def __init__(self, options: SeedTrainingOptions, total_steps: int, seed: int) -> None:
+        super().__init__(options, total_steps, seed)
+        self.frozen["autoencoder"], self._autoencoder, _ = load_mini_autoencoder(options.autoencoder)
+        self.frozen["features"] = registry.load("features", "effnet-lite2")()
+        self.model = SeedMini(options.model)
+        tokenizer = options.model.tokenizer
+        nn.init.trunc_normal_(self.model.tokenizer.query_tokens, std=0.02)
+        nn.init.normal_(self.model.tokenizer.quantize.embedding.weight)  # moved onto the encoder's by revival
+        self.dead_codes = DeadCodes(tokenizer.n_embed, options)
+        self._schedule = latents_schedule()
+
+    @property
+    def image_size(self) -> int:
+        return self.options.model.tokenizer.vit.img_size
+
+    @torch.no_grad()
+    def _targets(self, images: Tensor) -> Tensor:
+        """Image embeddings (B, D): pooled features, each picture's with mean 0 and deviation 1."""
+        size = self.options.features_size
+        enlarged = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        pooled = self.frozen["features"](enlarged).pooled.float()
+        return F.layer_norm(pooled, pooled.shape[1:])
+
+    @torch.no_grad()
+    def _latents(self, images: Tensor) -> Tensor:
+        mean = self.frozen["autoencoder"].encode(images * 2 - 1).latent_dist.mean.float()
+        return mean * self._autoencoder.scaling_factor
+
+    def _embeds(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The embedding that the ids give, the ids, and the quantizer's losses."""
+        model = self.model.tokenizer
+        vectors = model.encode(normalise(images)).quantizer_input
+        ids, lifted = model.quantized(vectors)
+        as_map = vectors.transpose(1, 2).unsqueeze(-1)
+        if self.training:
+            self.dead_codes.note(ids, as_map)
+        return model.image_embeds(lifted), ids, model.quantize.losses(as_map, ids.unsqueeze(-1)).total
+
+    def forward(self, batch: Batch) -> Losses:
+        embeds, _, quantizer = self._embeds(batch.images)
+        semantic = (embeds - self._targets(batch.images)).square().mean()
+        painting = self._painting_errors(batch.images, embeds.detach(), batch.seeds).mean()
+        parts = {"semantic": semantic, "painting": painting, "quantizer": quantizer}
+        return Losses(semantic + painting + quantizer, {k: v.detach() for k, v in parts.items()})
+
+    def _painting_errors(self, images: Tensor, embeds: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Squared error of the velocity (B,), at random times and noise levels of the embedding."""
+        latents, device = self._latents(images), images.device
+        noise = normal(seeds, latents, NOISE)
+        times = (uniform(seeds, device, TIME) * TIMESTEPS).long()
+        levels = (uniform(seeds, device, LEVEL) * self.options.most_noise).long()
+        condition = noised_condition(embeds, levels, normal(seeds, embeds, EMBEDDING))
+        dropped = uniform(seeds, device, NULL) < self.options.null_share
+        condition = condition.masked_fill(dropped[:, None], 0.0)  # as the pipeline's unconditional pass
+        prompt = latents.new_zeros(len(latents), 1, self.options.model.painter.cross_attention_dim)
+        noised = self._schedule.add_noise(latents, noise, times)
+        predicted = self.model.unet(noised, times, encoder_hidden_states=prompt, class_labels=condition).sample
+        velocity = self._schedule.get_velocity(latents, noise, times)
+        return (predicted.float() - velocity).square().mean((1, 2, 3))
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        options = self.options
+        painter = build_unclip(
+            self.model.unet,
+            self.frozen["autoencoder"],
+            self._autoencoder,
+            options.model.tokenizer.image_features_dim,
+        )
+        embeds = self._embeds(images)[0]
+        return painter.paint(embeds.float(), seeds, Sampling(options.sample_steps, options.guidance_scale, 0))
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
+        """Cosine of embedding and target, the painter's error, use of the codebook, PSNR (dB) of 16 pictures."""
+        ids, cosine, painting = [], [], []
+        for start in range(0, len(images), 32):
+            part = images[start : start + 32]
+            embeds, of_part, _ = self._embeds(part)
+            ids.append(of_part)
+            cosine.append(F.cosine_similarity(embeds, self._targets(part)))
+            painting.append(self._painting_errors(part, embeds, seeds[start : start + 32]))
+        few = slice(0, 16)
+        return {
+            "cosine": torch.cat(cosine).mean().item(),
+            "painting": torch.cat(painting).mean().item(),
+            "psnr": mean_psnr(self.reconstruct(images[few], seeds[few]), images[few]),
+            **codebook_statistics(torch.cat(ids), self.options.model.tokenizer.n_embed),
+        }
+
+    def after_step(self, step: int) -> None:
+        self.dead_codes.revive(self.model.tokenizer.quantize, self.seed, step, self.total_steps)
+
+    def export(self, path: Path, provenance: Provenance) -> None:
+        """Both networks' weights, for `SeedMini`."""
+        export_model(path, self.model, self.options.model, provenance)
