@@ -40,6 +40,7 @@ def merge_hypersd(unet: UNet2DConditionModel, path: Path) -> None:
     one with layers that `unet` does not have.
     """
     from diffusers.loaders import StableDiffusionXLLoraLoaderMixin as SDXLLoader
+    from diffusers.utils import convert_unet_state_dict_to_peft
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     state = load_state_dict(path)
@@ -47,8 +48,8 @@ def merge_hypersd(unet: UNet2DConditionModel, path: Path) -> None:
         state, alphas = SDXLLoader.lora_state_dict(state, unet_config=unet.config)
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise WeightsError(f"{path} is no LoRA that diffusers knows: {' '.join(str(error).split())}") from error
-    names = (re.match(r"unet\.(.+?)\.(?:processor\.)?lora", name) for name in state)
-    layers = {match[1] for match in names if match}
+    names = {name.removeprefix("unet."): tensor for name, tensor in state.items() if name.startswith("unet.")}
+    layers = {name.split(".lora_")[0] for name in convert_unet_state_dict_to_peft(names)}
     have = dict(unet.named_modules())
     if not layers or any(layer not in have for layer in layers):
         strangers = sorted(layers - have.keys())

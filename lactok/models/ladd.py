@@ -24,7 +24,7 @@ class UNetConfig:
 
     block_out_channels, transformer_layers_per_block, attention_head_dim (which counts heads): one value a level,
         highest resolution first; every level but the last halves.
-    cross_attention_dim: width of the text states; None for a network that has no text.
+    cross_attention_dim: width of the text states; None for a network that has no text, hence no CrossAttn blocks.
     addition_time_embed_dim: width of each of the six size conditions' embeddings; None for a network that takes
         neither sizes nor a pooled text; projection_class_embeddings_input_dim: all of them and the pooled text.
     """

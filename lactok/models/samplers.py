@@ -98,10 +98,11 @@ def ddim_sampler(steps: int = DDIM_STEPS) -> Sampler:
 
 
 def consistency_sampler(timesteps: Sequence[int]) -> Sampler:
-    """`consistency` over those timesteps; (999,) is Hyper-SD's one step. ValueError where they do not descend."""
+    """`consistency` over those timesteps; (999,) is Hyper-SD's one step. Raises ValueError unless they fall."""
     timesteps = tuple(timesteps)
-    if not timesteps or list(timesteps) != sorted(set(timesteps), reverse=True) or timesteps[-1] < 0:
-        raise ValueError(f"timesteps {timesteps}: expected one or more from {FIRST_TIMESTEP} down, each below the last")
+    falling = list(timesteps) == sorted(set(timesteps), reverse=True)
+    if not timesteps or not falling or timesteps[0] > FIRST_TIMESTEP or timesteps[-1] < 0:
+        raise ValueError(f"timesteps {timesteps}: expected one or more, falling, from {FIRST_TIMESTEP} to 0")
     return Sampler(partial(consistency, timesteps=timesteps), draws=len(timesteps), evaluations=len(timesteps))
 
 
