@@ -69,18 +69,17 @@ def lab_pairs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def lab_of(pictures: np.ndarray) -> np.ndarray:
-    """scikit-image's L*a*b* of the cells' mean light: uint8 (H, W, 3) to (8, 8, 3), cells cut one by one."""
+    """scikit-image's L*a*b* of the cells' mean sRGB: uint8 (H, W, 3) to (8, 8, 3), cells cut one by one."""
     values = pictures / 255
-    light = np.where(values > 0.04045, ((values + 0.055) / 1.055) ** 2.4, values / 12.92)
     height, width = pictures.shape[:2]
     cells = [
         [
-            light[i * height // 8 : (i + 1) * height // 8, j * width // 8 : (j + 1) * width // 8].mean(axis=(0, 1))
+            values[i * height // 8 : (i + 1) * height // 8, j * width // 8 : (j + 1) * width // 8].mean(axis=(0, 1))
             for j in range(8)
         ]
         for i in range(8)
     ]
-    return color.xyz2lab(np.array(cells) @ color.colorconv.xyz_from_rgb.T)
+    return color.rgb2lab(np.array(cells))
 
 
 def tensor(picture: np.ndarray) -> Tensor:
@@ -194,12 +193,22 @@ def test_a_turned_hue_leaves_brightness(photograph):
     assert abs(brightness) < 0.1
 
 
-def test_light_moved_within_a_cell_costs_nothing(photograph):
-    """A checkerboard against its inverse, and against the grey of the same light."""
+def test_blurring_within_cells_costs_nothing(photograph):
+    """The mean of every 4x4 pixels in their place. Values are multiples of 16, so that the means are whole numbers."""
+    sharp = photograph[:384, :576] // 16 * 16  # cells of 48x72
+    means = sharp.reshape(96, 4, 144, 4, 3).mean(axis=(1, 3))
+    blurred = means.astype(np.uint8).repeat(4, axis=0).repeat(4, axis=1)
+    assert (blurred[::4, ::4] == means).all()
+    assert (blurred != sharp).mean() > 0.3
+    assert score(sharp, blurred) == (0, 0)
+
+
+def test_detail_within_a_cell_costs_nothing():
+    """A checkerboard against its inverse, against the grey of the same mean, and against that of the same light."""
     board = ((np.arange(64)[:, None] + np.arange(64)) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
     assert score(board, 255 - board) == pytest.approx((0, 0), abs=1e-9)
-    assert score(board, np.full_like(board, 188)) == pytest.approx((0, 0), abs=0.3)  # 188 is half the light of 255
-    assert score(board, np.full_like(board, 128))[1] < -20  # half the pixel value is a fifth of it
+    assert score(board, np.full_like(board, 128)) == pytest.approx((0, 0), abs=0.3)  # the mean is 127.5
+    assert score(board, np.full_like(board, 188))[1] > 20  # half the light of 255 is much more than half its value
 
 
 def test_a_shift_in_one_cell_counts_a_sixty_fourth():

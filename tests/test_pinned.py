@@ -70,7 +70,8 @@ def test_probes(name: str, original: torch.Tensor, small: torch.Tensor):
     assert work.SCORE_STEP == 1
     assert set(seen) == set(values)
     for column, want in values.items():
-        assert seen[column] == pytest.approx(want, rel=1e-4), column
+        # 2e-5 of L* is one pixel of 128x128 rounded to the next grey level; in the other metrics rel is as wide
+        assert seen[column] == pytest.approx(want, rel=1e-4, abs=2e-5), column
 
 
 def test_calibration_rows(original: torch.Tensor):
@@ -98,7 +99,7 @@ PROBES = {
     "psnr": (1, {"PSNR": [31.917005, 28.585354], "MSE": [41.8196, 90.062703]}),
     "ssim": (1, {"SSIM": [0.9207613, 0.89254279]}),
     "ssim-gauss11": (1, {"SSIM-gauss11": [0.90427092, 0.88374209]}),
-    "colour": (1, {"colour-de00": [0.19401921, 0.52733347], "brightness-dl": [-0.18972993, -0.49357344]}),
+    "colour": (1, {"colour-de00": [0.044100921, 0.041353112], "brightness-dl": [-0.0009719455, -0.00046221601]}),
     "effnet": (
         1,
         {"perc-effnet": [0.19905294, 0.2207733], "top1-effnet": [1.0, 0.0], "features": [0.94791992, 1.233415]},

@@ -1,8 +1,9 @@
 """Shift of colour and of brightness: what is wrong with a reconstruction when one looks at it from afar.
 
-A picture is cut into 8x8 cells, and the light of a cell is averaged: light, not pixel values, because light is what
-adds up in an eye too far away for the detail. What moves light about within a cell costs nothing; what loses light
-does, such as smoothing of pixel values, whose light is convex in them. The means go to CIELAB, where
+A picture is cut into 8x8 cells, and the sRGB values of a cell are averaged as they are, gamma-encoded: blurring and
+resizing of pixel values, which every tokenizer's way to its native size and back does, keep this mean, so that detail
+lost within a cell costs nothing. Means of linear light would read it as darkening, because light is convex in pixel
+values. The mean colours go to CIELAB, where
 - colour-de00 is the CIEDE2000 difference, mean over the cells;
 - brightness-dl is L* of the reconstruction less L* of the original, mean over the cells: above 0, too bright.
 """
@@ -19,12 +20,11 @@ from evals.metrics.base import Column, Probe
 from evals.metrics.cielab import ciede2000, lab_of_linear, linear_light
 
 GRID = 8  # cells along each side
-UNIT = 2**36  # of linear light: sums of integers are exact in any order, up to 2^27 pixels in a row of cells
 
 
 @dataclass(frozen=True)
 class CellColours:
-    """lab: L*a*b* of the cells' mean light, float64 (B, 8, 8, 3), rows first. shape: of the pictures, (B, 3, H, W)."""
+    """lab: L*a*b* of the cells' means, float64 (B, 8, 8, 3), rows first. shape: of the pictures, (B, 3, H, W)."""
 
     lab: Tensor
     shape: tuple[int, ...]
@@ -53,13 +53,12 @@ class Colour(Probe):
         if min(height, width) < GRID:
             raise ValueError(f"pictures of {height}x{width} pixels; {GRID}x{GRID} cells need {GRID}x{GRID} or more")
         rows, columns = _edges(height), _edges(width)
-        light = (linear_light(torch.arange(256, dtype=torch.float64, device=images.device) / 255) * UNIT).round().long()
-        strips = [_column_sums(images[:, :, top:bottom], light) for top, bottom in pairwise(rows)]
+        strips = [images[:, :, top:bottom].sum(dim=2, dtype=torch.int32) for top, bottom in pairwise(rows)]
         before = torch.nn.functional.pad(torch.stack(strips, dim=2).cumsum(dim=-1), (1, 0))  # (B, 3, 8, W + 1)
         sums = before[..., columns].diff(dim=-1)
         pixels = torch.outer(*(torch.tensor(e, device=images.device).diff() for e in (rows, columns)))
-        means = sums.double() / pixels / UNIT
-        return CellColours(lab_of_linear(means.movedim(1, -1)), tuple(images.shape))
+        means = sums.double() / (255 * pixels)
+        return CellColours(lab_of_linear(linear_light(means.movedim(1, -1))), tuple(images.shape))
 
     def compare(self, originals: CellColours, reconstructions: CellColours) -> dict[str, Tensor]:
         """Both columns, float64 (B,). Raises ValueError when shapes differ."""
@@ -75,8 +74,3 @@ class Colour(Probe):
 def _edges(length: int) -> list[int]:
     """Where cells begin and end along a side: 9 numbers."""
     return [i * length // GRID for i in range(GRID + 1)]
-
-
-def _column_sums(strip: Tensor, light: Tensor) -> Tensor:
-    """Light of uint8 (B, 3, h, W) summed over h: int64 (B, 3, W). light: int64 (256,), of each pixel value."""
-    return light.index_select(0, strip.reshape(-1).int()).view(strip.shape).sum(dim=2)
