@@ -6,6 +6,7 @@ Written whole or not at all; small enough to ship inside the package (lactok/che
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lactok.interface import TrainingCompute
-from lactok.weights import WeightsError, load_state_dict, read_metadata
+from lactok.weights import WeightsError, load_state_dict, read_metadata, sha256_of
 
 Config = TypeVar("Config")
 
@@ -129,3 +130,12 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], Checkpo
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}, metadata
+
+
+def tensors_sha256(path: str | os.PathLike) -> str:
+    """sha256 hex of a safetensors file's tensors, whatever its header says; of any other file, of all of it."""
+    if Path(path).suffix != ".safetensors":
+        return sha256_of(path)
+    with open(path, "rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -85,6 +85,11 @@ def build(net: Net, backbone: Mapping[str, Tensor], device: torch.device | str =
     return module.eval().requires_grad_(False).to(device)
 
 
+def outline(net: Net) -> LPIPS:
+    """The module's structure on the meta device: enough to count with, and nothing to score with."""
+    return _empty(net)
+
+
 def _empty(net: Net) -> LPIPS:
     """The module's structure, without memory for weights and without a download."""
     from lpips import LPIPS

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel, UNet2DConditionModel
 
 TIME_IDS = 6
 """SDXL's size conditions: original height and width, top and left of the crop, target height and width."""
@@ -115,32 +118,66 @@ class EmptyText:
     added: dict[str, Tensor] | None
 
 
+def build_unet(config: UNetConfig) -> UNet2DConditionModel:
+    """diffusers' network of these sizes; on the current default device."""
+    from diffusers import UNet2DConditionModel  # seconds to import
+
+    return UNet2DConditionModel(
+        out_channels=config.out_channels,
+        up_block_types=config.up_block_types,
+        cross_attention_dim=(config.cross_attention_dim,) * len(config.block_out_channels),
+        **config.encoder_arguments(),
+    )
+
+
+def build_controlnet(config: LatentDecoderConfig) -> ControlNetModel:
+    """The trainable copy with its zero convolutions, not yet started from a UNet; on the current default device."""
+    from diffusers import ControlNetModel
+
+    network = ControlNetModel(
+        conditioning_channels=config.condition_channels,
+        conditioning_embedding_out_channels=config.condition_widths,
+        cross_attention_dim=config.unet.cross_attention_dim,
+        **config.unet.encoder_arguments(),
+    )
+    for convolution in network.controlnet_cond_embedding.blocks:
+        convolution.stride = (1, 1)  # published: every stride is 1; the stock embedding goes from pixels to latents
+    return network
+
+
+def empty_text(unet: UNetConfig, text_positions: int, pixels_per_latent: int, sample: Tensor) -> EmptyText:
+    """The zeros and sizes that go with latents (B, C, H, W) where no text is given; their dtype and device.
+
+    Size conditions are the picture's own size, not cropped: (1024, 1024, 0, 0, 1024, 1024). The released code always
+    says 1024, the one size that it decodes.
+    """
+    batch, states, added = len(sample), None, None
+    if unet.cross_attention_dim is not None:
+        states = sample.new_zeros(batch, text_positions, unet.cross_attention_dim)
+    if unet.pooled_dim is not None:
+        height, width = (side * pixels_per_latent for side in sample.shape[-2:])
+        time_ids = sample.new_tensor([[height, width, 0, 0, height, width]]).expand(batch, -1)
+        added = {"text_embeds": sample.new_zeros(batch, unet.pooled_dim), "time_ids": time_ids}
+    return EmptyText(states, added)
+
+
 class LatentDecoder(nn.Module):
     """Predicts the noise in latents (B, C, H, W) from a code map (B, D, h, w).
 
     unet: diffusers' UNet2DConditionModel; controlnet: its ControlNetModel, whose condition has the latents' size.
+    Either is built anew where none is given.
     """
 
-    def __init__(self, config: LatentDecoderConfig | None = None) -> None:
-        from diffusers import ControlNetModel, UNet2DConditionModel  # seconds to import
-
+    def __init__(
+        self,
+        config: LatentDecoderConfig | None = None,
+        unet: UNet2DConditionModel | None = None,
+        controlnet: ControlNetModel | None = None,
+    ) -> None:
         super().__init__()
         self.config = config = config or LatentDecoderConfig()
-        shared, width = config.unet.encoder_arguments(), config.unet.cross_attention_dim
-        self.unet = UNet2DConditionModel(
-            out_channels=config.unet.out_channels,
-            up_block_types=config.unet.up_block_types,
-            cross_attention_dim=(width,) * len(config.unet.block_out_channels),
-            **shared,
-        )
-        self.controlnet = ControlNetModel(
-            conditioning_channels=config.condition_channels,
-            conditioning_embedding_out_channels=config.condition_widths,
-            cross_attention_dim=width,
-            **shared,
-        )
-        for convolution in self.controlnet.controlnet_cond_embedding.blocks:
-            convolution.stride = (1, 1)  # published: every stride is 1; the stock embedding goes from pixels to latents
+        self.unet = unet or build_unet(config.unet)
+        self.controlnet = controlnet or build_controlnet(config)
 
     def copy_unet(self) -> None:
         """Start the copy from the UNet's encoder half, as a ControlNet does; its zero convolutions stay as they are.
@@ -156,23 +193,8 @@ class LatentDecoder(nn.Module):
         return F.interpolate(codes.float(), size=tuple(size), mode="nearest")
 
     def empty_text(self, sample: Tensor) -> EmptyText:
-        """The zeros that go with latents (B, C, H, W); their dtype and device."""
-        config, batch = self.config, len(sample)
-        states = added = None
-        if config.unet.cross_attention_dim is not None:
-            states = sample.new_zeros(batch, config.text_positions, config.unet.cross_attention_dim)
-        if config.unet.pooled_dim is not None:
-            pooled = sample.new_zeros(batch, config.unet.pooled_dim)
-            added = {"text_embeds": pooled, "time_ids": self.time_ids(sample)}
-        return EmptyText(states, added)
-
-    def time_ids(self, sample: Tensor) -> Tensor:
-        """Size conditions (B, 6) of latents (B, C, H, W): the picture's own size, not cropped: (1024, 1024, 0, 0, ...).
-
-        The released code always says 1024, the one size that it decodes.
-        """
-        height, width = (side * self.config.pixels_per_latent for side in sample.shape[-2:])
-        return sample.new_tensor([[height, width, 0, 0, height, width]]).expand(len(sample), -1)
+        """`empty_text` of this network's sizes."""
+        return empty_text(self.config.unet, self.config.text_positions, self.config.pixels_per_latent, sample)
 
     def predict(self, sample: Tensor, t: int | Tensor, codes: Tensor, scale: float = 1.0) -> Tensor:
         """The noise in latents (B, C, H, W) at timestep t (an int, or int64 (B,)), in the UNet's dtype.

@@ -32,6 +32,7 @@ class DataConfig:
     side: int = _key(288, "pixels: pictures are kept with a shorter side of at most this")
     smallest_crop: int = _key(96, "pixels of a kept picture: smallest side of the square that becomes one sample")
     largest_crop: int = _key(224, "pixels: largest side of that square; log-uniform in between")
+    pack: str | None = _key(None, "folder for the decoded pictures; default the run's own; runs may share one")
     description: str = _key("", "one line for the exported checkpoint: what the pictures are, and under which terms")
     validation: int = _key(32, "pictures held back: sample pictures and measurements come from them")
 
@@ -57,7 +58,7 @@ class TrainConfig:
     recipe: str = _key("", "what is trained (required); see the list above")
     scale: str = _key("mini", "mini or paper: which defaults the recipe takes")
     out: str | None = _key(
-        None, "the run's folder; default runs/RECIPE-SCALE. The same command goes on where it stopped"
+        None, "the run's folder; default runs/NAME, see above. The same command goes on where it stopped"
     )
     steps: int = _key(1000, "optimizer steps in all")
     batch_size: int = _key(32, "pictures a micro-batch and process")
@@ -66,6 +67,12 @@ class TrainConfig:
     device: str = _key("auto", "auto, cpu or cuda")
     threads: int | None = _key(None, "CPU threads; default: torch's own choice")
     seed: int = _key(0, "all randomness is a function of (seed, step, sample)")
+    gradient_checkpointing: bool = _key(
+        False, "keep fewer activations, and compute them again on the way back: less memory, about 1.3 times the time"
+    )
+    dry_run: bool = _key(
+        False, "train nothing and load no weights: parameters, FLOPs and memory of a step, and a look at the data"
+    )
     stop_after_minutes: float | None = _key(None, "minutes of wall clock after which this call saves and stops")
     log_every: int = _key(10, "steps between lines of log.csv")
     sample_every: int = _key(500, "steps between sample pictures and measurements on validation pictures")
@@ -79,14 +86,23 @@ class TrainConfig:
     options: Any = None
 
     @property
+    def name(self) -> str:
+        """Of the run's default folder and of its export: RECIPE-SCALE, with the accelerator where there is one."""
+        accelerator = getattr(self.options, "accelerator", None)
+        return "-".join(part for part in (self.recipe, accelerator, self.scale) if part)
+
+    @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self.out).expanduser() if self.out else Path("runs") / f"{self.recipe}-{self.scale}"
+        return Path(self.out).expanduser() if self.out else Path("runs") / self.name
 
+
+SHORT = {"accelerator": "options.accelerator"}
+"""Keys that stand for longer ones."""
 
 FREE_ON_RESUME = (
     *("out", "device", "threads", "stop_after_minutes", "log_every", "sample_every"),
-    *("checkpoint_every", "checkpoint_minutes", "trackers"),
+    *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "data.pack"),
 )
 """Settings that may change when a run goes on: they don't move its weights (device and threads only by rounding)."""
 
@@ -113,6 +129,7 @@ def compose_config(overrides: list[str]) -> tuple[TrainConfig, type]:
 
     Raises TrainConfigError, or a RegistryError of lactok.registry for a recipe that can't be imported.
     """
+    overrides = [_in_full(override) for override in overrides]
     given = _split(overrides)
     recipe, scale = _choose(given)
     _check_keys(given, recipe, scale)
@@ -122,7 +139,13 @@ def compose_config(overrides: list[str]) -> tuple[TrainConfig, type]:
     recipe_class = load("recipes", recipe)
     config = _typed(composed, recipe_class, given)
     _check_values(config)
+    config.options = recipe_class.with_inputs(config.options, config.folder.parent)
     return config, recipe_class
+
+
+def _in_full(override: str) -> str:
+    key, equals, value = override.partition("=")
+    return f"{SHORT.get(key.lstrip('+'), key)}{equals}{value}"
 
 
 def _split(overrides: list[str]) -> dict[str, str]:
@@ -160,6 +183,8 @@ def _check_keys(given: dict[str, str], recipe: str, scale: str) -> None:
     for key in given:
         if key in known or (key.startswith("options.") and not preset.is_file()):
             continue
+        if key in SHORT.values():
+            raise TrainConfigError(f"recipe={recipe} scale={scale} has no {key.removeprefix('options.')}: leave it out")
         close = nearest(key, known)
         hint = f"did you mean {' or '.join(close)}?" if close else "nothing is close to it;"
         raise TrainConfigError(f"unknown key {key!r}: {hint} `python -m lactok.train --help` lists all keys")

@@ -39,7 +39,14 @@ from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import OptimizerConfig, TrainConfig
 from lactok.train.log import CsvLog, Reporter, plot
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, checkpoint_names
-from lactok.train.run_folder import claim, code_revision, command_line, data_fingerprint, training_compute
+from lactok.train.run_folder import (
+    claim,
+    code_revision,
+    command_line,
+    data_fingerprint,
+    inputs_fingerprint,
+    training_compute,
+)
 
 SHOWN = 16
 """Validation pictures in a sample sheet, in bands of BAND."""
@@ -176,8 +183,10 @@ class _Run:
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
-            self.pack = open_pack(config.data.root, self.folder, config.data.side, check_held_out)
-            claim(self.folder, config, data_fingerprint(self.pack))
+            inputs = inputs_fingerprint(recipe_class.sources(config.options))
+            where = Path(config.data.pack).expanduser() if config.data.pack else self.folder
+            self.pack = open_pack(config.data.root, where, config.data.side, check_held_out)
+            claim(self.folder, config, data_fingerprint(self.pack), recipe_class.path_options, inputs)
         self.reporter: Reporter | None = None
         self._build(recipe_class)
         self._make_data()
@@ -189,6 +198,8 @@ class _Run:
         config, optimizer = self.config, self.config.optimizer
         torch.manual_seed(config.seed)
         self.recipe = recipe_class(config.options, config.steps, config.seed).to(memory_format=torch.channels_last)
+        if config.gradient_checkpointing:
+            self.recipe.checkpoint_activations()
         self.trained = [p for p in self.recipe.parameters() if p.requires_grad]
         self.recipe.to(self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(
@@ -252,7 +263,7 @@ class _Run:
         self._resume()
         self.reporter = Reporter(config.steps, self.progress.step, self.main)
         self.reporter.say(self._headline())
-        self.accelerator.init_trackers(f"{config.recipe}-{config.scale}", config=_flat(asdict(config)))
+        self.accelerator.init_trackers(config.name, config=_flat(asdict(config)))
         try:
             with StopRequest().listening() as stop:
                 reason = self._steps(stop)
@@ -276,7 +287,7 @@ class _Run:
         trained = sum(p.numel() for p in self.trained) / 1e6
         start = f"going on from step {self.progress.step}" if self.progress.step else "starting"
         return (
-            f"{self.config.recipe}-{self.config.scale}: {start} of {self.config.steps}, {trained:.2f} M trained "
+            f"{self.config.name}: {start} of {self.config.steps}, {trained:.2f} M trained "
             f"parameters, {len(self.pack)} pictures, {self.per_step} a step, "
             f"{self.accelerator.device}, run folder {self.folder}"
         )
@@ -433,7 +444,7 @@ class _Run:
         return saved
 
     def _export_path(self) -> Path:
-        return self.folder / f"{self.config.recipe}-{self.config.scale}.safetensors"
+        return self.folder / f"{self.config.name}.safetensors"
 
     def _provenance(self) -> Provenance:
         data = (

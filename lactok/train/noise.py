@@ -21,6 +21,11 @@ def uniform(seeds: Sequence[int], device: torch.device, stream: int = 0) -> Tens
     return _stack(seeds, stream, lambda generator: torch.rand((), generator=generator)).to(device)
 
 
+def timesteps(seeds: Sequence[int], device: torch.device, count: int, stream: int = 0) -> Tensor:
+    """One of 0 ... count - 1 a sample, all alike likely, int64 (B,); see `normal`."""
+    return (uniform(seeds, device, stream) * count).long().clamp_max(count - 1)
+
+
 def _stack(seeds: Sequence[int], stream: int, draw) -> Tensor:
     # an odd multiplier maps 64-bit numbers one to one, so no two (seed, stream) of a sample share a generator's seed
     drawn = [draw(torch.Generator().manual_seed((seed + stream * 0x9E3779B97F4A7C15) % 2**64)) for seed in seeds]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lactok import registry
+from lactok.features import lpips
 
 
 class PerceptualDistance(nn.Module):
@@ -18,7 +19,8 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self, stages: int) -> None:
         super().__init__()
-        self.network, self.stages = registry.load("features", "effnet-lite2")(), stages
+        with torch.device("cpu"):  # in a dry run, too: it ships, and has real weights or none
+            self.network, self.stages = registry.load("features", "effnet-lite2")(), stages
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Both (B, 3, H, W), around [0, 1]; the gradient reaches `reconstructions` alone. float32 (B,)."""
@@ -30,3 +32,19 @@ class PerceptualDistance(nn.Module):
             for a, b in zip(wanted, got, strict=True)
         ]
         return torch.stack(distances).mean(0)
+
+
+class ScoringDistance(nn.Module):
+    """LPIPS, as the paper's stage 2 trains on it. It scores, too: such rows are marked, and no miniature does it.
+
+    net: "alex" or "vgg"; load: False for a network on the meta device, of which only sizes matter. Raises WeightsError
+    when the backbone is not to be had.
+    """
+
+    def __init__(self, net: str, load: bool = True) -> None:
+        super().__init__()
+        self.network = registry.load("features", f"lpips-{net}")() if load else lpips.outline(net)
+
+    def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """Both (B, 3, H, W), around [0, 1]; (B,)."""
+        return self.network(images * 2 - 1, reconstructions * 2 - 1).flatten()

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lactok.interface import TrainingCompute
+from lactok.weights import WeightsSource
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,30 @@ class Recipe(nn.Module, ABC):
     """
 
     Options: ClassVar[type]
+    path_options: ClassVar[tuple[str, ...]] = ()
+    """Options that name files: a run belongs to what those hold (`sources`), not to where they lie."""
+
+    @classmethod
+    def with_inputs(cls, options: Any, runs: Path) -> Any:
+        """`options` with files that earlier runs beside this one (folders in `runs`) left, where none are named."""
+        return options
+
+    @classmethod
+    def sources(cls, options: Any) -> tuple[WeightsSource, ...]:
+        """The checkpoints that it starts from; looked for before anything slow begins."""
+        return ()
 
     def __init__(self, options: Any, total_steps: int, seed: int) -> None:
         """Build the networks on the CPU; random initialisation was seeded by the caller."""
         super().__init__()
         self.options, self.total_steps, self.seed = options, total_steps, seed
         self.frozen = nn.ModuleDict()
+
+    def checkpoint_activations(self) -> None:
+        """Keep fewer activations in every network that can compute them again on the way back (diffusers' can)."""
+        for module in self.modules():
+            if getattr(module, "_supports_gradient_checkpointing", False):
+                module.enable_gradient_checkpointing()
 
     def train(self, mode: bool = True) -> Recipe:
         """`self.frozen` stays in eval mode."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
@@ -15,9 +15,11 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 
+from lactok.checkpoint_file import tensors_sha256
 from lactok.data.pack import Pack
 from lactok.interface import TrainingCompute
 from lactok.train.config import FREE_ON_RESUME, TrainConfig
+from lactok.weights import LocalWeights, WeightsSource, locate
 
 
 class RunFolderError(Exception):
@@ -38,12 +40,24 @@ def data_fingerprint(pack: Pack) -> str:
     return sha256(json.dumps([pack.index.names, pack.index.sizes]).encode()).hexdigest()
 
 
-def claim(folder: Path, config: TrainConfig, fingerprint: str) -> None:
+def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
+    """What a run starts from: sha256 of the tensors of local files; the name and revision of published ones."""
+    return [tensors_sha256(locate(s)) if isinstance(s, LocalWeights) else str(s) for s in sources]
+
+
+def claim(
+    folder: Path, config: TrainConfig, fingerprint: str, paths: Sequence[str] = (), inputs: Sequence[str] = ()
+) -> None:
     """Note the run's settings in `config.json`, or compare with those that stand there.
+
+    paths: options that name files; inputs: what those hold, which is compared in their place.
 
     Raises RunFolderError when a setting that moves the weights differs from the run in the folder.
     """
-    wanted = {**_binding(asdict(config)), "data": fingerprint}
+    named = {f"options.{name}" for name in paths}
+    wanted = {k: v for k, v in _binding(asdict(config)).items() if k not in named} | {"data": fingerprint}
+    if inputs:
+        wanted["inputs"] = list(inputs)
     path = folder / "config.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,9 +101,9 @@ def code_revision() -> str:
 
 def command_line(config: TrainConfig) -> str:
     """The command that makes the run, as far as it differs from the preset in what a reader needs."""
-    return shlex.join(
-        ["python", "-m", "lactok.train", f"recipe={config.recipe}", f"scale={config.scale}", "data.root=DIR"]
-    )
+    accelerator = getattr(config.options, "accelerator", None)
+    chosen = [f"recipe={config.recipe}", *([f"accelerator={accelerator}"] if accelerator else [])]
+    return shlex.join(["python", "-m", "lactok.train", *chosen, f"scale={config.scale}", "data.root=DIR"])
 
 
 def training_compute(cost: Cost, accelerator: Accelerator, data: str) -> TrainingCompute:

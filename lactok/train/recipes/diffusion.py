@@ -1,0 +1,76 @@
+"""Recipe `diffusion`: the paper's stage 1. The copy learns to steer a frozen latent diffusion model by codes.
+
+Equation 4: the squared error of the noise predicted from noised latents, the timestep, and the code map. The copy
+starts as a copy of the UNet's encoder half, its zero convolutions at zero. The encoder's pictures have a size drawn
+for each step and the target pictures grow (section 5.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lactok.models.ladd import LatentDecoder
+from lactok.models.samplers import ddim_sampler
+from lactok.train.noise import normal, timesteps
+from lactok.train.recipe import Batch, Losses, Provenance
+from lactok.train.recipes.copy import CopyOptions, CopyRecipe
+from lactok.train.reconstruction import mean_psnr
+
+NOISE, TIME, SAMPLER = range(3)
+"""Streams of a sample's random numbers, see lactok/train/noise.py."""
+
+MEASURED = 16
+"""Validation pictures that are sampled for the log's PSNR: each costs `sample_steps` evaluations."""
+
+
+@dataclass
+class DiffusionTrainingOptions(CopyOptions):
+    """sample_steps: of DDIM, for the sample pictures and the log's PSNR."""
+
+    sample_steps: int = 25
+
+
+class DiffusionRecipe(CopyRecipe):
+    """Stage 1."""
+
+    Options = DiffusionTrainingOptions
+
+    def __init__(self, options: DiffusionTrainingOptions, total_steps: int, seed: int) -> None:
+        super().__init__(options, total_steps, seed)
+        LatentDecoder(self.config.decoder, self.frozen["unet"], self.control).copy_unet()
+
+    def _errors(self, images: Tensor, seeds: Sequence[int], size: int) -> Tensor:
+        """Squared error of the predicted noise (B,), codes from pictures at `size` pixels."""
+        latents, codes = self.latents(images), self.codes(images, size)
+        noise = normal(seeds, latents, NOISE)
+        t = timesteps(seeds, latents.device, self.schedule.timesteps, TIME)
+        predicted = self.lactok().decoder.predict(self.schedule.noised(latents, noise, t), t, codes)
+        return (predicted.float() - noise).square().mean((1, 2, 3))
+
+    def forward(self, batch: Batch) -> Losses:
+        noise = self._errors(batch.images, batch.seeds, self.encoder_size(batch.step)).mean()
+        return Losses(noise, {"noise": noise.detach()})
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        network, sampler = self.lactok(), ddim_sampler(self.options.sample_steps)
+        codes = self.codes(images, self.usual_encoder_size)
+        noises = self.noises(images, seeds, sampler.draws, SAMPLER)
+        return (network.pictures_of(network.decode_latents(codes, noises, sampler)) + 1) / 2
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
+        """The noise's error on all, and PSNR (dB) on 16 of them, of DDIM samples."""
+        parts = [(images[i : i + 16], seeds[i : i + 16]) for i in range(0, len(images), 16)]
+        errors = [self._errors(*part, self.usual_encoder_size) for part in parts]
+        every = max(1, len(images) // MEASURED)
+        few, of = images[::every][:MEASURED], seeds[::every][:MEASURED]
+        return {"noise": torch.cat(errors).mean().item(), "psnr": mean_psnr(self.reconstruct(few, of), few)}
+
+    def export(self, path: Path, provenance: Provenance) -> None:
+        self.save_copy(path, provenance)

@@ -1,0 +1,134 @@
+"""Recipe `ldm`: a small unconditional latent diffusion model, what a LacTok in miniature has instead of SDXL.
+
+SDXL's interfaces (zero text, size conditions), schedule and target (the noise; arXiv 2006.11239, equation 14, and
+2307.01952) on the latents of a frozen autoencoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lactok.checkpoint_file import tensors_sha256
+from lactok.models import autoencoder
+from lactok.models.autoencoder import load_mini_autoencoder
+from lactok.models.ladd import build_unet
+from lactok.models.latent_diffusion import LatentDiffusionConfig, predict_noise
+from lactok.models.mini_parts import LDMFileConfig
+from lactok.models.samplers import NoiseSchedule, ddim_sampler
+from lactok.train.export import export_model
+from lactok.train.noise import normal, timesteps
+from lactok.train.parts import left_by, planned
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe
+from lactok.weights import WeightsSource, locate
+
+NOISE, TIME = range(2)
+"""Streams of a sample's random numbers, see lactok/train/noise.py."""
+
+BANDS = (0, 250, 500, 750, 1000)
+"""Of timesteps, in which the error on validation pictures is logged: the last is what few-step samplers start from."""
+
+
+@dataclass
+class LDMOptions:
+    """model: the network. image_size: pixels, side of the training pictures.
+
+    autoencoder: path of a checkpoint of recipe=vae; null: that of the run vae-mini beside this one, else the miniature
+    that ships. sample_steps: of DDIM, for the sample pictures.
+    """
+
+    model: LatentDiffusionConfig = field(default_factory=LatentDiffusionConfig)
+    image_size: int = 256
+    autoencoder: str | None = None
+    sample_steps: int = 25
+
+
+class LDMRecipe(Recipe):
+    """Trains the UNet; the sample sheet shows samples from noise below pictures to which they have no relation."""
+
+    Options = LDMOptions
+    path_options = ("autoencoder",)
+
+    @classmethod
+    def with_inputs(cls, options: LDMOptions, runs: Path) -> LDMOptions:
+        return replace(options, autoencoder=left_by(runs, "vae-mini", options.autoencoder))
+
+    @classmethod
+    def sources(cls, options: LDMOptions) -> tuple[WeightsSource, ...]:
+        return (autoencoder.MINI.source(options.autoencoder),)
+
+    def __init__(self, options: LDMOptions, total_steps: int, seed: int) -> None:
+        super().__init__(options, total_steps, seed)
+        self.frozen["autoencoder"], self._autoencoder, _ = load_mini_autoencoder(options.autoencoder)
+        self._autoencoder_tensors = tensors_sha256(locate(autoencoder.MINI.source(options.autoencoder)))
+        self._check(options)
+        self.unet = build_unet(options.model.unet)
+        self.schedule = NoiseSchedule()
+
+    def _check(self, options: LDMOptions) -> None:
+        vae, model = self._autoencoder, options.model
+        for what, seen, expected in (
+            ("unet.in_channels", model.unet.in_channels, vae.latent_channels),
+            ("unet.out_channels", model.unet.out_channels, vae.latent_channels),
+            ("pixels_per_latent", model.pixels_per_latent, vae.downsample_factor),
+        ):
+            if seen != expected:
+                raise ValueError(f"options.model.{what}={seen}: the autoencoder has {expected}")
+        divisor = vae.downsample_factor * model.unet.downsample_factor
+        if options.image_size % divisor and not planned():
+            raise ValueError(f"options.image_size={options.image_size}: expected a multiple of {divisor}")
+
+    @property
+    def image_size(self) -> int:
+        return self.options.image_size
+
+    @torch.no_grad()
+    def _latents(self, images: Tensor) -> Tensor:
+        mean = self.frozen["autoencoder"].encode(images * 2 - 1).latent_dist.mean.float()
+        return mean * self._autoencoder.scaling_factor
+
+    def _errors(self, latents: Tensor, seeds: Sequence[int], t: Tensor) -> Tensor:
+        """Squared error of the predicted noise (B,)."""
+        noise = normal(seeds, latents, NOISE)
+        predicted = predict_noise(self.unet, self.options.model, self.schedule.noised(latents, noise, t), t)
+        return (predicted.float() - noise).square().mean((1, 2, 3))
+
+    def forward(self, batch: Batch) -> Losses:
+        latents = self._latents(batch.images)
+        t = timesteps(batch.seeds, latents.device, self.schedule.timesteps, TIME)
+        noise = self._errors(latents, batch.seeds, t).mean()
+        return Losses(noise, {"noise": noise.detach()})
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Samples from noise, as many as there are pictures."""
+        factor, channels = self._autoencoder.downsample_factor, self._autoencoder.latent_channels
+        like = images.new_empty(len(images), channels, images.shape[2] // factor, images.shape[3] // factor)
+        latents = ddim_sampler(self.options.sample_steps)(
+            lambda x, t: predict_noise(self.unet, self.options.model, x, t),
+            normal(seeds, like, NOISE)[:, None],
+            self.schedule,
+        )
+        return (self.frozen["autoencoder"].decode(latents / self._autoencoder.scaling_factor).sample.float() + 1) / 2
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
+        """Squared error of the noise by bands of timesteps, and the power of the latents (1, by their scaling)."""
+        latents = torch.cat([self._latents(part) for part in images.split(32)])
+        values = {}
+        for low, high in pairwise(BANDS):
+            t = low + timesteps(seeds, latents.device, high - low, TIME)
+            errors = [
+                self._errors(latents[i : i + 32], seeds[i : i + 32], t[i : i + 32]) for i in range(0, len(latents), 32)
+            ]
+            values[f"noise_{low}"] = torch.cat(errors).mean().item()
+        return {**values, "latent_power": latents.square().mean().item()}
+
+    def export(self, path: Path, provenance: Provenance) -> None:
+        """The UNet's weights, for `lactok.models.mini_parts.load_ldm`."""
+        export_model(path, self.unet, LDMFileConfig(self.options.model, self._autoencoder_tensors), provenance)

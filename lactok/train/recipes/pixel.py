@@ -1,0 +1,231 @@
+"""Recipe `pixel`: the paper's stage 2. The accelerated decoder is fine-tuned end to end on the pictures themselves.
+
+Equation 6: an accelerator's adapter is merged into the frozen UNet; from pure noise one evaluation (`hypersd`), or the
+few-step chain with gradients through the last evaluation alone (`tlcm`), the autoencoder's decoder, and the perceptual
+distance from the original. Only the copy learns. A colour term, which the paper lacks, is off by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lactok.interface import TrainingCompute
+from lactok.models.accelerators import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
+from lactok.models.ladd_keymap import is_wrapped
+from lactok.models.mini_parts import (
+    ADAPTERS,
+    FIRST_STAGE,
+    load_adapter,
+    load_copy,
+    require_made_with,
+)
+from lactok.models.samplers import consistency_sampler
+from lactok.train.accelerators import evaluated_timesteps, require_accelerator
+from lactok.train.parts import left_by, only, planned
+from lactok.train.perceptual import PerceptualDistance, ScoringDistance
+from lactok.train.recipe import Batch, Losses, Provenance
+from lactok.train.recipes.copy import CopyOptions, CopyRecipe
+from lactok.train.reconstruction import mean_psnr
+from lactok.weights import (
+    LocalWeights,
+    UnpublishedWeights,
+    WeightsError,
+    WeightsSource,
+    load_state_dict,
+    locate,
+    require_entries,
+)
+
+SAMPLER = 0
+"""First of a sample's streams of random numbers, one a noise of the chain; see lactok/train/noise.py."""
+
+PERCEPTUAL = {"effnet-lite2": None, "lpips-vgg": "vgg", "lpips-alex": "alex"}
+"""Perceptual networks by name; those of LPIPS score, too."""
+
+COPY = "decoder.controlnet."
+
+
+@dataclass
+class PixelOptions(CopyOptions):
+    """accelerator: "hypersd" or "tlcm". evaluations: of tlcm's chain, 1 to 7; 2 as in the paper (999, 499).
+
+    start: the copy after stage 1, a checkpoint of recipe=diffusion; null: that of the run beside this one, else, for
+        networks=mini, the miniature that ships.
+    adapter: the accelerator's checkpoint; null: for networks=mini that of the run of recipe=accelerator beside this
+        one, else the miniature that ships; for sdxl the hub's (tlcm: with its adapter_config.json beside it).
+    perceptual_network: "lpips-vgg", "lpips-alex" (the paper says LPIPS and not which; both score, so networks=mini
+        refuses them) or "effnet-lite2", with perceptual_stages feature maps, 1 to 5.
+    perceptual, pixel, colour: weights of that distance, of L1 on [-1, 1], and of the squared error of the mean colours
+        of colour_cells x colour_cells cells; the paper's are 1, 0, 0.
+    """
+
+    accelerator: str | None = None
+    evaluations: int = 2
+    start: str | None = None
+    adapter: str | None = None
+    perceptual_network: str = "lpips-vgg"
+    perceptual_stages: int = 4
+    perceptual: float = 1.0
+    pixel: float = 0.0
+    colour: float = 0.0
+    colour_cells: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_accelerator(self.accelerator)
+        evaluated_timesteps(self.accelerator, self.evaluations)
+        if self.perceptual_network not in PERCEPTUAL:
+            raise ValueError(f"perceptual_network={self.perceptual_network}: expected one of {', '.join(PERCEPTUAL)}")
+        if self.networks == "mini" and PERCEPTUAL[self.perceptual_network]:
+            raise ValueError(
+                f"perceptual_network={self.perceptual_network}: it scores, and no miniature is trained on what scores "
+                "it; expected effnet-lite2"
+            )
+
+
+class PixelRecipe(CopyRecipe):
+    """Stage 2."""
+
+    Options = PixelOptions
+    path_options = (*CopyRecipe.path_options, "start", "adapter")
+
+    @classmethod
+    def with_inputs(cls, options: PixelOptions, runs: Path) -> PixelOptions:
+        options = super().with_inputs(options, runs)
+        if options.networks != "mini":
+            return replace(options, start=left_by(runs, "diffusion-paper", options.start))
+        adapter = left_by(runs, f"accelerator-{options.accelerator}-mini", options.adapter)
+        return replace(options, start=left_by(runs, "diffusion-mini", options.start), adapter=adapter)
+
+    @classmethod
+    def sources(cls, options: PixelOptions) -> tuple[WeightsSource, ...]:
+        """The frozen parts, the copy to start from, and the adapter's files."""
+        return *super().sources(options), _start_source(options), *_adapter_sources(options)
+
+    def __init__(self, options: PixelOptions, total_steps: int, seed: int) -> None:
+        super().__init__(options, total_steps, seed)
+        self.timesteps = evaluated_timesteps(options.accelerator, options.evaluations)
+        self.sampler = consistency_sampler(self.timesteps)
+        self._before: TrainingCompute | None = None
+        self._adapter: str | None = None
+        if not planned():
+            self._start_mini() if self._base else self._start_published()
+        if options.perceptual:
+            self.frozen["perceptual"] = _perceptual_network(options)
+
+    def _start_mini(self) -> None:
+        options, base = self.options, self._base
+        copy, made, file = load_copy(_start_source(options), FIRST_STAGE.command)
+        require_made_with(file, "VQ encoder", made.vq, base.vq_file)
+        require_made_with(file, "diffusion UNet", made.base, base.diffusion.file)
+        if made.decoder != self.config.decoder:
+            raise WeightsError(f"{file.path} has other sizes than options.condition_widths says: {made.decoder}")
+        self.control.load_state_dict(copy.state_dict())
+        self._before = file.metadata.training
+        adapter = load_adapter(options.accelerator, options.adapter)
+        require_made_with(adapter.file, "diffusion UNet", adapter.config.base, base.diffusion.file)
+        adapter.merge(self.frozen["unet"])
+        self._adapter = adapter.file.tensors
+
+    def _start_published(self) -> None:
+        options = self.options
+        path = locate(_start_source(options))
+        state = load_state_dict(path)
+        state = state.get("model", state)
+        if is_wrapped(state):
+            raise WeightsError(f"{path} holds an accelerator already: it is no copy after stage 1")
+        state = {name: tensor.float() for name, tensor in only(state, COPY).items()}
+        require_entries(state, {n: tuple(t.shape) for n, t in self.control.state_dict().items()}, f"the copy ({path})")
+        self.control.load_state_dict(state)
+        paths = [locate(source) for source in _adapter_sources(options)]
+        merge = merge_hypersd if options.accelerator == "hypersd" else merge_tlcm
+        merge(self.frozen["unet"], *paths)
+
+    def _decoded(self, images: Tensor, seeds: Sequence[int], size: int) -> Tensor:
+        """Pictures (B, 3, S, S) around [-1, 1] from their codes at `size` pixels and pure noise."""
+        network, codes = self.lactok(), self.codes(images, size)
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            if t == self.timesteps[-1]:
+                return network.decoder.predict(x, t, codes)
+            with torch.no_grad():
+                noise = network.decoder.predict(x, t, codes)
+            torch.clear_autocast_cache()  # what autocast cast without gradients would go on without them
+            return noise
+
+        noises = self.noises(images, seeds, self.sampler.draws, SAMPLER)
+        return network.pictures_of(self.sampler(predict, noises, self.schedule))
+
+    def _distances(self, images: Tensor, output: Tensor) -> dict[str, Tensor]:
+        """Each term of the loss, by picture (B,). images: in [0, 1]; output: around [-1, 1]."""
+        target, cells = images * 2 - 1, self.options.colour_cells
+        colour = F.adaptive_avg_pool2d(output - target, cells).square().mean((1, 2, 3))
+        terms = {"pixel": (output - target).abs().mean((1, 2, 3)), "colour": colour}
+        if "perceptual" in self.frozen:
+            terms["perceptual"] = self.frozen["perceptual"](images, (output + 1) / 2)
+        return terms
+
+    def forward(self, batch: Batch) -> Losses:
+        output = self._decoded(batch.images, batch.seeds, self.encoder_size(batch.step))
+        terms = {name: term.mean() for name, term in self._distances(batch.images, output).items()}
+        total = sum(getattr(self.options, name) * term for name, term in terms.items())
+        return Losses(total, {name: term.detach() for name, term in terms.items()})
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        return (self._decoded(images, seeds, self.usual_encoder_size) + 1) / 2
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
+        """PSNR (mean over pictures, dB) and the terms of the loss, on every other validation picture."""
+        images, seeds = images[::2], seeds[::2]
+        outputs, terms = [], []
+        for i in range(0, len(images), 16):
+            part = images[i : i + 16]
+            outputs.append(self.reconstruct(part, seeds[i : i + 16]).float())
+            terms.append(self._distances(part, outputs[-1] * 2 - 1))
+        means = {name: torch.cat([t[name] for t in terms]).mean().item() for name in terms[0]}
+        return {"psnr": mean_psnr(torch.cat(outputs), images), **means}
+
+    def export(self, path: Path, provenance: Provenance) -> None:
+        """As stage 1; the hours of the training include that stage's, and a row that saw LPIPS says so."""
+        training = provenance.training.on_top_of(self._before) if self._before else provenance.training
+        if self.options.perceptual and PERCEPTUAL[self.options.perceptual_network]:
+            training = replace(training, data=f"{training.data}; trained on LPIPS")
+        self.save_copy(path, replace(provenance, training=training), self._adapter, self.timesteps)
+
+
+def _start_source(options: PixelOptions) -> WeightsSource:
+    if options.networks == "mini":
+        return FIRST_STAGE.source(options.start)
+    if options.start:
+        return LocalWeights(options.start)
+    return UnpublishedWeights(
+        "the copy after stage 1 (equation 4)",
+        "make it by `python -m lactok.train recipe=diffusion scale=paper data.root=DIR`, which leaves it where this "
+        "command looks for it (runs/diffusion-paper), or name it by options.start=PATH",
+    )
+
+
+def _adapter_sources(options: PixelOptions) -> tuple[WeightsSource, ...]:
+    path, hypersd = options.adapter, options.accelerator == "hypersd"
+    if options.networks == "mini":
+        return (ADAPTERS[options.accelerator].source(path),)
+    if path is not None:
+        beside = Path(path).expanduser().with_name(TLCM_CONFIG.filename)
+        return (LocalWeights(path),) if hypersd else (LocalWeights(path), LocalWeights(str(beside)))
+    published = (HYPERSD,) if hypersd else (TLCM, TLCM_CONFIG)
+    return tuple(replace(source, otherwise="name a local copy by options.adapter=PATH") for source in published)
+
+
+def _perceptual_network(options: PixelOptions) -> nn.Module:
+    net = PERCEPTUAL[options.perceptual_network]
+    if net is None:
+        return PerceptualDistance(options.perceptual_stages)
+    return ScoringDistance(net, load=not planned())
