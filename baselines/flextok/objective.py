@@ -17,7 +17,9 @@ from torch import Tensor
 from baselines.flextok.config import FlexTokConfig, TransformerConfig
 from baselines.flextok.model import FlexTok
 from baselines.flextok.sampler import Sampling, image_noise
+from baselines.flextok.transformer import ModulatedBlock
 from lactok.models.autoencoder import load_mini_autoencoder
+from lactok.train.attention_start import grid_places, mimetic_
 from lactok.train.codebook import codebook_statistics
 from lactok.train.export import export_model
 from lactok.train.noise import normal, uniform
@@ -35,6 +37,7 @@ class FlexTokTrainingOptions:
     autoencoder: path of that checkpoint; null: the miniature that ships.
     keep_all: share of samples that keep all ids; the others keep a power of two of them, all powers alike.
     null_share: share of samples without condition, for guidance.
+    time_shift: mean of the logit-normal times; above 0, more samples are nearly noise, where the ids matter most.
     sample_steps, guidance_scale: of the sample pictures.
     """
 
@@ -44,6 +47,7 @@ class FlexTokTrainingOptions:
     autoencoder: str | None = None
     keep_all: float = 0.0
     null_share: float = 0.1
+    time_shift: float = 0.0
     sample_steps: int = 10
     guidance_scale: float = 1.5
 
@@ -59,6 +63,7 @@ class FlexTokRecipe(Recipe):
         if (seen := self._autoencoder.latent_channels) != options.model.latent_channels:
             raise ValueError(f"the autoencoder has {seen} channels, the model {options.model.latent_channels}")
         self.model = FlexTok(options.model)
+        _short_training_start(self.model)
 
     @property
     def image_size(self) -> int:
@@ -85,7 +90,7 @@ class FlexTokRecipe(Recipe):
         """Squared error of the velocity (B,), at random times (logit-normal, arXiv 2403.03206) and prefixes."""
         latents = self._latents(images)
         noise = normal(seeds, latents, NOISE)
-        times = normal(seeds, latents[:, 0, 0, 0], TIME).sigmoid()
+        times = (normal(seeds, latents[:, 0, 0, 0], TIME) + self.options.time_shift).sigmoid()
         decoder = self.model.decoder
         condition = decoder.condition(self.model.encode_latents(latents).codes, self._keep(seeds, latents.device))
         dropped = uniform(seeds, latents.device, NULL) < self.options.null_share
@@ -124,3 +129,38 @@ class FlexTokRecipe(Recipe):
     def export(self, path: Path, provenance: Provenance) -> None:
         """The transformers' weights, for `baselines.flextok.model.FlexTok` with vae=None."""
         export_model(path, self.model, self.options.model, provenance)
+
+
+@torch.no_grad()
+def _short_training_start(model: FlexTok) -> None:
+    """Let registers look at the picture, and the velocity at the registers, from the first step.
+
+    Register i begins at a place of the grid, in an order of which every prefix covers the picture evenly, and attention
+    at one's own place; from the published start a short training never finds out that the registers say anything.
+    """
+    config = model.config
+    cells = spread_cells(config.grid, config.registers)
+    encoder, decoder = model.encoder, model.decoder
+    encoder.registers.copy_(grid_places(config.encoder.dim, config.grid)[cells])
+    decoder.register_positions.copy_(grid_places(config.decoder.dim, config.grid)[cells].mT)
+    for vit in (encoder, decoder):
+        vit.positions.copy_(grid_places(vit.positions.shape[1], config.grid).mT.unflatten(1, (config.grid,) * 2)[None])
+        for block in vit.blocks:
+            mimetic_(block.attn.to_q.weight, block.attn.to_k.weight, block.attn.to_v.weight, block.attn.to_out.weight)
+    for block in decoder.blocks:  # adaLN-Zero shuts every block; ajar, gradients reach the codes at once
+        gates = block.modulation.bias.view(ModulatedBlock.KINDS, 6, -1)[:, :2]
+        gates.fill_(0.5)
+
+
+def spread_cells(grid: int, count: int) -> Tensor:
+    """`count` cells of a grid x grid map, int64 (count,), each as far as can be from all before it; again when used up.
+
+    The first is next to the middle.
+    """
+    cells = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij"), -1).flatten(0, 1).float()
+    order = [grid // 2 * grid + grid // 2]
+    nearest = torch.full((len(cells),), torch.inf)
+    while len(order) < min(count, len(cells)):
+        nearest = torch.minimum(nearest, (cells - cells[order[-1]]).norm(dim=1))
+        order.append(int(nearest.argmax()))
+    return torch.tensor(order * (count // len(order) + 1))[:count]

@@ -1,4 +1,4 @@
-"""The SEED-2 tokenizer behind the benchmark's interface: the published checkpoints of its three parts."""
+"""The SEED-2 tokenizer behind the benchmark's interface: the published checkpoints of its three parts, a miniature."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from baselines.seedtok import unclip
 from baselines.seedtok.keymap import VIT_PREFIX, load_official, meta_model, official_shapes, used
+from baselines.seedtok.mini import SeedMini, SeedMiniConfig
 from baselines.seedtok.model import SeedConfig, SeedModel, normalise
+from baselines.seedtok.painter import build_unclip
 from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.miniature import LICENCE, Miniature
+from lactok.models import autoencoder
 from lactok.weights import (
     CheckpointMismatch,
     HubWeights,
@@ -24,6 +28,10 @@ from lactok.weights import (
     WeightsSource,
     load_state_dict,
     locate,
+)
+
+MINI = Miniature(
+    "seedtok-mini.safetensors", sha256=None, command="python -m lactok.train recipe=seed scale=mini data.root=DIR"
 )
 
 
@@ -41,6 +49,20 @@ class SeedTokOptions:
     unclip: str | None = None
     steps: int = 20
     guidance_scale: float = 10.0
+    noise_level: int = 0
+
+
+@dataclass
+class SeedTokMiniOptions:
+    """What may be set; see `SeedTokOptions`. A small painter has less to guide: fewer steps, less guidance.
+
+    weights: a local checkpoint instead of the one that ships; autoencoder: of the painter's latents, likewise.
+    """
+
+    weights: str | None = None
+    autoencoder: str | None = None
+    steps: int = 10
+    guidance_scale: float = 2.0
     noise_level: int = 0
 
 
@@ -63,20 +85,25 @@ class SeedTok(Tokenizer):
     UNCLIP: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
     CONFIG: ClassVar[SeedConfig] = SeedConfig()
 
-    def __init__(self, options: SeedTokOptions, device: torch.device) -> None:
+    def __init__(self, options: Any, device: torch.device) -> None:
         super().__init__(options, device)
         self.sampling = unclip.Sampling(options.steps, options.guidance_scale, options.noise_level)
-        quantizer, vit, *pipeline = [locate(source) for source in self.weights(options)]
-        self.model = _load_model(self.CONFIG, quantizer, vit).eval().requires_grad_(False).to(device)
-        folder = common_folder(pipeline)
-        self.unclip = unclip.load(folder).to(device)
-        if self.unclip.embedding_dim != self.CONFIG.image_features_dim:
-            raise WeightsError(
-                f"{folder} takes image embeddings of {self.unclip.embedding_dim} values, "
-                f"expected {self.CONFIG.image_features_dim}: it is another unCLIP model than {self.UNCLIP}"
-            )
+        model, painter = self._load()
+        self.model, self.unclip = model.eval().requires_grad_(False).to(device), painter.to(device)
         if not 0 <= options.noise_level < self.unclip.noise_levels:
             raise ValueError(f"noise_level {options.noise_level}: expected 0 to {self.unclip.noise_levels - 1}")
+
+    def _load(self) -> tuple[SeedModel, unclip.UnCLIP]:
+        """Both networks on the CPU, with their weights."""
+        quantizer, vit, *pipeline = [locate(source) for source in self.weights(self.options)]
+        model, folder = _load_model(self.CONFIG, quantizer, vit), common_folder(pipeline)
+        painter = unclip.load(folder)
+        if painter.embedding_dim != self.CONFIG.image_features_dim:
+            raise WeightsError(
+                f"{folder} takes image embeddings of {painter.embedding_dim} values, "
+                f"expected {self.CONFIG.image_features_dim}: it is another unCLIP model than {self.UNCLIP}"
+            )
+        return model, painter
 
     @classmethod
     def weights(cls, options: SeedTokOptions) -> tuple[WeightsSource, ...]:
@@ -86,15 +113,20 @@ class SeedTok(Tokenizer):
         return quantizer, vit, *_pipeline_sources(cls.UNCLIP, options.unclip)
 
     @property
+    def training(self) -> TrainingCompute:
+        """What the checkpoints' training cost."""
+        return TrainingCompute()
+
+    @property
     def info(self) -> TokenizerInfo:
         return TokenizerInfo(
             family="SeedTok",
-            ids_per_image=self.CONFIG.qformer.num_query_token,
-            vocabulary=self.CONFIG.n_embed,
-            input_size=self.CONFIG.vit.img_size,
+            ids_per_image=self.model.config.qformer.num_query_token,
+            vocabulary=self.model.config.n_embed,
+            input_size=self.model.config.vit.img_size,
             output_size=self.unclip.output_size,
             deterministic=False,
-            training=TrainingCompute(),
+            training=self.training,
         )
 
     @torch.no_grad()
@@ -103,7 +135,7 @@ class SeedTok(Tokenizer):
 
         The published processor squeezes any picture to S x S by a bicubic filter, its demo by a bilinear one.
         """
-        size = self.CONFIG.vit.img_size
+        size = self.model.config.vit.img_size
         if images.shape[1:] != (3, size, size):
             raise ValueError(
                 f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}): the positions are fixed; "
@@ -117,7 +149,7 @@ class SeedTok(Tokenizer):
 
         Raises ValueError for ids that are none.
         """
-        ids, count, size = codes.ids, self.CONFIG.qformer.num_query_token, self.CONFIG.n_embed
+        ids, count, size = codes.ids, self.model.config.qformer.num_query_token, self.model.config.n_embed
         if ids is None or ids.shape[1:] != (count,):
             seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
             raise ValueError(f"{seen}, expected ids of shape (B, {count})")
@@ -127,8 +159,32 @@ class SeedTok(Tokenizer):
             raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
         # picture by picture, so that none depends on what else is in the batch
         embeds = [self.model.image_embeds(self.model.lift(one[None])).float() for one in ids]
-        embeds = torch.cat([*embeds, torch.empty(0, self.CONFIG.image_features_dim, device=ids.device)])
+        embeds = torch.cat([*embeds, torch.empty(0, self.model.config.image_features_dim, device=ids.device)])
         return self.unclip.paint(embeds, seeds, self.sampling).float()
+
+
+class SeedTokMini(SeedTok):
+    """The same networks in miniature, by the bundled trainer; EfficientNet-Lite2's features in place of CLIP's."""
+
+    Options = SeedTokMiniOptions
+    path_options = ("weights", "autoencoder")
+    scale = "mini"
+    weights_licence = LICENCE
+
+    @classmethod
+    def weights(cls, options: SeedTokMiniOptions) -> tuple[WeightsSource, ...]:
+        return MINI.source(options.weights), autoencoder.MINI.source(options.autoencoder)
+
+    @property
+    def training(self) -> TrainingCompute:
+        return self._training
+
+    def _load(self) -> tuple[SeedModel, unclip.UnCLIP]:
+        mini, made = MINI.load(lambda made: SeedMini(made.build_config(SeedMiniConfig)), self.options.weights)
+        mini.eval().requires_grad_(False)
+        vae, config, of_vae = autoencoder.load_mini_autoencoder(self.options.autoencoder)
+        self._training = made.training.on_top_of(of_vae.training)
+        return mini.tokenizer, build_unclip(mini.unet, vae, config, mini.tokenizer.config.image_features_dim)
 
 
 def _pipeline_sources(repo: str, folder: str | None) -> list[WeightsSource]:

@@ -25,7 +25,7 @@ class TiTokConfig:
     commitment_cost: weight of the quantizer's commitment term.
     vit_enc_model_size, vit_dec_model_size: "small", "base" or "large", or (width, depth, heads).
     vit_enc_patch_size, vit_dec_patch_size: pixels of a side of a patch; the decoder's only gives its grid.
-    num_latent_tokens: ids a picture.
+    num_latent_tokens: ids a picture. is_legacy: see `TiTokEncoder`; the published S-128 is.
     pixel_codebook_size, pixel_token_size: shape of the pixel codebook.
     pixel_ch, pixel_ch_mult: base width of the pixel decoder, and the width of each level in units of it, highest
         resolution first; pixel_num_res_blocks: residual blocks a level; pixel_norm_num_groups: of its group norms;
@@ -42,6 +42,7 @@ class TiTokConfig:
     vit_enc_patch_size: int = 16
     vit_dec_patch_size: int = 16
     num_latent_tokens: int = 128
+    is_legacy: bool = True
     pixel_codebook_size: int = 1024
     pixel_token_size: int = 256
     pixel_ch: int = 128
@@ -60,7 +61,7 @@ class TiTokConfig:
 
     @property
     def output_size(self) -> int:
-        """Side in pixels of the decoded pictures: the decoder's grid, doubled by every level but the last, of patches."""
+        """Side in pixels of decoded pictures: the decoder's grid, doubled by every level but the last, of patches."""
         return self.image_size // self.vit_dec_patch_size * 2 ** (len(self.pixel_ch_mult) - 1) * self.pixel_patch_size
 
 
@@ -91,6 +92,7 @@ class TiTok(nn.Module):
             config.vit_enc_patch_size,
             tokens,
             config.token_size,
+            config.is_legacy,
         )
         self.quantize = VectorQuantizer(
             config.codebook_size,

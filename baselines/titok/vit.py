@@ -67,10 +67,16 @@ class _LatentViT(nn.Module):
 
 
 class TiTokEncoder(_LatentViT):
-    """Pictures (B, 3, H, H) to vectors (B, token_size, 1, N) before quantization."""
+    """Pictures (B, 3, H, H) to vectors (B, token_size, 1, N) before quantization.
 
-    def __init__(self, size: ViTSize, grid: int, patch_size: int, num_latent_tokens: int, token_size: int) -> None:
+    legacy: reshape tokens to channels where they should be transposed, as the code of the released weights does.
+    """
+
+    def __init__(
+        self, size: ViTSize, grid: int, patch_size: int, num_latent_tokens: int, token_size: int, legacy: bool
+    ) -> None:
         super().__init__(size, grid, num_latent_tokens)
+        self.legacy = legacy
         self.patch_embed = nn.Conv2d(3, size.width, patch_size, stride=patch_size)
         self.conv_out = nn.Conv2d(size.width, token_size, 1)
         self.apply(_init)
@@ -81,8 +87,8 @@ class TiTokEncoder(_LatentViT):
         x = self._attend(patches, latent_tokens.expand(len(images), -1, -1))
         x = self.ln_post(x[:, 1 + self.grid**2 :])
         batch, count, width = x.shape
-        # The published code reshapes where it should transpose; the released weights were trained with that.
-        return self.conv_out(x.reshape(batch, width, count, 1)).reshape(batch, -1, 1, count)
+        x = x.reshape(batch, width, count, 1) if self.legacy else x.transpose(1, 2).unsqueeze(-1).contiguous()
+        return self.conv_out(x).reshape(batch, -1, 1, count)
 
 
 class TiTokDecoder(_LatentViT):

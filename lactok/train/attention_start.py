@@ -1,0 +1,36 @@
+"""How a transformer starts when its training is short: attention that already looks where it should.
+
+Mimetic initialisation (Trockman and Kolter, arXiv 2305.09828): queries and keys alike, values and projection each
+other's inverse, so that a token attends to tokens at its own place and takes over what they hold. From a random start
+a small model spends its whole training on finding that out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LOWEST, HIGHEST = 0.075, 1.5
+"""Angular frequencies of `places`, radians a cell: about one turn over a picture's grid to a quarter turn a cell."""
+
+
+@torch.no_grad()
+def mimetic_(query: Tensor, key: Tensor, value: Tensor, projection: Tensor) -> None:
+    """Fill the four weights (dim, dim) of a self-attention, in torch's (out, in) layout, in place."""
+    nn.init.orthogonal_(query)
+    key.copy_(query)
+    nn.init.orthogonal_(value)
+    projection.copy_(value.T)
+
+
+def places(dim: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Sines and cosines of places (N,), in cells: float32 (N, dim) with dim a multiple of 4; near ones are alike."""
+    frequencies = torch.logspace(0, 1, dim // 4) / 10 * (HIGHEST - LOWEST) + LOWEST
+    angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], 1)
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def grid_places(dim: int, grid: int) -> Tensor:
+    """`places` of the cells of a grid x grid map, row by row: (grid^2, dim)."""
+    rows, columns = torch.meshgrid(torch.arange(grid).float(), torch.arange(grid).float(), indexing="ij")
+    return places(dim, rows.flatten(), columns.flatten())
