@@ -24,7 +24,7 @@ from baselines.llamagen.adapter import LlamaGen, LlamaGenOptions
 from baselines.seedtok import keymap as seedtok_keymap
 from baselines.seedtok import unclip
 from baselines.seedtok.adapter import SeedTok, SeedTokOptions
-from baselines.seedtok.model import QFormerConfig, SeedConfig, ViTConfig, blip2
+from baselines.seedtok.model import QFormerConfig, SeedConfig, ViTConfig
 from baselines.titok import keymap as titok_keymap
 from baselines.titok.adapter import TiTokOptions, TiTokS128
 from baselines.titok.model import TiTok, TiTokConfig
@@ -149,7 +149,7 @@ QUICK_SEED = SeedConfig(
 
 
 def seedtok(quick: bool, device: torch.device) -> Subject:
-    """SEED-2 at 224 pixels, painted by unCLIP at 768 in 20 guided steps. Raises MissingWeights without transformers."""
+    """SEED-2 at 224 pixels, painted by unCLIP at 768 in 20 guided steps."""
     config = QUICK_SEED if quick else SeedTok.CONFIG
 
     class Seeded(SeedTok):
@@ -176,7 +176,6 @@ def unclip_pipeline(quick: bool, embedding_dim: int) -> unclip.UnCLIP:
 
     Its words are cut down to what an empty prompt needs, and stand at the same length of text.
     """
-    blip2()
     from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from huggingface_hub import constants
@@ -23,12 +24,10 @@ from baselines.seedtok import unclip
 from baselines.seedtok.adapter import SeedTok, SeedTokOptions, common_folder
 from baselines.seedtok.conformance import case_config, case_weights, run
 from baselines.seedtok.keymap import VIT_PREFIX, from_official, load_official, meta_model, to_official
-from baselines.seedtok.model import SeedConfig, SeedModel
+from baselines.seedtok.model import QFormerConfig, SeedConfig, SeedModel
 from lactok.conformance import CaseError, CaseFolder, CheckLine
 from lactok.interface import Codes
 from lactok.weights import CheckpointMismatch, HubWeights, MissingWeights, WeightsError
-
-transformers = pytest.importorskip("transformers", reason="SeedTok needs it: pip install 'lactok[paper]'")
 
 GOLDEN = Path(__file__).parent / "golden" / "seed"
 CPU = torch.device("cpu")
@@ -88,7 +87,7 @@ def test_every_stored_output_is_checked_and_passes(lines: dict[str, CheckLine]):
 
 
 def test_without_the_causal_mask_the_case_fails(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("baselines.seedtok.model.CAUSAL_QUERIES", 31)
+    monkeypatch.setattr("baselines.seedtok.conformance.QFormerConfig", partial(QFormerConfig, causal_queries=31))
     failed = {line.tensor for line in run(TINY) if not line.passed}
     assert failed == {"query_output", "quantizer_input", "token_ids"}
 
@@ -443,9 +442,3 @@ def test_missing_weights_say_how_to_get_them(options: SeedTokOptions, monkeypatc
     ):
         with pytest.raises(MissingWeights, match=message):
             SmallSeedTok(changed(options, **values), CPU)
-
-
-def test_without_transformers_the_way_to_get_it_is_said(options: SeedTokOptions, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "transformers.models.blip_2", None)
-    with pytest.raises(MissingWeights, match=r"transformers.*pip install 'lactok\[paper\]'"):
-        SmallSeedTok(options, CPU)

@@ -69,8 +69,6 @@ def test_the_count_does_not_depend_on_the_precision(record: dict):
 @pytest.mark.parametrize("name", ["flextok", "sdxl-vae", "seedtok"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_others_run_too(name: str, precision: str):
-    if name == "seedtok":
-        pytest.importorskip("transformers", reason="SeedTok needs it: pip install 'lactok[paper]'")
     rows = benchmark.measure(name, ("decode",), dataclasses.replace(QUICK, precision=precision), rate=1e9)
     assert [row.part for row in rows] == ["decode"]
     assert rows[0].share == pytest.approx(rows[0].images_per_second * rows[0].flops_per_image / 1e9)

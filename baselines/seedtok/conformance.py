@@ -45,7 +45,8 @@ def case_config(case: CaseFolder) -> SeedConfig:
             raise CaseError(
                 f"{case.path / 'config.json'}: {key} is {case.config[key]!r}, which this port does not have"
             )
-    plain = [f.name for f in dataclasses.fields(SeedConfig) if f.name not in ("vit", "qformer")]
+    named = ("vit", "qformer", "down_widths")  # the last is fixed in the published code
+    plain = [f.name for f in dataclasses.fields(SeedConfig) if f.name not in named]
     return SeedConfig(
         vit=_section(case, "vit", ViTConfig),
         qformer=_section(case, "qformer", QFormerConfig),

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lactok.models.quantizer import VectorQuantizer
-from lactok.weights import MissingWeights
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of OpenAI's CLIP, per channel of a picture in [0, 1]."""
@@ -98,18 +96,6 @@ class SeedEncoded:
     vit_output: Tensor
 
 
-def blip2() -> Any:
-    """transformers' module of BLIP-2. Raises MissingWeights saying how to install it."""
-    try:
-        from transformers.models.blip_2 import modeling_blip_2
-    except ImportError as error:
-        raise MissingWeights(
-            f"SeedTok needs the package transformers, which can't be imported ({error}); "
-            "run `pip install 'lactok[paper]'`"
-        ) from error
-    return modeling_blip_2
-
-
 def normalise(images: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] as CLIP's networks take them: per channel (x - mean) / std."""
     mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
@@ -117,7 +103,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 class SeedModel(nn.Module):
-    """Pictures to ids, and ids to image embeddings. Raises MissingWeights when transformers is not installed."""
+    """Pictures to ids, and ids to image embeddings."""
 
     def __init__(self, config: SeedConfig | None = None) -> None:
         from timm.models.vision_transformer import Block
@@ -186,7 +172,8 @@ class SeedModel(nn.Module):
 
 def _vision(config: ViTConfig) -> nn.Module:
     """BLIP-2's ViT; its last norm is `ln_vision`."""
-    module = blip2()
+    from transformers.models.blip_2 import modeling_blip_2 as module
+
     vision = module.Blip2VisionModel(
         module.Blip2VisionConfig(
             hidden_size=config.embed_dim,
@@ -203,7 +190,8 @@ def _vision(config: ViTConfig) -> nn.Module:
 
 
 def _qformer(config: QFormerConfig, vision_width: int) -> nn.Module:
-    module = blip2()
+    from transformers.models.blip_2 import modeling_blip_2 as module
+
     return module.Blip2QFormerModel(
         module.Blip2QFormerConfig(
             hidden_size=config.hidden_size,

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines.seedtok.model import blip2
 from lactok.weights import CheckpointMismatch, WeightsError
 
 NETWORK_FILES = (
@@ -125,9 +124,8 @@ def load(folder: Path) -> UnCLIP:
     """The pipeline of a folder in diffusers' layout (`NETWORK_FILES`, a tokenizer), float32, on the CPU.
 
     Raises CheckpointMismatch where names or shapes of a network's tensors are not those of its configuration,
-    WeightsError for a part that can't be loaded, MissingWeights when transformers is not installed.
+    WeightsError for a part that can't be loaded.
     """
-    blip2()
     from diffusers import AutoencoderKL, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -198,7 +196,6 @@ def class_labels(mean: Tensor, std: Tensor, embeds: Tensor, noise: Tensor, noise
     mean, std: (1, D), by which embeddings are whitened for the noise. The schedule is the published one: cosine,
     1000 levels.
     """
-    blip2()
     from diffusers import DDPMScheduler, StableUnCLIPImg2ImgPipeline
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
