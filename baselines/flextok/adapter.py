@@ -31,7 +31,9 @@ from lactok.weights import (
 )
 
 MINI = Miniature(
-    "flextok-mini.safetensors", sha256=None, command="python -m lactok.train recipe=flextok scale=mini data.root=DIR"
+    "flextok-mini.safetensors",
+    sha256="39c89a84d2521a5bcc7ce62d5f8c9887677b7fcadac972fe79b1d2757a9e1bde",
+    command="python -m lactok.train recipe=flextok scale=mini data.root=DIR",
 )
 
 

@@ -19,7 +19,7 @@ from baselines.flextok.model import FlexTok
 from baselines.flextok.sampler import Sampling, image_noise
 from baselines.flextok.transformer import ModulatedBlock
 from lactok.models.autoencoder import load_mini_autoencoder
-from lactok.train.attention_start import grid_places, mimetic_
+from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import codebook_statistics
 from lactok.train.export import export_model
 from lactok.train.noise import normal, uniform
@@ -150,17 +150,3 @@ def _short_training_start(model: FlexTok) -> None:
     for block in decoder.blocks:  # adaLN-Zero shuts every block; ajar, gradients reach the codes at once
         gates = block.modulation.bias.view(ModulatedBlock.KINDS, 6, -1)[:, :2]
         gates.fill_(0.5)
-
-
-def spread_cells(grid: int, count: int) -> Tensor:
-    """`count` cells of a grid x grid map, int64 (count,), each as far as can be from all before it; again when used up.
-
-    The first is next to the middle.
-    """
-    cells = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij"), -1).flatten(0, 1).float()
-    order = [grid // 2 * grid + grid // 2]
-    nearest = torch.full((len(cells),), torch.inf)
-    while len(order) < min(count, len(cells)):
-        nearest = torch.minimum(nearest, (cells - cells[order[-1]]).norm(dim=1))
-        order.append(int(nearest.argmax()))
-    return torch.tensor(order * (count // len(order) + 1))[:count]

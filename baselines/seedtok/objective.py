@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.seedtok.mini import SeedMini, SeedMiniConfig
-from baselines.seedtok.model import normalise
+from baselines.seedtok.model import SeedModel, normalise
 from baselines.seedtok.painter import TIMESTEPS, build_unclip, latents_schedule, noised_condition
 from baselines.seedtok.unclip import Sampling
 from lactok import registry
 from lactok.models.autoencoder import load_mini_autoencoder
+from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
 from lactok.train.export import export_model
 from lactok.train.noise import normal, uniform
@@ -38,6 +39,7 @@ class SeedTrainingOptions(RevivalOptions):
 
     features_size: pixels a side to which pictures are enlarged for the target's network.
     most_noise: largest noise level of the embedding in training, of 1000; null_share: share without condition.
+    quantize_from: the first step at which the way back sees codes; before it, the encoder's vectors.
     sample_steps, guidance_scale: of the sample pictures.
     """
 
@@ -46,6 +48,7 @@ class SeedTrainingOptions(RevivalOptions):
     features_size: int = 128
     most_noise: int = 100
     null_share: float = 0.1
+    quantize_from: int = 0
     sample_steps: int = 10
     guidance_scale: float = 2.0
 
@@ -61,8 +64,7 @@ class SeedRecipe(Recipe):
         self.frozen["features"] = registry.load("features", "effnet-lite2")()
         self.model = SeedMini(options.model)
         tokenizer = options.model.tokenizer
-        nn.init.trunc_normal_(self.model.tokenizer.query_tokens, std=0.02)
-        nn.init.normal_(self.model.tokenizer.quantize.embedding.weight)  # moved onto the encoder's by revival
+        _short_training_start(self.model.tokenizer)
         self.dead_codes = DeadCodes(tokenizer.n_embed, options)
         self._schedule = latents_schedule()
 
@@ -83,18 +85,21 @@ class SeedRecipe(Recipe):
         mean = self.frozen["autoencoder"].encode(images * 2 - 1).latent_dist.mean.float()
         return mean * self._autoencoder.scaling_factor
 
-    def _embeds(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The embedding that the ids give, the ids, and the quantizer's losses."""
+    def _embeds(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """The embedding that the ids give (or the vectors before them), the ids, and the quantizer's losses."""
         model = self.model.tokenizer
         vectors = model.encode(normalise(images)).quantizer_input
         ids, lifted = model.quantized(vectors)
         as_map = vectors.transpose(1, 2).unsqueeze(-1)
         if self.training:
             self.dead_codes.note(ids, as_map)
-        return model.image_embeds(lifted), ids, model.quantize.losses(as_map, ids.unsqueeze(-1)).total
+        losses = model.quantize.losses(as_map, ids.unsqueeze(-1)).total
+        if not quantize:  # commitment to codes that nobody sees would only draw the vectors together
+            lifted, losses = model.decode_task_layer(vectors), 0 * losses
+        return model.image_embeds(lifted), ids, losses
 
     def forward(self, batch: Batch) -> Losses:
-        embeds, _, quantizer = self._embeds(batch.images)
+        embeds, _, quantizer = self._embeds(batch.images, batch.step >= self.options.quantize_from)
         semantic = (embeds - self._targets(batch.images)).square().mean()
         painting = self._painting_errors(batch.images, embeds.detach(), batch.seeds).mean()
         parts = {"semantic": semantic, "painting": painting, "quantizer": quantizer}
@@ -151,3 +156,32 @@ class SeedRecipe(Recipe):
     def export(self, path: Path, provenance: Provenance) -> None:
         """Both networks' weights, for `SeedMini`."""
         export_model(path, self.model, self.options.model, provenance)
+
+
+@torch.no_grad()
+def _short_training_start(model: SeedModel) -> None:
+    """Let the ids depend on the picture from the first step; published, ViT and Q-Former come trained.
+
+    Query i begins at a place of the grid, in an order of which every prefix covers the picture evenly, and attention at
+    one's own place.
+    """
+    vit, qformer = model.config.vit, model.config.qformer
+    grid = vit.img_size // vit.patch_size
+    embeddings = model.vision.embeddings
+    nn.init.normal_(embeddings.patch_embedding.weight, std=2 * embeddings.patch_embedding.weight[0].numel() ** -0.5)
+    nn.init.normal_(embeddings.class_embedding, std=0.02)
+    embeddings.position_embedding[0, 1:] = grid_places(vit.embed_dim, grid)
+    for layer in model.vision.encoder.layers:
+        mimetic_(*layer.self_attn.qkv.weight.chunk(3), layer.self_attn.projection.weight)
+        nn.init.xavier_uniform_(layer.mlp.fc1.weight)
+        nn.init.xavier_uniform_(layer.mlp.fc2.weight)
+    cells = spread_cells(grid, qformer.num_query_token)
+    model.query_tokens[0] = grid_places(qformer.hidden_size, grid)[cells]
+    for layer in model.qformer.encoder.layer:
+        crossing = (layer.crossattention,) if layer.has_cross_attention else ()
+        for block in (layer.attention, *crossing):
+            attention, projection = block.attention, block.output.dense.weight
+            if attention.key.weight.shape == attention.query.weight.shape:
+                mimetic_(attention.query.weight, attention.key.weight, attention.value.weight, projection)
+    nn.init.trunc_normal_(model.pos_embed_image, std=0.02)
+    nn.init.normal_(model.quantize.embedding.weight)  # moved onto the encoder's vectors by revival

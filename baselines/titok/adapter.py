@@ -16,7 +16,9 @@ from lactok.miniature import LICENCE, Miniature
 from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate, override
 
 MINI = Miniature(
-    "titok-mini.safetensors", sha256=None, command="python -m lactok.train recipe=titok scale=mini data.root=DIR"
+    "titok-mini.safetensors",
+    sha256="89a7810a6656b0e156943ed290ad3e153a5d5bf9500a7346b3f7e89b62760963",
+    command="python -m lactok.train recipe=titok scale=mini data.root=DIR",
 )
 
 

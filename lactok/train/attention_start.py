@@ -34,3 +34,17 @@ def grid_places(dim: int, grid: int) -> Tensor:
     """`places` of the cells of a grid x grid map, row by row: (grid^2, dim)."""
     rows, columns = torch.meshgrid(torch.arange(grid).float(), torch.arange(grid).float(), indexing="ij")
     return places(dim, rows.flatten(), columns.flatten())
+
+
+def spread_cells(grid: int, count: int) -> Tensor:
+    """`count` cells of a grid x grid map, int64 (count,), each as far as can be from all before it; again when used up.
+
+    The first is next to the middle.
+    """
+    cells = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij"), -1).flatten(0, 1).float()
+    order = [grid // 2 * grid + grid // 2]
+    nearest = torch.full((len(cells),), torch.inf)
+    while len(order) < min(count, len(cells)):
+        nearest = torch.minimum(nearest, (cells - cells[order[-1]]).norm(dim=1))
+        order.append(int(nearest.argmax()))
+    return torch.tensor(order * (count // len(order) + 1))[:count]
