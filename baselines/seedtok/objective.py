@@ -1,9 +1,11 @@
 """The training objective of SeedTok in miniature, recipe `seed`.
 
 Encoder, quantizer and the way back learn to rebuild an image embedding from causal ids, as SEED does for unCLIP's CLIP
-embedding (arXiv 2310.01218, section 3.2); here the target is EfficientNet-Lite2's pooled features. A latent diffusion
-model learns to paint from the embedding that the ids give, with unCLIP's noise and schedules; its gradient stops there.
-Published, ViT and Q-Former come trained on hundreds of millions of captioned pictures, and text is a target, too.
+embedding (arXiv 2310.01218, section 3.2); here the target is what EfficientNet-Lite2's feature maps hold on average. A
+latent diffusion model learns to paint from the embedding that the ids give, with unCLIP's noise and schedules; its
+gradient stops there. Published, ViT and Q-Former come trained on hundreds of millions of captioned pictures, and text
+is a target, too. Lite2's last features, nearer to meaning, are out of reach: from hundreds of pictures, no part of
+their variance on others can be learned, while that of its first maps can.
 """
 
 from __future__ import annotations
@@ -32,12 +34,16 @@ from lactok.train.reconstruction import mean_psnr
 NOISE, TIME, LEVEL, EMBEDDING, NULL = range(5)
 """Streams of a sample's random numbers, see lactok/train/noise.py."""
 
+STATISTICS_STEPS = 40
+"""From whose pictures the target's mean and deviation are taken."""
+
 
 @dataclass
 class SeedTrainingOptions(RevivalOptions):
     """model: the networks. autoencoder: checkpoint of recipe=vae; null: the miniature that ships.
 
-    features_size: pixels a side to which pictures are enlarged for the target's network.
+    features_size: pixels a side to which pictures are enlarged for the target's network; features_stages: its feature
+        maps whose means by channel are the target, 1 to 5.
     most_noise: largest noise level of the embedding in training, of 1000; null_share: share without condition.
     quantize_from: the first step at which the way back sees codes; before it, the encoder's vectors.
     sample_steps, guidance_scale: of the sample pictures.
@@ -46,6 +52,7 @@ class SeedTrainingOptions(RevivalOptions):
     model: SeedMiniConfig = field(default_factory=SeedMiniConfig)
     autoencoder: str | None = None
     features_size: int = 128
+    features_stages: int = 4
     most_noise: int = 100
     null_share: float = 0.1
     quantize_from: int = 0
@@ -65,6 +72,13 @@ class SeedRecipe(Recipe):
         self.model = SeedMini(options.model)
         tokenizer = options.model.tokenizer
         _short_training_start(self.model.tokenizer)
+        width = _means(self.frozen["features"], torch.zeros(1, 3, 32, 32), options).shape[1]
+        if options.model.tokenizer.image_features_dim != width:
+            raise ValueError(
+                f"options.model.tokenizer.image_features_dim={options.model.tokenizer.image_features_dim}: "
+                f"the first {options.features_stages} feature maps have {width} channels"
+            )
+        self.statistics = nn.BatchNorm1d(width, affine=False, momentum=None)  # None: a mean of all pictures seen
         self.dead_codes = DeadCodes(tokenizer.n_embed, options)
         self._schedule = latents_schedule()
 
@@ -74,11 +88,9 @@ class SeedRecipe(Recipe):
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
-        """Image embeddings (B, D): pooled features, each picture's with mean 0 and deviation 1."""
-        size = self.options.features_size
-        enlarged = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        pooled = self.frozen["features"](enlarged).pooled.float()
-        return F.layer_norm(pooled, pooled.shape[1:])
+        """Image embeddings (B, D): means of feature maps by channel, brought to mean 0, deviation 1 over pictures."""
+        means = _means(self.frozen["features"], images, self.options)
+        return F.batch_norm(means, self.statistics.running_mean, self.statistics.running_var)
 
     @torch.no_grad()
     def _latents(self, images: Tensor) -> Tensor:
@@ -99,6 +111,8 @@ class SeedRecipe(Recipe):
         return model.image_embeds(lifted), ids, losses
 
     def forward(self, batch: Batch) -> Losses:
+        if self.training and batch.step < STATISTICS_STEPS:
+            self.statistics(_means(self.frozen["features"], batch.images, self.options))
         embeds, _, quantizer = self._embeds(batch.images, batch.step >= self.options.quantize_from)
         semantic = (embeds - self._targets(batch.images)).square().mean()
         painting = self._painting_errors(batch.images, embeds.detach(), batch.seeds).mean()
@@ -159,6 +173,14 @@ class SeedRecipe(Recipe):
 
 
 @torch.no_grad()
+def _means(features: nn.Module, images: Tensor, options: SeedTrainingOptions) -> Tensor:
+    """Channel means (B, D) of the first feature maps of enlarged pictures."""
+    size = (options.features_size,) * 2
+    enlarged = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return torch.cat([stage.float().mean((2, 3)) for stage in features.stages(enlarged, options.features_stages)], 1)
+
+
+@torch.no_grad()
 def _short_training_start(model: SeedModel) -> None:
     """Let the ids depend on the picture from the first step; published, ViT and Q-Former come trained.
 
@@ -184,4 +206,6 @@ def _short_training_start(model: SeedModel) -> None:
             if attention.key.weight.shape == attention.query.weight.shape:
                 mimetic_(attention.query.weight, attention.key.weight, attention.value.weight, projection)
     nn.init.trunc_normal_(model.pos_embed_image, std=0.02)
+    for layer in (model.decode_task_layer[2], *model.image_down[::2]):
+        nn.init.kaiming_normal_(layer.weight)
     nn.init.normal_(model.quantize.embedding.weight)  # moved onto the encoder's vectors by revival

@@ -1,0 +1,284 @@
+"""The recipes of the baselines' miniatures and of their autoencoder: resume, what learns, what their files become."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from baselines.flextok.objective import FlexTokRecipe
+from baselines.seedtok.objective import SeedRecipe
+from baselines.titok.objective import TiTokRecipe
+from lactok.checkpoint_file import read_checkpoint
+from lactok.registry import load
+from lactok.train.attention_start import grid_places, mimetic_, spread_cells
+from lactok.train.config import TrainConfigError, compose_config
+from lactok.train.log import CsvLog
+from lactok.train.loop import Progress, _Run, train
+from lactok.train.recipe import Batch
+from lactok.weights import WeightsError
+from tests.support import pictures
+
+CPU = torch.device("cpu")
+TINY = {
+    "vae": (
+        "options.image_size=32", "options.perceptual=0", "options.model.block_out_channels=[8,16]",
+        "options.model.norm_num_groups=4", "options.model.latent_channels=4",
+    ),
+    "titok": (
+        "options.perceptual=0", "options.quantize_from=2", "options.revive_every=3", "options.model.image_size=32",
+        "options.model.vit_enc_model_size=[32,1,2]", "options.model.vit_dec_model_size=[32,1,2]",
+        "options.model.num_latent_tokens=8", "options.model.codebook_size=32", "options.model.pixel_ch=16",
+        "options.model.pixel_codebook_size=16", "options.model.pixel_token_size=16",
+    ),
+    "flextok": (
+        "options.model.encoder.dim=32", "options.model.encoder.depth=1", "options.model.encoder.head_dim=16",
+        "options.model.decoder.dim=32", "options.model.decoder.depth=1", "options.model.decoder.head_dim=16",
+        "options.model.registers=8", "options.model.grid=4", "options.sample_steps=2",
+    ),
+    "seed": (
+        "options.features_size=32", "options.quantize_from=2", "options.revive_every=3", "options.sample_steps=2",
+        "options.model.tokenizer.vit.img_size=32", "options.model.tokenizer.vit.embed_dim=32",
+        "options.model.tokenizer.vit.depth=1", "options.model.tokenizer.qformer.hidden_size=32",
+        "options.model.tokenizer.qformer.intermediate_size=32", "options.model.tokenizer.n_embed=32",
+        "options.model.tokenizer.decode_depth=1", "options.model.tokenizer.down_widths=[16,8,4]",
+        "options.model.painter.sample_size=8", "options.model.painter.block_out_channels=[16,32]",
+    ),
+}  # fmt: skip
+"""By recipe: what is smaller than in its preset."""
+
+TOKENIZERS = {"vae": "autoencoder-mini", "titok": "titok-mini", "flextok": "flextok-mini", "seed": "seedtok-mini"}
+BASELINES = [name for name in TOKENIZERS.values() if name != "autoencoder-mini"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lactok.train.loop.plot", lambda logs, target: None)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return pictures(tmp_path_factory.mktemp("data"), count=8)
+
+
+def settings(recipe: str, data: Path, out: Path, *more: str):
+    """Config and class of a tiny run of 6 steps with checkpoints every 2."""
+    return compose_config(
+        [
+            f"recipe={recipe}", f"data.root='{data}'", f"out='{out}'", "device=cpu", "threads=1", "steps=6",
+            "batch_size=2", "checkpoint_every=2", "sample_every=6", "log_every=1", "data.validation=2",
+            "data.smallest_crop=64", "data.largest_crop=128", "optimizer.warmup_steps=1", *TINY[recipe], *more,
+        ]
+    )  # fmt: skip
+
+
+def trained(recipe: str, data: Path, out: Path, *more: str) -> Path:
+    """The file that a tiny run leaves."""
+    assert train(*settings(recipe, data, out, *more)).finished
+    (file,) = out.glob("*.safetensors")
+    return file
+
+
+@pytest.fixture(scope="module")
+def files(data: Path, tmp_path_factory) -> dict[str, Path]:
+    return {recipe: trained(recipe, data, tmp_path_factory.mktemp(recipe) / "run") for recipe in TINY}
+
+
+class Died(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("recipe", TINY)
+def test_a_run_that_dies_ends_in_the_same_bits(recipe: str, data: Path, files: dict[str, Path], tmp_path: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        tick = Progress.tick
+
+        def die(self, images):
+            tick(self, images)
+            if self.step == 5:
+                raise Died
+
+        patch.setattr(Progress, "tick", die)
+        with pytest.raises(Died):
+            trained(recipe, data, tmp_path / "run")
+    again = load_file(trained(recipe, data, tmp_path / "run"))
+    whole = load_file(files[recipe])
+    assert again.keys() == whole.keys()
+    assert [name for name in whole if not torch.equal(whole[name], again[name])] == []
+    logs = [CsvLog(folder / "log.csv").rows() for folder in (tmp_path / "run", files[recipe].parent)]
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+
+
+@pytest.mark.parametrize("recipe", TINY)
+def test_all_that_is_not_frozen_learns_and_nothing_else(recipe: str, data: Path, tmp_path: Path):
+    run = _Run(*settings(recipe, data, tmp_path / "run"), check_held_out=True)
+
+    def hashes() -> dict[str, str]:
+        return {n: sha256(t.contiguous().numpy().tobytes()).hexdigest() for n, t in run.recipe.state_dict().items()}
+
+    before = hashes()
+    assert run.go().finished
+    after = hashes()
+    changed = {name for name in before if before[name] != after[name]}
+    assert not [name for name in changed if name.startswith("frozen.")]
+    still = {name for name, p in run.recipe.named_parameters() if p.requires_grad} - changed
+    without_effect = ("embedding", ".attn2.", ".norm2.")  # codes that nobody chose; attention to a prompt that is zero
+    assert not [name for name in still if not any(part in name for part in without_effect)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "part", "below"), [("vae", "pixel", 0.8), ("titok", "pixel", 0.9), ("flextok", "flow", 0.9),
+                                  ("seed", "semantic", 0.9), ("seed", "painting", 0.9)],
+)  # fmt: skip
+def test_loss_falls_on_photographs(recipe: str, part: str, below: float, data: Path, tmp_path: Path):
+    more = ["options.quantize_from=100", "optimizer.learning_rate=3e-3"] if part == "semantic" else []
+    long = ["steps=40", "sample_every=100", "batch_size=8", "checkpoint_every=100", *more]
+    trained(recipe, data, tmp_path / "run", *long)
+    values = [row[part] for row in CsvLog(tmp_path / "run" / "log.csv").rows()]
+    assert sum(values[-5:]) < below * sum(values[:5])
+
+
+@pytest.mark.parametrize("recipe", TINY)
+def test_the_tokenizer_takes_the_file(recipe: str, files: dict[str, Path]):
+    tokenizer = tokenizer_of(TOKENIZERS[recipe], weights=str(files[recipe]), **SIZES.get(recipe, {}))
+    size = tokenizer.info.input_size
+    assert size == 32
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    out = tokenizer.decode(tokenizer.encode(images), [1, 2])
+    assert out.shape == images.shape
+    assert out.isfinite().all()
+    assert tokenizer.info.training.steps >= 6
+    _, metadata = read_checkpoint(files[recipe])
+    assert metadata.recipe == f"python -m lactok.train recipe={recipe} scale=mini data.root=DIR"
+
+
+SIZES = {"vae": {"input_size": 32}, "flextok": {"keep_ids": 8}}
+
+
+def tokenizer_of(name: str, **values):
+    cls = load("tokenizers", name)
+    return cls(cls.Options(**values), CPU)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_shipped_file_is_the_pinned_one(name: str):
+    cls = load("tokenizers", name)
+    for source in cls.weights(cls.Options()):
+        assert len(source.sha256) == 64
+    tokenizer = tokenizer_of(name)
+    assert tokenizer.scale == "mini"
+    assert tokenizer.info.training.steps > 100
+    assert "ImageNet" in tokenizer.info.training.data
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_file_of_another_kind_is_refused(name: str, files: dict[str, Path]):
+    other = files["titok" if name != "titok-mini" else "vae"]
+    with pytest.raises(WeightsError, match=other.name):
+        tokenizer_of(name, weights=str(other))
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_no_picture_depends_on_its_batch(name: str, data: Path):
+    tokenizer = tokenizer_of(name)
+    size = tokenizer.info.input_size
+    images = torch.cat([batch_of(data, size)] * 2)[:8]
+    seeds = list(range(8))
+    whole = tokenizer.encode(images).ids
+    painted = tokenizer.decode(tokenizer.encode(images), seeds)
+    for order in ([0], [5, 2, 7], [7, 6, 5, 4, 3, 2, 1, 0]):
+        codes = tokenizer.encode(images[order])
+        assert torch.equal(codes.ids, whole[order])
+        again = tokenizer.decode(codes, [seeds[i] for i in order])
+        assert (again - painted[order]).abs().max() < 1e-5
+
+
+def batch_of(data: Path, size: int) -> torch.Tensor:
+    """Eight different photographs."""
+    from PIL import Image
+    from torchvision.transforms.functional import to_tensor
+
+    files = sorted(data.iterdir())
+    return torch.stack([to_tensor(Image.open(file).convert("RGB").resize((size, size))) for file in files])
+
+
+@pytest.mark.parametrize("name", ["titok-mini", "flextok-mini"])
+def test_ids_say_what_the_picture_looks_like(name: str, data: Path):
+    """Not just its mean: pictures painted from their own ids are closer than those painted from another's."""
+    tokenizer = tokenizer_of(name)
+    images = batch_of(data, tokenizer.info.input_size)
+    painted = tokenizer.decode(tokenizer.encode(images), range(len(images)))
+    own = (painted - images).square().mean()
+    another = (painted.roll(1, 0) - images).square().mean()
+    assert own < 0.5 * another
+
+
+def test_more_of_flextoks_ids_are_closer(data: Path):
+    errors = []
+    for keep in (1, 8, 64):
+        tokenizer = tokenizer_of("flextok-mini", keep_ids=keep)
+        images = batch_of(data, tokenizer.info.input_size)
+        painted = tokenizer.decode(tokenizer.encode(images), range(len(images)))
+        errors.append((painted - images).square().mean().item())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_what_hangs_on_an_autoencoder_says_so(files: dict[str, Path], data: Path, tmp_path: Path):
+    config, recipe = settings("flextok", data, tmp_path / "run", f"options.autoencoder='{files['vae']}'")
+    with pytest.raises(ValueError, match="the autoencoder has 4 channels, the model 8"):
+        train(config, recipe)
+    with pytest.raises(TrainConfigError, match="the decoder paints 64 pixels a side, the encoder reads 32"):
+        settings("titok", data, tmp_path / "run", "options.model.pixel_ch_mult=[1,2,4]")
+    config, recipe = settings("seed", data, tmp_path / "run", "options.features_stages=3")
+    with pytest.raises(ValueError, match="image_features_dim=208: the first 3 feature maps have 88 channels"):
+        train(config, recipe)
+
+
+@pytest.mark.parametrize(("recipe", "cls"), [("titok", TiTokRecipe), ("seed", SeedRecipe), ("flextok", FlexTokRecipe)])
+def test_losses_of_parts_are_those_of_the_whole(recipe: str, cls: type, data: Path, tmp_path: Path):
+    """A sample's noise follows from its seed alone, so micro-batches give the gradient of the whole."""
+    config, found = settings(recipe, data, tmp_path / "run")
+    assert found is cls
+    torch.manual_seed(0)
+    made = cls(config.options, 100, 0)
+    made.eval()  # no counting of codes, no statistics
+    images = batch_of(data, made.image_size)
+
+    def gradient(parts: list[slice]) -> torch.Tensor:
+        made.zero_grad()
+        for part in parts:
+            batch = Batch(images[part], tuple(range(8))[part], 50)
+            (made(batch).total / len(parts)).backward()
+        return torch.cat([p.grad.flatten() for p in made.parameters() if p.grad is not None])
+
+    whole, halves = gradient([slice(0, 8)]), gradient([slice(0, 4), slice(4, 8)])
+    assert whole.abs().max() > 1e-4
+    assert (whole - halves).abs().max() < 1e-5 * whole.abs().max()
+
+
+def test_mimetic_attention_starts_at_ones_own_place():
+    weights = [torch.empty(32, 32) for _ in range(4)]
+    torch.manual_seed(0)
+    mimetic_(*weights)
+    query, key, value, projection = weights
+    places = grid_places(32, 4)
+    scores = (places @ query.T) @ (places @ key.T).T
+    assert torch.equal(scores.argmax(1), torch.arange(16))
+    assert torch.allclose(projection @ value, torch.eye(32), atol=1e-5)
+
+
+def test_every_prefix_of_spread_cells_covers_the_grid():
+    cells = spread_cells(8, 64)
+    assert sorted(cells.tolist()) == list(range(64))
+    for count, farthest in ((1, 5.7), (5, 4.3), (16, 2.3), (32, 1.5)):
+        chosen = torch.stack([cells[:count] // 8, cells[:count] % 8], 1).float()
+        everywhere = torch.stack([torch.arange(64) // 8, torch.arange(64) % 8], 1).float()
+        assert torch.cdist(everywhere, chosen).min(1).values.max() <= farthest
+    assert spread_cells(2, 6).tolist()[:4] == spread_cells(2, 6).tolist()[:4]
+    assert sorted(spread_cells(2, 6).tolist()[:4]) == [0, 1, 2, 3]
