@@ -13,7 +13,6 @@ import torch
 from skimage import data
 
 from baselines.calibration.adapter import DownsampleBits, MeanColour, ThumbnailOptions
-from baselines.llamagen.adapter import LlamaGenMini
 from evals.engine import work
 from evals.metrics.registry import METRICS, make_probe
 from evals.protocol import Protocol, evaluation_picture, native_pictures, reconstruction, to_tensor
@@ -82,14 +81,15 @@ def test_calibration_rows(original: torch.Tensor):
         assert digest(cls(options, CPU).encode(images).ids.numpy().astype(np.int32)) == want, cls.__name__
 
 
-def test_llamagen_mini(original: torch.Tensor):
-    tokenizer = load("tokenizers", "llamagen-mini")(LlamaGenMini.Options(), CPU)
+@pytest.mark.parametrize("name", ["llamagen-mini", "titok-mini", "flextok-mini", "seedtok-mini"])
+def test_miniatures(name: str, original: torch.Tensor):
+    cls = load("tokenizers", name)
     with torch.inference_mode():
-        ids = tokenizer.encode(native_pictures(original, [], 64, MINI)).ids
-    version, want = IDS["LlamaGenMini"]
-    assert LlamaGenMini.version == version
-    same = (ids.ravel() == torch.tensor([int(i) for i in want.split()])).double().mean()
-    assert same >= 0.98, "at most one id of 64 a picture may lie on an edge between codes"
+        ids = cls(cls.Options(), CPU).encode(native_pictures(original, [], 64, MINI)).ids
+    version, want = IDS[cls.__name__]
+    assert cls.version == version
+    different = int((ids.ravel() != torch.tensor([int(i) for i in want.split()])).sum())
+    assert different <= max(1, ids.numel() // 50), "a single id, or one of fifty, may lie on an edge between codes"
 
 
 EVALUATION = "8977373d773ce40d"
@@ -115,5 +115,24 @@ IDS = {
         "579 35 565 884 966 417 231 959 869 246 9 102 451 883 746 881 895 139 263 91 212 746 897 112 92 499 "
         "737 90 73 946 780 403 547 395 302 471 73 827 100 127 524 827 189 885 661 969 186 189 190 911 186 86 "
         "599 929 263 707 726 537 346 297 130 73 498 119 49 127 390 182 763 320 139 251 508 345 68 309 354",
+    ),
+    "TiTokMini": (
+        1,
+        "209 222 289 442 100 87 393 159 394 190 260 245 23 278 302 492 451 427 195 479 451 427 277 382 276 71 "
+        "347 370 31 409 279 370 282 16 266 320 394 200 308 320 394 299 260 320 53 434 21 32 215 437 277 339 "
+        "53 437 340 339 61 143 292 480 373 437 225 129",
+    ),
+    "FlexTokMini": (
+        1,
+        "859 731 450 890 740 652 660 686 890 891 890 733 690 651 691 650 891 730 659 738 611 698 690 652 730 "
+        "740 652 689 691 731 546 643 722 612 891 741 731 700 219 700 443 701 651 851 650 652 611 690 723 699 "
+        "739 619 619 740 690 931 859 690 738 748 939 939 692 747 641 202 906 908 849 905 857 897 200 745 649 "
+        "649 857 648 402 657 848 889 240 400 249 411 708 892 857 204 907 954 939 906 657 648 706 817 818 657 "
+        "906 648 868 906 648 896 937 848 640 440 808 848 857 898 440 491 609 857 907 641 241 648 649 849 660 "
+        "201 448 858",
+    ),
+    "SeedTokMini": (
+        1,
+        "140 151 301 179 379 224 179 287 63 63 224 489 140 140 424 224",
     ),
 }

@@ -309,7 +309,7 @@ def test_runner_fails_what_it_does_not_know(case: Path):
     assert "does not know how latent_z was cut down" in lines["latent_z_strided"].note
 
 
-@pytest.mark.parametrize(("key", "value"), [("is_legacy", False), ("quantize_mode", "vae"), ("secret", 1)])
+@pytest.mark.parametrize(("key", "value"), [("quantize_mode", "vae"), ("secret", 1)])
 def test_runner_refuses_a_model_that_the_port_is_not(case: Path, key: str, value: object):
     edit_config(case, lambda config: config["model"]["vq_model"].update({key: value}))
     with pytest.raises(CaseError, match=rf"model\.vq_model\.{key} is {value!r}, which this port does not have"):

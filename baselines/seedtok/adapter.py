@@ -31,7 +31,9 @@ from lactok.weights import (
 )
 
 MINI = Miniature(
-    "seedtok-mini.safetensors", sha256=None, command="python -m lactok.train recipe=seed scale=mini data.root=DIR"
+    "seedtok-mini.safetensors",
+    sha256="3dd3d011f582b5f4ec5342f8efd97fc3cbc9c24d38f6ab9e86ebaf10e9c0da65",
+    command="python -m lactok.train recipe=seed scale=mini data.root=DIR",
 )
 
 

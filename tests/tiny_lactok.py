@@ -1,0 +1,60 @@
+"""LacTok's training chain at a size that a test can afford: overrides that make each recipe tiny."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lactok.train.config import TrainConfig, compose_config
+from lactok.train.loop import train
+
+TINY = {
+    "vae": (
+        "options.image_size=32", "options.perceptual=0", "options.model.block_out_channels=[8,16]",
+        "options.model.norm_num_groups=4", "options.model.latent_channels=4",
+    ),
+    "ldm": (
+        "options.image_size=32", "options.sample_steps=2", "options.model.unet.in_channels=4",
+        "options.model.unet.out_channels=4", "options.model.unet.block_out_channels=[8,16,16]",
+        "options.model.unet.norm_num_groups=4", "options.model.unet.attention_head_dim=[1,2,2]",
+        "options.model.unet.cross_attention_dim=8", "options.model.unet.addition_time_embed_dim=4",
+        "options.model.unet.projection_class_embeddings_input_dim=32",
+    ),
+    "accelerator": ("options.image_size=32", "options.lora.rank=2", "options.rollout=3"),
+    "diffusion": ("options.condition_widths=[8]", "options.picture_sizes=[32]", "options.sample_steps=2"),
+    "pixel": ("options.condition_widths=[8]", "options.picture_sizes=[32]", "options.perceptual_stages=2"),
+}  # fmt: skip
+"""By recipe: what is smaller than in its preset. Pictures of 32 pixels, 8x8 latents of 4 channels."""
+
+CHAIN = {
+    "vae-mini": ("vae", None),
+    "ldm-mini": ("ldm", None),
+    "accelerator-hypersd-mini": ("accelerator", "hypersd"),
+    "accelerator-tlcm-mini": ("accelerator", "tlcm"),
+    "diffusion-mini": ("diffusion", None),
+    "pixel-hypersd-mini": ("pixel", "hypersd"),
+    "pixel-tlcm-mini": ("pixel", "tlcm"),
+}
+"""The runs of the chain in order, by the name of their folder: recipe and accelerator. vq is the one that ships."""
+
+LEARNING_RATES = {"vae": "1e-2", "ldm": "1e-2", "accelerator": "2e-2", "diffusion": "1e-2", "pixel": "1e-2"}
+
+
+def settings(run: str, data: Path, runs: Path, *more: str) -> tuple[TrainConfig, type]:
+    """Config and class of a tiny run in the folder `runs`/`run`, from the files of those beside it."""
+    recipe, accelerator = CHAIN[run]
+    return compose_config(
+        [
+            f"recipe={recipe}", *([f"accelerator={accelerator}"] if accelerator else []),
+            f"data.root='{data}'", f"out='{runs / run}'", "device=cpu", "threads=1", "steps=24", "batch_size=8",
+            "checkpoint_every=8", "sample_every=100", "log_every=1", "data.validation=2", "data.smallest_crop=64",
+            "data.largest_crop=128", f"optimizer.learning_rate={LEARNING_RATES[recipe]}", "optimizer.warmup_steps=1",
+            "optimizer.ema_decay=0.9", *TINY[recipe], *more,
+        ]
+    )  # fmt: skip
+
+
+def trained(run: str, data: Path, runs: Path, *more: str) -> Path:
+    """The file that a tiny run leaves."""
+    outcome = train(*settings(run, data, runs, *more))
+    assert outcome.finished
+    return outcome.export
