@@ -29,7 +29,7 @@ _CUTS: dict[str, Callable[[Tensor], Tensor]] = {  # how a stored tensor was cut 
     "reconstruction_from_ids_mean_std": lambda x: _mean_std(x),
 }
 
-_FIXED = {"finetune_decoder": True, "is_legacy": True, "quantize_mode": "vq"}
+_FIXED = {"finetune_decoder": True, "quantize_mode": "vq"}
 """Published settings that this port does not vary, by the value that TiTok-S-128 has."""
 
 
