@@ -6,15 +6,12 @@ Inside, plain typed values are passed on; no configuration object leaves evals/r
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from evals.protocol import Protocol
 from lactok.registry import unknown
-
-PATH_KEYS = re.compile(r"^(dataset\.root|out|options\.[^=]+\.weights)$")
 
 
 class ConfigError(Exception):

@@ -133,6 +133,7 @@ class Tokenizer(ABC):
         version: raise it when the plugin's results change for the same weights; stored results are then made anew.
         path_options: the options that name local copies of checkpoints; the files' sha256 determine results, not these.
         scale: "mini", "paper" or "any": under which `weights=` preset `tokenizers=all` takes it.
+        ablation: whether it is a step on the way to another row, which `tokenizers=all` leaves out.
         code_licence, weights_licence: SPDX names, or a short statement.
     """
 
@@ -140,6 +141,7 @@ class Tokenizer(ABC):
     version: ClassVar[int] = 1
     path_options: ClassVar[tuple[str, ...]] = ("weights",)
     scale: ClassVar[str] = "any"
+    ablation: ClassVar[bool] = False
     code_licence: ClassVar[str] = "not stated"
     weights_licence: ClassVar[str] = "not stated"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.config import ConfigError
+from evals.config import ConfigError, compose_config
 from evals.engine.rows import resolve_rows
 from lactok import registry
 from tests.support import TOY, install_plugin
@@ -53,6 +53,23 @@ def test_all_takes_what_belongs_to_the_preset():
     assert {"llamagen", "titok", "flextok", "seedtok", "sdxl-vae", "resize-256"} <= set(paper)
     assert not {"llamagen", "resize-256"} & set(mini)
     assert not {"llamagen-mini", "resize-64"} & set(paper)
+    assert {"lactok-h", "lactok-t", "lactok-t-star"} <= set(paper)
+    assert not [name for name in (*mini, *paper) if name.startswith("vq-ladd")], "steps on the way to another row"
+    assert labels("vq-ladd", {}, "paper") == ["vq-ladd"]
+
+
+def test_suites_of_lactok_name_their_rows():
+    for scale, sizes in (("mini", [56, 64, 72]), ("paper", [224, 256, 288])):
+        config = compose_config(["suite=tokens", f"scale={scale}"])
+        assert config.options == {"lactok-h": {"input_size": sizes}, "lactok-t": {"input_size": sizes}}
+        assert len(labels(config.tokenizers, config.options, scale)) == 6
+        config = compose_config(["suite=ablation", f"scale={scale}"])
+        of_table_4 = labels(config.tokenizers, config.options, scale)
+        ending = {"mini": "-mini", "paper": ""}[scale]
+        assert set(of_table_4) == {
+            name + ending for name in ("llamagen", "vq-ladd", "vq-ladd-hypersd", "vq-ladd-tlcm", "lactok-h", "lactok-t")
+        }
+    assert compose_config(["suite=ablation", "tokenizers=lactok-h"]).tokenizers == "lactok-h"
 
 
 def test_options_of_a_name_are_those_of_its_miniature():

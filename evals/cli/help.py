@@ -10,7 +10,8 @@ Measure image tokenizers: encode and decode every picture, score the reconstruct
 
 Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" when a value has spaces, = or brackets):
 
-  suite=recon             what to measure; recon: reconstruction
+  suite=recon             what to measure; recon: reconstruction; ablation, tokens: of LacTok's variants, the paper's
+                          Tables 4 and 5
   scale=mini|paper        a preset of weights, features, dataset and protocol; each can also be set alone   [mini]
   tokenizers=all          a name, [a,b], or all; `python -m evals list` shows them                           [all]
   calibration=true|false  add the calibration rows: identity, resize, downsample-bits, mean-colour          [true]

@@ -108,6 +108,8 @@ def _datasets() -> int:
 def _suites() -> int:
     table = _table("Suites (suite=NAME)", "name", "what")
     table.add_row("recon", "reconstruction: every picture through every tokenizer and back, scored against itself")
+    table.add_row("ablation", "the paper's Table 4: from LlamaGen's decoder to LacTok's, step by step")
+    table.add_row("tokens", "the paper's Table 5: LacTok at three numbers of ids")
     _show(table)
     return 0
 

@@ -65,7 +65,7 @@ def resolve_rows(tokenizers: Any, preset: str, calibration: bool, options: dict[
 
 def _belongs(row: Row, preset: str) -> bool:
     """Whether "all" takes it; a plugin that can't be imported is taken, so that it is named."""
-    return row.cls is None or row.cls.scale in ("any", preset)
+    return row.cls is None or (row.cls.scale in ("any", preset) and not row.cls.ablation)
 
 
 def _full_name(name: str, preset: str, known: list[str]) -> str:

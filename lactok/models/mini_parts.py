@@ -206,13 +206,14 @@ def require_made_with(file: Located, what: str, expected: str, part: Located) ->
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The latent diffusion model: its UNet without an adapter, the autoencoder of its latents, the UNet's file."""
+    """The latent diffusion model: its UNet without an adapter, the autoencoder of its latents, the files of both."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     model: LatentDiffusionConfig
     autoencoder: AutoencoderConfig
     file: Located
+    vae_file: Located
 
 
 def load_diffusion(base: str | None, vae: str | None) -> Diffusion:
@@ -220,8 +221,9 @@ def load_diffusion(base: str | None, vae: str | None) -> Diffusion:
     unet, config, file = load_ldm(base)
     network, sizes, metadata = autoencoder.load_mini_autoencoder(vae)
     path = locate(autoencoder.MINI.source(vae))
-    require_made_with(file, "autoencoder", config.autoencoder, Located(path, tensors_sha256(path), metadata))
-    return Diffusion(unet, network, config.model, sizes, file)
+    vae_file = Located(path, tensors_sha256(path), metadata)
+    require_made_with(file, "autoencoder", config.autoencoder, vae_file)
+    return Diffusion(unet, network, config.model, sizes, file, vae_file)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class LaCTokTokenizer(Tokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; all noise of picture i follows from seeds[i] alone.
+        """Ids (B, N) to pictures (B, 3, S, S) in [0, 1]; all noise of picture i follows from seeds[i] alone.
 
         Raises ValueError for ids that are none.
         """
@@ -166,7 +166,7 @@ class LaCTokTokenizer(Tokenizer):
         code_map = self.model.lookup(ids.view(-1, self._side, self._side))
         scale = self.options.conditioning_scale
         latents = self.model.decode_latents(code_map, noises.to(ids.device), self.sampler, scale)
-        return (self.model.pictures_of(latents) + 1) / 2
+        return ((self.model.pictures_of(latents) + 1) / 2).clamp(0, 1)  # as diffusers' image processor does
 
 
 class _Published(LaCTokTokenizer):
@@ -254,6 +254,7 @@ class LaCTokTStar(LaCTokT):
 class VQLaDD(_Published):
     """Table 4's latent decoder after its first stage alone (equation 4), sampled by DDIM."""
 
+    ablation = True
     Options = DiffusionOptions
     SOURCE = _unpublished("the first-stage decoder", "vq-ladd", "recipe=diffusion data.root=DIR", "")
 
@@ -264,6 +265,7 @@ class VQLaDD(_Published):
 class VQLaDDHyperSD(_Published):
     """Table 4's first-stage decoder with Hyper-SD's one-step adapter merged, no fine-tuning in pixels."""
 
+    ablation = True
     Options = HyperSDOptions
     path_options = ("weights", "accelerator")
     SOURCE = _unpublished("the first-stage decoder", "vq-ladd-hypersd", "recipe=diffusion data.root=DIR", "")
@@ -283,6 +285,7 @@ class VQLaDDHyperSD(_Published):
 class VQLaDDTLCM(_Published):
     """Table 4's first-stage decoder with TLCM's adapter merged, no fine-tuning in pixels."""
 
+    ablation = True
     Options = TLCMOptions
     path_options = ("weights", "accelerator")
     SOURCE = _unpublished("the first-stage decoder", "vq-ladd-tlcm", "recipe=diffusion data.root=DIR", "")
