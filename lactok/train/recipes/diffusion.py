@@ -1,6 +1,7 @@
 """Recipe `diffusion`: the paper's stage 1. The copy learns to steer a frozen latent diffusion model by codes.
 
-Equation 4: the squared error of the noise predicted from noised latents, the timestep, and the code map. The copy
+Equation 4: the squared error of the noise predicted from noised latents, the timestep, and the code map (of the
+velocity, where that is what the UNet predicts). The copy
 starts as a copy of the UNet's encoder half, its zero convolutions at zero. The encoder's pictures have a size drawn
 for each step and the target pictures grow (section 5.1).
 """
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lactok.models.ladd import LatentDecoder
+from lactok.models.prediction import squared_errors
 from lactok.models.samplers import ddim_sampler
 from lactok.train.noise import normal, timesteps
+from lactok.train.parts import planned
 from lactok.train.recipe import Batch, Losses, Provenance
 from lactok.train.recipes.copy import CopyOptions, CopyRecipe
 from lactok.train.reconstruction import mean_psnr
@@ -30,9 +33,15 @@ MEASURED = 16
 
 @dataclass
 class DiffusionTrainingOptions(CopyOptions):
-    """sample_steps: of DDIM, for the sample pictures and the log's PSNR."""
+    """sample_steps: of DDIM, for the sample pictures and the log's PSNR.
+
+    condition_gain: of the last of the convolutions that read the code map, at the start (1 keeps the power of what
+        comes in). Published, it starts at zero as the copy's outputs do, and a product of two zeros is slow to leave;
+        above zero the decoder still starts as the unsteered one.
+    """
 
     sample_steps: int = 25
+    condition_gain: float = 0.0
 
 
 class DiffusionRecipe(CopyRecipe):
@@ -43,18 +52,21 @@ class DiffusionRecipe(CopyRecipe):
     def __init__(self, options: DiffusionTrainingOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
         LatentDecoder(self.config.decoder, self.frozen["unet"], self.control).copy_unet()
+        last = self.control.controlnet_cond_embedding.conv_out
+        if options.condition_gain and not planned():
+            nn.init.normal_(last.weight, std=options.condition_gain * last.weight[0].numel() ** -0.5)
 
     def _errors(self, images: Tensor, seeds: Sequence[int], size: int) -> Tensor:
-        """Squared error of the predicted noise (B,), codes from pictures at `size` pixels."""
+        """Squared error of the prediction (B,), codes from pictures at `size` pixels."""
         latents, codes = self.latents(images), self.codes(images, size)
         noise = normal(seeds, latents, NOISE)
         t = timesteps(seeds, latents.device, self.schedule.timesteps, TIME)
         predicted = self.lactok().decoder.predict(self.schedule.noised(latents, noise, t), t, codes)
-        return (predicted.float() - noise).square().mean((1, 2, 3))
+        return squared_errors(predicted, noise, t, self.config.decoder.prediction)
 
     def forward(self, batch: Batch) -> Losses:
-        noise = self._errors(batch.images, batch.seeds, self.encoder_size(batch.step)).mean()
-        return Losses(noise, {"noise": noise.detach()})
+        error = self._errors(batch.images, batch.seeds, self.encoder_size(batch.step)).mean()
+        return Losses(error, {"error": error.detach()})
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -65,12 +77,12 @@ class DiffusionRecipe(CopyRecipe):
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """The noise's error on all, and PSNR (dB) on 16 of them, of DDIM samples."""
+        """The prediction's error on all, and PSNR (dB) on 16 of them, of DDIM samples."""
         parts = [(images[i : i + 16], seeds[i : i + 16]) for i in range(0, len(images), 16)]
         errors = [self._errors(*part, self.usual_encoder_size) for part in parts]
         every = max(1, len(images) // MEASURED)
         few, of = images[::every][:MEASURED], seeds[::every][:MEASURED]
-        return {"noise": torch.cat(errors).mean().item(), "psnr": mean_psnr(self.reconstruct(few, of), few)}
+        return {"error": torch.cat(errors).mean().item(), "psnr": mean_psnr(self.reconstruct(few, of), few)}
 
     def export(self, path: Path, provenance: Provenance) -> None:
         self.save_copy(path, provenance)

@@ -1,7 +1,7 @@
 """Recipe `ldm`: a small unconditional latent diffusion model, what a LacTok in miniature has instead of SDXL.
 
-SDXL's interfaces (zero text, size conditions), schedule and target (the noise; arXiv 2006.11239, equation 14, and
-2307.01952) on the latents of a frozen autoencoder.
+SDXL's interfaces (zero text, size conditions) and schedule (arXiv 2307.01952) on the latents of a frozen autoencoder;
+the target is the noise (arXiv 2006.11239, equation 14) or, in the miniature, the velocity (lactok/models/prediction.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lactok.models.autoencoder import load_mini_autoencoder
 from lactok.models.ladd import build_unet
 from lactok.models.latent_diffusion import LatentDiffusionConfig, predict_noise
 from lactok.models.mini_parts import LDMFileConfig
+from lactok.models.prediction import squared_errors
 from lactok.models.samplers import NoiseSchedule, ddim_sampler
 from lactok.train.export import export_model
 from lactok.train.noise import normal, timesteps
@@ -93,16 +94,16 @@ class LDMRecipe(Recipe):
         return mean * self._autoencoder.scaling_factor
 
     def _errors(self, latents: Tensor, seeds: Sequence[int], t: Tensor) -> Tensor:
-        """Squared error of the predicted noise (B,)."""
-        noise = normal(seeds, latents, NOISE)
-        predicted = predict_noise(self.unet, self.options.model, self.schedule.noised(latents, noise, t), t)
-        return (predicted.float() - noise).square().mean((1, 2, 3))
+        """Squared error of the prediction (B,)."""
+        noise, model = normal(seeds, latents, NOISE), self.options.model
+        predicted = predict_noise(self.unet, model, self.schedule.noised(latents, noise, t), t)
+        return squared_errors(predicted, noise, t, model.prediction)
 
     def forward(self, batch: Batch) -> Losses:
         latents = self._latents(batch.images)
         t = timesteps(batch.seeds, latents.device, self.schedule.timesteps, TIME)
-        noise = self._errors(latents, batch.seeds, t).mean()
-        return Losses(noise, {"noise": noise.detach()})
+        error = self._errors(latents, batch.seeds, t).mean()
+        return Losses(error, {"error": error.detach()})
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -118,7 +119,7 @@ class LDMRecipe(Recipe):
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """Squared error of the noise by bands of timesteps, and the power of the latents (1, by their scaling)."""
+        """Squared error of the prediction by bands of timesteps, and the power of the latents (1, by their scaling)."""
         latents = torch.cat([self._latents(part) for part in images.split(32)])
         values = {}
         for low, high in pairwise(BANDS):
@@ -126,7 +127,7 @@ class LDMRecipe(Recipe):
             errors = [
                 self._errors(latents[i : i + 32], seeds[i : i + 32], t[i : i + 32]) for i in range(0, len(latents), 32)
             ]
-            values[f"noise_{low}"] = torch.cat(errors).mean().item()
+            values[f"error_{low}"] = torch.cat(errors).mean().item()
         return {**values, "latent_power": latents.square().mean().item()}
 
     def export(self, path: Path, provenance: Provenance) -> None:
