@@ -14,10 +14,12 @@ TINY = {
     ),
     "ldm": (
         "options.image_size=32", "options.sample_steps=2", "options.model.unet.in_channels=4",
-        "options.model.unet.out_channels=4", "options.model.unet.block_out_channels=[8,16,16]",
-        "options.model.unet.norm_num_groups=4", "options.model.unet.attention_head_dim=[1,2,2]",
-        "options.model.unet.cross_attention_dim=8", "options.model.unet.addition_time_embed_dim=4",
-        "options.model.unet.projection_class_embeddings_input_dim=32",
+        "options.model.unet.out_channels=4", "options.model.unet.block_out_channels=[16,32]",
+        "options.model.unet.down_block_types=[DownBlock2D,CrossAttnDownBlock2D]",
+        "options.model.unet.up_block_types=[CrossAttnUpBlock2D,UpBlock2D]",
+        "options.model.unet.transformer_layers_per_block=[1,1]", "options.model.unet.attention_head_dim=[1,2]",
+        "options.model.unet.norm_num_groups=4", "options.model.unet.cross_attention_dim=8",
+        "options.model.unet.addition_time_embed_dim=4", "options.model.unet.projection_class_embeddings_input_dim=32",
     ),
     "accelerator": ("options.image_size=32", "options.lora.rank=2", "options.rollout=3"),
     "diffusion": ("options.condition_widths=[8]", "options.picture_sizes=[32]", "options.sample_steps=2"),
@@ -36,7 +38,7 @@ CHAIN = {
 }
 """The runs of the chain in order, by the name of their folder: recipe and accelerator. vq is the one that ships."""
 
-LEARNING_RATES = {"vae": "1e-2", "ldm": "1e-2", "accelerator": "2e-2", "diffusion": "1e-2", "pixel": "1e-2"}
+LEARNING_RATES = {"vae": "1e-2", "ldm": "1e-2", "accelerator": "3e-2", "diffusion": "2e-2", "pixel": "2e-2"}
 
 
 def settings(run: str, data: Path, runs: Path, *more: str) -> tuple[TrainConfig, type]:
@@ -45,8 +47,8 @@ def settings(run: str, data: Path, runs: Path, *more: str) -> tuple[TrainConfig,
     return compose_config(
         [
             f"recipe={recipe}", *([f"accelerator={accelerator}"] if accelerator else []),
-            f"data.root='{data}'", f"out='{runs / run}'", "device=cpu", "threads=1", "steps=24", "batch_size=8",
-            "checkpoint_every=8", "sample_every=100", "log_every=1", "data.validation=2", "data.smallest_crop=64",
+            f"data.root='{data}'", f"out='{runs / run}'", "device=cpu", "threads=1", "steps=16", "batch_size=4",
+            "checkpoint_every=6", "sample_every=100", "log_every=1", "data.validation=2", "data.smallest_crop=64",
             "data.largest_crop=128", f"optimizer.learning_rate={LEARNING_RATES[recipe]}", "optimizer.warmup_steps=1",
             "optimizer.ema_decay=0.9", *TINY[recipe], *more,
         ]

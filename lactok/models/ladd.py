@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lactok.models.prediction import noise_of, require_prediction
+
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
@@ -92,6 +94,7 @@ class LatentDecoderConfig:
 
     condition_channels: length of a code; condition_widths: of the convolutions that read the code map.
     text_positions: how many zero text states there are. pixels_per_latent: side in pixels, for the size conditions.
+    prediction: what the UNet predicts, "epsilon" (the noise) or "v_prediction"; see lactok/models/prediction.py.
     """
 
     unet: UNetConfig = field(default_factory=UNetConfig)
@@ -99,8 +102,10 @@ class LatentDecoderConfig:
     condition_widths: tuple[int, ...] = (8, 32, 96, 256)
     text_positions: int = 77
     pixels_per_latent: int = 8
+    prediction: str = "epsilon"
 
     def __post_init__(self) -> None:
+        require_prediction(self.prediction)
         if isinstance(self.unet, Mapping):  # as a checkpoint's header holds it
             object.__setattr__(self, "unet", UNetConfig(**self.unet))
         object.__setattr__(self, "condition_widths", tuple(self.condition_widths))
@@ -199,7 +204,7 @@ class LatentDecoder(nn.Module):
     def predict(self, sample: Tensor, t: int | Tensor, codes: Tensor, scale: float = 1.0) -> Tensor:
         """The noise in latents (B, C, H, W) at timestep t (an int, or int64 (B,)), in the UNet's dtype.
 
-        codes: (B, D, h, w) as the quantizer looks them up, unit length; scale: of the copy's residuals (0: unsteered).
+        From a velocity it is float32. codes: (B, D, h, w) as the quantizer looks them up, unit length; scale: of the copy's residuals (0: unsteered).
         H and W: multiples of config.unet.downsample_factor.
         """
         sample = sample.to(self.unet.dtype)
@@ -214,7 +219,7 @@ class LatentDecoder(nn.Module):
             added_cond_kwargs=text.added,
             return_dict=False,
         )
-        (noise,) = self.unet(
+        (output,) = self.unet(
             sample,
             t,
             encoder_hidden_states=text.states,
@@ -223,7 +228,7 @@ class LatentDecoder(nn.Module):
             mid_block_additional_residual=mid,
             return_dict=False,
         )
-        return noise
+        return noise_of(output, sample, t, self.config.prediction)
 
     def forward(self, sample: Tensor, t: int | Tensor, codes: Tensor, scale: float = 1.0) -> Tensor:
         """`predict`."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lactok.models.ladd import UNetConfig, empty_text
+from lactok.models.prediction import noise_of, require_prediction
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -22,8 +23,10 @@ class LatentDiffusionConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     text_positions: int = 77
     pixels_per_latent: int = 8
+    prediction: str = "epsilon"
 
     def __post_init__(self) -> None:
+        require_prediction(self.prediction)
         if isinstance(self.unet, Mapping):  # as a checkpoint's header holds it
             object.__setattr__(self, "unet", UNetConfig(**self.unet))
 
@@ -33,7 +36,7 @@ def predict_noise(unet: UNet2DConditionModel, config: LatentDiffusionConfig, sam
     sample = sample.to(unet.dtype)
     t = torch.as_tensor(t, device=sample.device).expand(len(sample))
     text = empty_text(config.unet, config.text_positions, config.pixels_per_latent, sample)
-    (noise,) = unet(
+    (output,) = unet(
         sample, t, encoder_hidden_states=text.states, added_cond_kwargs=text.added, return_dict=False
     )  # fmt: skip
-    return noise
+    return noise_of(output, sample, t, config.prediction)

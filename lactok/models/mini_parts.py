@@ -239,7 +239,7 @@ def decoder_config(
     model: LatentDiffusionConfig, vq: VQEncoder, condition_widths: tuple[int, ...]
 ) -> LatentDecoderConfig:
     """Of a copy for that UNet, which reads the codes of `vq`."""
-    shared = {"text_positions": model.text_positions, "pixels_per_latent": model.pixels_per_latent}
+    shared = {name: getattr(model, name) for name in ("text_positions", "pixels_per_latent", "prediction")}
     return LatentDecoderConfig(model.unet, vq.config.codebook_embed_dim, condition_widths, **shared)
 
 
