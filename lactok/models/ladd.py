@@ -204,7 +204,8 @@ class LatentDecoder(nn.Module):
     def predict(self, sample: Tensor, t: int | Tensor, codes: Tensor, scale: float = 1.0) -> Tensor:
         """The noise in latents (B, C, H, W) at timestep t (an int, or int64 (B,)), in the UNet's dtype.
 
-        From a velocity it is float32. codes: (B, D, h, w) as the quantizer looks them up, unit length; scale: of the copy's residuals (0: unsteered).
+        Of a UNet that predicts the velocity it is float32.
+        codes: (B, D, h, w) as the quantizer looks them up, unit length; scale: of the copy's residuals (0: unsteered).
         H and W: multiples of config.unet.downsample_factor.
         """
         sample = sample.to(self.unet.dtype)

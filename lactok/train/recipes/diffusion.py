@@ -1,9 +1,8 @@
 """Recipe `diffusion`: the paper's stage 1. The copy learns to steer a frozen latent diffusion model by codes.
 
 Equation 4: the squared error of the noise predicted from noised latents, the timestep, and the code map (of the
-velocity, where that is what the UNet predicts). The copy
-starts as a copy of the UNet's encoder half, its zero convolutions at zero. The encoder's pictures have a size drawn
-for each step and the target pictures grow (section 5.1).
+velocity, where that is what the UNet predicts). The copy starts as a copy of the UNet's encoder half, its zero
+convolutions at zero. The encoder's pictures have a size drawn for each step and the target pictures grow (section 5.1).
 """
 
 from __future__ import annotations

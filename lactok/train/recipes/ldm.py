@@ -1,7 +1,7 @@
 """Recipe `ldm`: a small unconditional latent diffusion model, what a LacTok in miniature has instead of SDXL.
 
-SDXL's interfaces (zero text, size conditions) and schedule (arXiv 2307.01952) on the latents of a frozen autoencoder;
-the target is the noise (arXiv 2006.11239, equation 14) or, in the miniature, the velocity (lactok/models/prediction.py).
+SDXL's interfaces (zero text, size conditions) and schedule (arXiv 2307.01952) on the latents of a frozen autoencoder.
+The target is the noise (arXiv 2006.11239, equation 14) or, in the miniature, the velocity: lactok/models/prediction.py.
 """
 
 from __future__ import annotations
