@@ -86,10 +86,13 @@ class SeedTok(Tokenizer):
     )
     UNCLIP: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
     CONFIG: ClassVar[SeedConfig] = SeedConfig()
+    TOGETHER: ClassVar[int] = 1
 
     def __init__(self, options: Any, device: torch.device) -> None:
         super().__init__(options, device)
-        self.sampling = unclip.Sampling(options.steps, options.guidance_scale, options.noise_level)
+        self.sampling = unclip.Sampling(
+            options.steps, options.guidance_scale, options.noise_level, together=self.TOGETHER
+        )
         model, painter = self._load()
         self.model, self.unclip = model.eval().requires_grad_(False).to(device), painter.to(device)
         if not 0 <= options.noise_level < self.unclip.noise_levels:
@@ -169,6 +172,7 @@ class SeedTokMini(SeedTok):
     """The same networks in miniature, by the bundled trainer; EfficientNet-Lite2's features in place of CLIP's."""
 
     Options = SeedTokMiniOptions
+    TOGETHER = 8  # guidance is weak
     path_options = ("weights", "autoencoder")
     scale = "mini"
     weights_licence = LICENCE

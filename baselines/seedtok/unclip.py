@@ -50,12 +50,14 @@ class Sampling:
     """How to paint; the defaults are those with which SEED calls the pipeline.
 
     steps: denoising steps; guidance_scale: 1 or less means no guidance; noise_level: index into the schedule by which
-    noise is added to the embedding (level 0 still adds a little).
+    noise is added to the embedding (level 0 still adds a little). together: pictures in one pass; one, as published,
+    since strong guidance amplifies rounding, so that a picture would not be the same to the last digits in any batch.
     """
 
     steps: int = 20
     guidance_scale: float = 10.0
     noise_level: int = 0
+    together: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -95,16 +97,18 @@ class UnCLIP:
         """Image embeddings (B, embedding_dim) to pictures (B, 3, S, S) in [0, 1].
 
         One generator a picture, on the CPU and seeded by seeds[i] alone, draws the embedding's noise first, then the
-        starting latents (the pipeline's own order). Pictures are made one at a time, as published: guidance
-        amplifies rounding, so a picture from a larger batch would not be the same to the last digits.
+        starting latents (the pipeline's own order).
         """
+        if len(embeds) != len(seeds):
+            raise ValueError(f"{len(seeds)} seeds for {len(embeds)} embeddings: expected one each")
         size = self.output_size
         pictures = [embeds.new_empty(0, 3, size, size)]
-        for embed, seed in zip(embeds, seeds, strict=True):
+        for start in range(0, len(embeds), sampling.together):
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + sampling.together]]
             made = self.pipeline(
-                **self._prompt(),
-                image_embeds=embed[None],
-                generator=torch.Generator().manual_seed(seed),
+                **self._prompt(len(generators)),
+                image_embeds=embeds[start : start + sampling.together],
+                generator=generators,
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,
                 noise_level=sampling.noise_level,
@@ -113,10 +117,10 @@ class UnCLIP:
             pictures.append(made.images)
         return torch.cat(pictures)
 
-    def _prompt(self) -> dict[str, Any]:
+    def _prompt(self, count: int) -> dict[str, Any]:
         if self.pipeline.text_encoder is not None:
-            return {"prompt": ""}
-        states = torch.zeros(1, 1, self.pipeline.unet.config.cross_attention_dim)
+            return {"prompt": [""] * count}
+        states = torch.zeros(count, 1, self.pipeline.unet.config.cross_attention_dim)
         return {"prompt_embeds": states, "negative_prompt_embeds": states}
 
 
