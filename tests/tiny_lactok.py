@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lactok.train.config import TrainConfig, compose_config
-from lactok.train.loop import train
 
 TINY = {
     "vae": (
@@ -21,7 +20,7 @@ TINY = {
         "options.model.unet.norm_num_groups=4", "options.model.unet.cross_attention_dim=8",
         "options.model.unet.addition_time_embed_dim=4", "options.model.unet.projection_class_embeddings_input_dim=32",
     ),
-    "accelerator": ("options.image_size=32", "options.lora.rank=2", "options.rollout=3"),
+    "accelerator": ("options.image_size=32", "options.lora.rank=2", "options.lora.alpha=2", "options.rollout=3"),
     "diffusion": ("options.condition_widths=[8]", "options.picture_sizes=[32]", "options.sample_steps=2"),
     "pixel": ("options.condition_widths=[8]", "options.picture_sizes=[32]", "options.perceptual_stages=2"),
 }  # fmt: skip
@@ -38,25 +37,15 @@ CHAIN = {
 }
 """The runs of the chain in order, by the name of their folder: recipe and accelerator. vq is the one that ships."""
 
-LEARNING_RATES = {"vae": "1e-2", "ldm": "1e-2", "accelerator": "3e-2", "diffusion": "2e-2", "pixel": "2e-2"}
+SHARED = (
+    "device=cpu", "threads=1", "batch_size=4", "sample_every=100", "log_every=1", "data.validation=2",
+    "data.smallest_crop=64", "data.largest_crop=128", "optimizer.warmup_steps=1", "optimizer.ema_decay=0.8",
+)  # fmt: skip
+"""What every tiny run has."""
 
 
 def settings(run: str, data: Path, runs: Path, *more: str) -> tuple[TrainConfig, type]:
     """Config and class of a tiny run in the folder `runs`/`run`, from the files of those beside it."""
     recipe, accelerator = CHAIN[run]
-    return compose_config(
-        [
-            f"recipe={recipe}", *([f"accelerator={accelerator}"] if accelerator else []),
-            f"data.root='{data}'", f"out='{runs / run}'", "device=cpu", "threads=1", "steps=16", "batch_size=4",
-            "checkpoint_every=6", "sample_every=100", "log_every=1", "data.validation=2", "data.smallest_crop=64",
-            "data.largest_crop=128", f"optimizer.learning_rate={LEARNING_RATES[recipe]}", "optimizer.warmup_steps=1",
-            "optimizer.ema_decay=0.9", *TINY[recipe], *more,
-        ]
-    )  # fmt: skip
-
-
-def trained(run: str, data: Path, runs: Path, *more: str) -> Path:
-    """The file that a tiny run leaves."""
-    outcome = train(*settings(run, data, runs, *more))
-    assert outcome.finished
-    return outcome.export
+    chosen = [f"recipe={recipe}", *([f"accelerator={accelerator}"] if accelerator else [])]
+    return compose_config([*chosen, f"data.root='{data}'", f"out='{runs / run}'", *SHARED, *TINY[recipe], *more])

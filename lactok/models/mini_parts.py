@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lactok import registry
-from lactok.checkpoint_file import CheckpointMetadata, read_checkpoint, tensors_sha256
+from lactok.checkpoint_file import CheckpointMetadata, Config, read_checkpoint, tensors_sha256
 from lactok.interface import TrainingCompute
 from lactok.miniature import Miniature
 from lactok.models import autoencoder
@@ -131,7 +131,7 @@ def load_vq(path: str | None = None) -> tuple[VQEncoder, Located]:
     """The half of llamagen-mini that encodes, frozen. Raises WeightsError for a file of another kind."""
     state, file = _read(vq_source(path), _COMMAND.format("vq"))
     with torch.device("meta"):
-        model = VQEncoder(file.metadata.build_config(VQConfig))
+        model = VQEncoder(_config(file, VQConfig))
     kept = {name: state[name] for name in model.state_dict() if name in state}
     _assign(model, kept, file, "VQ encoder")
     return model.eval().requires_grad_(False), file
@@ -140,7 +140,7 @@ def load_vq(path: str | None = None) -> tuple[VQEncoder, Located]:
 def load_ldm(path: str | None = None) -> tuple[UNet2DConditionModel, LDMFileConfig, Located]:
     """The diffusion UNet, frozen. Raises WeightsError for a file of another kind."""
     state, file = _read(LDM.source(path), LDM.command)
-    config = file.metadata.build_config(LDMFileConfig)
+    config = _config(file, LDMFileConfig)
     with torch.device("meta"):
         model = build_unet(config.model.unet)
     _assign(model, state, file, "diffusion UNet")
@@ -166,7 +166,7 @@ class Adapter:
 def load_adapter(accelerator: str, path: str | None = None) -> Adapter:
     """The adapter of that accelerator. Raises WeightsError for a file of another kind, or of the other accelerator."""
     state, file = _read(ADAPTERS[accelerator].source(path), ADAPTERS[accelerator].command)
-    config = file.metadata.build_config(AdapterFileConfig)
+    config = _config(file, AdapterFileConfig)
     if config.accelerator != accelerator:
         raise WeightsError(f"{file.path} is an adapter of accelerator {config.accelerator}, expected {accelerator}")
     layers = [name.removesuffix(A_WEIGHT) for name in state if name.endswith(A_WEIGHT)]
@@ -180,11 +180,18 @@ def load_adapter(accelerator: str, path: str | None = None) -> Adapter:
 def load_copy(source: WeightsSource, command: str) -> tuple[ControlNetModel, CopyFileConfig, Located]:
     """A trained copy, frozen. Raises WeightsError for a file of another kind."""
     state, file = _read(source, command)
-    config = file.metadata.build_config(CopyFileConfig)
+    config = _config(file, CopyFileConfig)
     with torch.device("meta"):
         model = build_controlnet(config.decoder)
     _assign(model, state, file, "control copy")
     return model.eval().requires_grad_(False), config, file
+
+
+def _config(file: Located, config_class: type[Config]) -> Config:
+    try:
+        return file.metadata.build_config(config_class)
+    except WeightsError as error:
+        raise WeightsError(f"{file.path}: {error}") from error
 
 
 def _assign(model: torch.nn.Module, state: Mapping[str, Tensor], file: Located, what: str) -> None:
