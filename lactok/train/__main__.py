@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lactok.train.chain import Chain
+    from lactok.train.loop import Outcome
 
 
 def main(arguments: list[str]) -> int:
@@ -13,10 +18,12 @@ def main(arguments: list[str]) -> int:
         print(help_text())
         return 0 if arguments else 2
     from lactok.registry import RegistryError
-    from lactok.train.config import TrainConfigError, compose_config
+    from lactok.train.chain import Chain
+    from lactok.train.config import CHAIN, TrainConfigError, compose_config
 
     try:
-        config, recipe_class = compose_config(arguments)
+        chain = Chain(arguments) if f"recipe={CHAIN}" in arguments else None
+        config, recipe_class = compose_config(arguments) if chain is None else (None, None)
     except (TrainConfigError, RegistryError) as error:
         return _fail(str(error), 2)
 
@@ -26,16 +33,34 @@ def main(arguments: list[str]) -> int:
     from lactok.weights import WeightsError
 
     try:
-        outcome = train(config, recipe_class)
+        return _chain(chain) if chain else _one(train(config, recipe_class))
     except (DataError, RunFolderError, WeightsError) as error:
         return _fail(str(error), 2)
     except TrainingDiverged as error:
         return _fail(str(error), 1)
+
+
+def _one(outcome: Outcome) -> int:
     if outcome.finished:
         print(f"done: {outcome.step} steps; exported {outcome.export}")
         return 0
-    print(f"stopped at step {outcome.step} ({outcome.reason}), saved; the same command goes on")
-    return 130 if outcome.reason.startswith("SIG") else 0
+    return _stopped(f"at step {outcome.step}", outcome.reason)
+
+
+def _chain(chain: Chain) -> int:
+    from lactok.train.chain import Stopped, closing_table
+
+    ended = chain.run()
+    if isinstance(ended, Stopped):
+        at = f"at step {ended.step} of {ended.part}" if ended.step is not None else f"before {ended.part} was trained"
+        return _stopped(at, ended.reason)
+    print(closing_table(ended))
+    return 0
+
+
+def _stopped(where: str, reason: str) -> int:
+    print(f"stopped {where} ({reason}), saved; the same command goes on")
+    return 130 if reason.startswith("SIG") else 0
 
 
 def _fail(message: str, status: int) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 from lactok.registry import entries, nearest, unknown
 
+CHAIN = "mini-all"
+"""`recipe=` of all of LacTok in miniature: lactok/train/chain.py; no plugin, as it trains nothing itself."""
 SCALES = ("mini", "paper")
 PRECISIONS = ("fp32", "bf16")
 
@@ -96,6 +98,11 @@ class TrainConfig:
         """The run's folder."""
         return Path(self.out).expanduser() if self.out else Path("runs") / self.name
 
+    @property
+    def export_path(self) -> Path:
+        """The checkpoint that it publishes."""
+        return self.folder / f"{self.name}.safetensors"
+
 
 SHORT = {"accelerator": "options.accelerator"}
 """Keys that stand for longer ones."""
@@ -161,7 +168,7 @@ def _split(overrides: list[str]) -> dict[str, str]:
 
 
 def _choose(given: dict[str, str]) -> tuple[str, str]:
-    known = list(entries("recipes"))
+    known = [*entries("recipes"), CHAIN]
     recipe, scale = given.get("recipe", ""), given.get("scale", "mini")
     if not recipe:
         raise TrainConfigError(f"no recipe named: add recipe=NAME; recipes: {', '.join(known)}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from lactok.registry import entries
-from lactok.train.config import SCALES, loop_keys, preset_path
+from lactok.train.chain import PARTS
+from lactok.train.config import CHAIN, SCALES, loop_keys, preset_path
 
 _TEXT = """\
 Train a model of this project from a folder of pictures.
@@ -21,6 +22,12 @@ killed, with the same weights in the end as an uninterrupted one. In the folder:
 
 Recipes
 {recipes}
+    {chain:<14} all of LacTok in miniature, each part a run of its own, in this order:
+                   {parts}
+                   in runs/{chain}/PART-mini (out= names another folder). Finished parts are left as they are, and
+                   the same command goes on with the next. Keys hold for all parts; PART.key=value holds for one,
+                   and accelerator.key=value or pixel.key=value for both of a kind. The VQ encoder and the
+                   autoencoder are those that ship, unless runs vq-mini and vae-mini lie beside the parts.
 
 Keys (key=value, Hydra syntax; quote twice what holds spaces or '=': "data.root='/my pictures'")
 {keys}
@@ -29,6 +36,8 @@ Examples
     python -m lactok.train recipe=vq data.root=~/pictures
     python -m lactok.train recipe=vq data.root=~/pictures out=runs/try steps=200 optimizer.learning_rate=3e-4
     python -m lactok.train recipe=vq data.root=~/pictures stop_after_minutes=30 trackers=[tensorboard]
+    python -m lactok.train recipe=mini-all data.root=~/pictures stop_after_minutes=60
+    python -m lactok.train recipe=mini-all data.root=~/pictures out=runs/try steps=200 pixel.options.colour=0.5
     accelerate launch --num_processes 4 -m lactok.train recipe=vq data.root=~/pictures precision=bf16
 """
 
@@ -38,7 +47,14 @@ def help_text() -> str:
     recipes = [f"    {e.name:<14} {e.target} ({e.distribution})" for e in entries("recipes").values()]
     keys = [f"    {name:<26} {_default(f):<8} {f.metadata['help']}" for name, f in loop_keys().items()]
     presets = [_preset(name, scale) for name in entries("recipes") for scale in SCALES]
-    return _TEXT.format(recipes="\n".join(recipes), keys="\n".join(keys), presets="\n".join(p for p in presets if p))
+    parts = ", ".join(part.name for part in PARTS)
+    return _TEXT.format(
+        chain=CHAIN,
+        parts=parts,
+        recipes="\n".join(recipes),
+        keys="\n".join(keys),
+        presets="\n".join(p for p in presets if p),
+    )
 
 
 def _default(key: dataclasses.Field) -> str:

@@ -33,20 +33,13 @@ from lactok.data.batches import (
     split,
     to_tensor,
 )
-from lactok.data.pack import Pack, open_pack
+from lactok.data.pack import Pack
 from lactok.data.pictures import DataError
 from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import OptimizerConfig, TrainConfig
 from lactok.train.log import CsvLog, Reporter, plot
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, checkpoint_names
-from lactok.train.run_folder import (
-    claim,
-    code_revision,
-    command_line,
-    data_fingerprint,
-    inputs_fingerprint,
-    training_compute,
-)
+from lactok.train.run_folder import code_revision, command_line, open_run, sheet_path, training_compute
 
 SHOWN = 16
 """Validation pictures in a sample sheet, in bands of BAND."""
@@ -183,10 +176,7 @@ class _Run:
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
-            inputs = inputs_fingerprint(recipe_class.sources(config.options))
-            where = Path(config.data.pack).expanduser() if config.data.pack else self.folder
-            self.pack = open_pack(config.data.root, where, config.data.side, check_held_out)
-            claim(self.folder, config, data_fingerprint(self.pack), recipe_class.path_options, inputs)
+            self.pack = open_run(config, recipe_class, check_held_out)
         self.reporter: Reporter | None = None
         self._build(recipe_class)
         self._make_data()
@@ -271,7 +261,7 @@ class _Run:
             self._save()
             if finished:
                 self._sample()
-            return Outcome(self.progress.step, finished, "" if finished else reason, self._export_path())
+            return Outcome(self.progress.step, finished, "" if finished else reason, self.config.export_path)
         except TrainingDiverged as error:
             last = self.checkpoints.last()
             good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
@@ -408,7 +398,7 @@ class _Run:
         with self._averaged(), self.accelerator.autocast():
             sheet = self._reconstructed(self.shown)
             values = self.recipe.measure(self.measured.to(self.accelerator.device), _seeds(len(self.measured)))
-        _save_sheet(self.shown, sheet, self.folder / "samples" / f"step-{self.progress.step:08d}.png")
+        _save_sheet(self.shown, sheet, sheet_path(self.folder, self.progress.step))
         if values:
             self.logs[1].append(self.progress.step, values)
             self.accelerator.log({f"validation/{k}": v for k, v in values.items()}, step=self.progress.step)
@@ -429,7 +419,7 @@ class _Run:
             saved = self._save_jointly(step)
         if self.main:
             with self._averaged():
-                self.recipe.export(self._export_path(), self._provenance())
+                self.recipe.export(self.config.export_path, self._provenance())
             self.reporter.say(f"checkpoint {saved}")
 
     def _save_jointly(self, step: int) -> Path:
@@ -442,9 +432,6 @@ class _Run:
             self.checkpoints.save(step, lambda folder: shared.replace(folder))
         self.accelerator.wait_for_everyone()
         return saved
-
-    def _export_path(self) -> Path:
-        return self.folder / f"{self.config.name}.safetensors"
 
     def _provenance(self) -> Provenance:
         data = (

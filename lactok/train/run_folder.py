@@ -10,16 +10,19 @@ from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
 
 from lactok.checkpoint_file import tensors_sha256
-from lactok.data.pack import Pack
+from lactok.data.pack import Pack, open_pack
 from lactok.interface import TrainingCompute
 from lactok.train.config import FREE_ON_RESUME, TrainConfig
 from lactok.weights import LocalWeights, WeightsSource, locate
+
+if TYPE_CHECKING:
+    from lactok.train.recipe import Recipe
 
 
 class RunFolderError(Exception):
@@ -43,6 +46,31 @@ def data_fingerprint(pack: Pack) -> str:
 def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
     """What a run starts from: sha256 of the tensors of local files; the name and revision of published ones."""
     return [tensors_sha256(locate(s)) if isinstance(s, LocalWeights) else str(s) for s in sources]
+
+
+def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> Pack:
+    """The run's pictures, after its folder was claimed.
+
+    Raises WeightsError for what it starts from, DataError, or RunFolderError for a folder that holds another run.
+    """
+    inputs = inputs_fingerprint(recipe_class.sources(config.options))
+    where = Path(config.data.pack).expanduser() if config.data.pack else config.folder
+    pack = open_pack(config.data.root, where, config.data.side, check_held_out)
+    claim(config.folder, config, data_fingerprint(pack), recipe_class.path_options, inputs)
+    return pack
+
+
+def sheet_path(folder: Path, step: int) -> Path:
+    """Where the sample pictures of a step lie; those of the last step are the last thing that a run writes."""
+    return folder / "samples" / f"step-{step:08d}.png"
+
+
+def finished(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> bool:
+    """Whether the folder holds this very run, and all of it. Raises what `open_run` raises."""
+    if not (sheet_path(config.folder, config.steps).is_file() and config.export_path.is_file()):
+        return False
+    open_run(config, recipe_class, check_held_out)
+    return True
 
 
 def claim(

@@ -1,0 +1,214 @@
+"""recipe=mini-all: the chain's parts in order, by one command that can be stopped anywhere and goes on."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from lactok.checkpoint_file import read_checkpoint, tensors_sha256
+from lactok.features import effnet
+from lactok.train import run_folder
+from lactok.train.__main__ import main
+from lactok.train.chain import PARTS, Chain, Finished, Stopped, closing_table
+from lactok.train.config import TrainConfigError
+from lactok.train.help import help_text
+from lactok.train.loop import Progress
+from lactok.train.run_folder import RunFolderError
+from tests.support import pictures
+from tests.tiny_lactok import SHARED, TINY
+
+NAMES = [f"{part.name}-mini" for part in PARTS]
+SHIPPED = ("ldm.options.model.unet.in_channels=8", "ldm.options.model.unet.out_channels=8")
+"""Latents of the autoencoder that ships have 8 channels."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lactok.train.loop.plot", lambda logs, target: None)
+        patch.setattr(effnet, "_load", functools.cache(effnet._load))
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return pictures(tmp_path_factory.mktemp("data"), count=6)
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    """A chain of parts with two tiny steps each."""
+    own = [
+        f"{recipe}.{override}" for recipe in ("ldm", "accelerator", "diffusion", "pixel") for override in TINY[recipe]
+    ]
+    return [
+        "recipe=mini-all",
+        f"data.root='{data}'",
+        f"out='{out}'",
+        "steps=2",
+        *SHARED,
+        "data.validation=1",
+        *own,
+        *SHIPPED,
+        *more,
+    ]
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """A chain that was stopped three times before it came to its end. asked: parts begun before the second stop."""
+
+    out: Path
+    stops: list[list[Finished] | Stopped]
+    asked: list[str]
+    early: bool
+    handler_kept: bool
+
+
+@pytest.fixture(scope="module")
+def stopping(data: Path, tmp_path_factory) -> Stopping:
+    """By Ctrl-C in the first part's first step, by SIGTERM while the fourth opens its pictures, by a budget."""
+    out = tmp_path_factory.mktemp("stopping") / "chain"
+    chain, stops = Chain(command(data, out)), []
+    tick, open_run, asked = Progress.tick, run_folder.open_run, []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupted_in_the_first_step(self, images):
+        tick(self, images)
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupted_before_it_trains(config, *more):
+        asked.append(config.name)
+        if config.name == "diffusion-mini":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return open_run(config, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "tick", interrupted_in_the_first_step)
+        stops.append(chain.run())
+    early = files(out)["accelerator-hypersd-mini"].parent.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lactok.train.loop.open_run", interrupted_before_it_trains)
+        stops.append(chain.run())
+    kept = signal.getsignal(signal.SIGTERM) is before
+    stops.append(Chain(command(data, out, "stop_after_minutes=0")).run())
+    stops.append(chain.run())
+    return Stopping(out, stops, asked, early, kept)
+
+
+def files(out: Path) -> dict[str, Path]:
+    return {name: out / name / f"{name}.safetensors" for name in NAMES}
+
+
+def test_it_stops_anywhere_and_the_same_command_goes_on(stopping: Stopping):
+    *stops, done = stopping.stops
+    assert stops == [
+        Stopped("ldm-mini", "SIGINT", 1),
+        Stopped("diffusion-mini", "SIGTERM", None),
+        Stopped("diffusion-mini", "stop_after_minutes=0", 1),
+    ]
+    assert [(part.name, part.steps, part.file) for part in done] == [(n, 2, f) for n, f in files(stopping.out).items()]
+    assert not stopping.early, "no part begins before the one that it needs is done"
+    assert stopping.asked == NAMES[:4]
+    assert stopping.handler_kept
+
+
+def test_each_part_starts_from_the_files_of_those_before_it(stopping: Stopping):
+    made = {name: read_checkpoint(file)[1].config for name, file in files(stopping.out).items()}
+    tensors = {name: tensors_sha256(file) for name, file in files(stopping.out).items()}
+    for name in NAMES[1:]:
+        assert made[name]["base"] == tensors["ldm-mini"]
+    for accelerator in ("hypersd", "tlcm"):
+        assert made[f"pixel-{accelerator}-mini"]["adapter"] == tensors[f"accelerator-{accelerator}-mini"]
+    assert sorted(p.name for p in stopping.out.iterdir()) == sorted([*NAMES, "pictures"])
+    assert not list(stopping.out.glob("*-mini/pictures.bin")), "the parts share one pack of pictures"
+
+
+def test_the_same_command_again_trains_nothing_and_shows_what_there_is(data: Path, stopping: Stopping, capsys):
+    before = {p: p.stat().st_mtime_ns for p in stopping.out.rglob("*") if p.is_file()}
+    assert main(command(data, stopping.out)) == 0
+    out = capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in stopping.out.rglob("*") if p.is_file()} == before
+    for place, (name, file) in enumerate(files(stopping.out).items(), start=1):
+        assert f"[{place}/6] {name}: finished, 2 steps; {file}" in out
+    header, *rows, total = out.splitlines()[-8:]
+    assert header.split() == ["part", "steps", "core-hours", "file"]
+    assert [row.split()[0] for row in rows] == NAMES
+    assert [row.split()[3] for row in rows] == [str(file) for file in files(stopping.out).values()]
+    assert total.split()[:2] == ["all", "12"]
+
+
+def test_other_settings_are_refused_in_its_folder(data: Path, stopping: Stopping):
+    with pytest.raises(RunFolderError, match="accelerator-tlcm-mini holds a run with other settings:\n  batch_size: 4"):
+        Chain(command(data, stopping.out, "accelerator-tlcm.batch_size=3")).run()
+
+
+def test_keys_of_a_part_win_over_those_of_its_recipe_and_of_all(data: Path, tmp_path: Path):
+    chain = Chain(command(data, tmp_path / "a b", "pixel.steps=5", "pixel-tlcm.steps=7", "ldm.optimizer.beta2=0.9"))
+    assert {c.name: c.steps for c in chain.settings} == dict(zip(NAMES, (2, 2, 2, 2, 5, 7)))
+    assert [c.optimizer.beta2 for c in chain.settings] == [0.9] + [0.99] * 5
+    assert [c.folder for c in chain.settings] == [tmp_path / "a b" / name for name in NAMES]
+    assert {c.data.pack for c in chain.settings} == {str(tmp_path / "a b" / "pictures")}
+    assert [c.options.accelerator for c in chain.settings if c.recipe == "pixel"] == ["hypersd", "tlcm"]
+
+
+def test_each_part_has_its_preset(data: Path):
+    chain = Chain(["recipe=mini-all", f"data.root='{data}'"])
+    assert chain.folder == Path("runs/mini-all")
+    assert all(c.steps > 10 for c in chain.settings)
+    assert {c.options.image_size for c in chain.settings if c.recipe in ("ldm", "accelerator")} == {128}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["options.colour=1"],
+            r"options\.colour is of one part: write PART\.options\.colour=VALUE, where PART is one of ldm",
+        ),
+        (["lmd.steps=3"], "mini-all has no part 'lmd'; did you mean ldm"),
+        (["accelerator=tlcm"], "trains both accelerators; leave it out"),
+        (["scale=paper"], "at scale=paper run its stages by recipe=diffusion and recipe=pixel"),
+        (["ldm.out=x"], r"ldm\.out: all parts of mini-all share out; write out=VALUE"),
+        (["pixel.steps=0"], "steps=0: expected a whole number"),
+        (["pixel.options.color=1"], r"did you mean options\.colour"),
+        (["stepz=3"], "did you mean steps"),
+        (["steps"], "not of the form key=value"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(more: list[str], message: str):
+    with pytest.raises(TrainConfigError, match=message):
+        Chain(["recipe=mini-all", "data.root=x", *more])
+
+
+def test_a_misspelt_chain_is_recognised(capsys):
+    assert main(["recipe=mini-al", "data.root=x"]) == 2
+    assert "did you mean 'mini-all'" in capsys.readouterr().err
+    assert main(["recipe=mini-all"]) == 2
+    assert "data.root is missing" in capsys.readouterr().err
+
+
+def test_help_teaches_the_chain():
+    text = help_text()
+    assert "mini-all" in text
+    assert ", ".join(part.name for part in PARTS) in text
+    assert "python -m lactok.train recipe=mini-all" in text
+
+
+def test_the_table_adds_up():
+    parts = [Finished("a", 1000, 0.5, False, Path("a.safetensors")), Finished("bb", 20, 0.25, False, Path("b"))]
+    assert closing_table(parts).splitlines() == [
+        "part  steps  core-hours  file",
+        "a     1,000        0.50  a.safetensors",
+        "bb       20        0.25  b",
+        "all   1,020        0.75",
+    ]
