@@ -3,7 +3,7 @@
 TEXT = """\
 Measure image tokenizers: encode and decode every picture, score the reconstructions, write a table.
 
-    python -m evals.run suite=recon tokenizers=all          the main job: two CPU cores, no network, about a minute
+    python -m evals.run suite=recon tokenizers=all          the main job: two CPU cores, no network, two minutes
     python -m evals.run tokenizers=llamagen limit=32        one tokenizer (and the calibration rows) on 32 pictures
     python -m evals.run dataset=folder dataset.root=DIR     your own pictures
     python -m evals.run scale=paper dataset=folder dataset.root=DIR   published weights, the paper's metrics (a GPU)
