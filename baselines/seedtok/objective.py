@@ -72,7 +72,7 @@ class SeedRecipe(Recipe):
         self.model = SeedMini(options.model)
         tokenizer = options.model.tokenizer
         _short_training_start(self.model.tokenizer)
-        width = _means(self.frozen["features"], torch.zeros(1, 3, 32, 32), options).shape[1]
+        width = _means(self.frozen["features"], torch.zeros(1, 3, 32, 32, device="cpu"), options).shape[1]
         if options.model.tokenizer.image_features_dim != width:
             raise ValueError(
                 f"options.model.tokenizer.image_features_dim={options.model.tokenizer.image_features_dim}: "

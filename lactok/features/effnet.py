@@ -89,7 +89,8 @@ def load_lite2(device: torch.device | str = "cpu") -> Effnet:
 def _load(name: str, source: LocalWeights, device: torch.device | str) -> Effnet:
     import timm
 
-    net = timm.create_model(name, pretrained=False)
+    with torch.device("cpu"):  # it has real weights wherever other networks are built
+        net = timm.create_model(name, pretrained=False)
     net.load_state_dict(_renamed(load_state_dict(locate(source)), net.state_dict(), str(source)))
     return Effnet(net).to(device)
 

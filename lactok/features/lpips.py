@@ -87,7 +87,7 @@ def build(net: Net, backbone: Mapping[str, Tensor], device: torch.device | str =
 
 def outline(net: Net) -> LPIPS:
     """The module's structure on the meta device: enough to count with, and nothing to score with."""
-    return _empty(net)
+    return _empty(net).requires_grad_(False)
 
 
 def _empty(net: Net) -> LPIPS:

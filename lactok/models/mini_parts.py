@@ -26,7 +26,7 @@ from lactok.models.ladd import LatentDecoder, LatentDecoderConfig, build_control
 from lactok.models.latent_diffusion import LatentDiffusionConfig
 from lactok.models.lora import A_WEIGHT, B_WEIGHT, LoRAConfig, add_to_weights
 from lactok.models.vq import VQConfig, VQEncoder
-from lactok.weights import MissingWeights, WeightsError, WeightsSource, locate, require_entries
+from lactok.weights import WeightsError, WeightsSource, locate, require_entries
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -107,16 +107,8 @@ class Located:
     metadata: CheckpointMetadata
 
 
-def locate_part(source: WeightsSource, command: str) -> Path:
-    """The file of `source`. Raises MissingWeights naming the command that makes one."""
-    try:
-        return locate(source)
-    except MissingWeights as error:
-        raise MissingWeights(f"{error}; `{command}` makes it") from error
-
-
-def _read(source: WeightsSource, command: str) -> tuple[dict[str, Tensor], Located]:
-    path = locate_part(source, command)
+def _read(source: WeightsSource) -> tuple[dict[str, Tensor], Located]:
+    path = locate(source)
     state, metadata = read_checkpoint(path)
     return state, Located(path, tensors_sha256(path), metadata)
 
@@ -129,7 +121,7 @@ def vq_source(path: str | None) -> WeightsSource:
 
 def load_vq(path: str | None = None) -> tuple[VQEncoder, Located]:
     """The half of llamagen-mini that encodes, frozen. Raises WeightsError for a file of another kind."""
-    state, file = _read(vq_source(path), _COMMAND.format("vq"))
+    state, file = _read(vq_source(path))
     with torch.device("meta"):
         model = VQEncoder(_config(file, VQConfig))
     kept = {name: state[name] for name in model.state_dict() if name in state}
@@ -139,7 +131,7 @@ def load_vq(path: str | None = None) -> tuple[VQEncoder, Located]:
 
 def load_ldm(path: str | None = None) -> tuple[UNet2DConditionModel, LDMFileConfig, Located]:
     """The diffusion UNet, frozen. Raises WeightsError for a file of another kind."""
-    state, file = _read(LDM.source(path), LDM.command)
+    state, file = _read(LDM.source(path))
     config = _config(file, LDMFileConfig)
     with torch.device("meta"):
         model = build_unet(config.model.unet)
@@ -165,7 +157,7 @@ class Adapter:
 
 def load_adapter(accelerator: str, path: str | None = None) -> Adapter:
     """The adapter of that accelerator. Raises WeightsError for a file of another kind, or of the other accelerator."""
-    state, file = _read(ADAPTERS[accelerator].source(path), ADAPTERS[accelerator].command)
+    state, file = _read(ADAPTERS[accelerator].source(path))
     config = _config(file, AdapterFileConfig)
     if config.accelerator != accelerator:
         raise WeightsError(f"{file.path} is an adapter of accelerator {config.accelerator}, expected {accelerator}")
@@ -177,9 +169,9 @@ def load_adapter(accelerator: str, path: str | None = None) -> Adapter:
     return Adapter(config, pairs, file)
 
 
-def load_copy(source: WeightsSource, command: str) -> tuple[ControlNetModel, CopyFileConfig, Located]:
+def load_copy(source: WeightsSource) -> tuple[ControlNetModel, CopyFileConfig, Located]:
     """A trained copy, frozen. Raises WeightsError for a file of another kind."""
-    state, file = _read(source, command)
+    state, file = _read(source)
     config = _config(file, CopyFileConfig)
     with torch.device("meta"):
         model = build_controlnet(config.decoder)

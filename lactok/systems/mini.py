@@ -109,7 +109,7 @@ class LaCTokMini(LaCTokTokenizer):
 
     def _load(self) -> tuple[LaCTok, int, int, TrainingCompute | None]:
         options = self.options
-        copy, made, file = load_copy(self.COPY.source(options.weights), self.COPY.command)
+        copy, made, file = load_copy(self.COPY.source(options.weights))
         base = load_base(options.vq, options.base, options.autoencoder)
         model = put_together(base, copy, made, file)
         parts = [base.vq_file, base.diffusion.file, base.diffusion.vae_file]

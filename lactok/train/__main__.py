@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lactok.train.chain import Chain
+    from lactok.train.config import TrainConfig
     from lactok.train.loop import Outcome
+    from lactok.train.recipe import Recipe
 
 
 def main(arguments: list[str]) -> int:
@@ -33,11 +35,25 @@ def main(arguments: list[str]) -> int:
     from lactok.weights import WeightsError
 
     try:
+        if (chain.settings[0] if chain else config).dry_run:
+            return _dry(chain.compose_all() if chain else [(config, recipe_class)])
         return _chain(chain) if chain else _one(train(config, recipe_class))
     except (DataError, RunFolderError, WeightsError) as error:
         return _fail(str(error), 2)
     except TrainingDiverged as error:
         return _fail(str(error), 1)
+
+
+def _dry(runs: list[tuple[TrainConfig, type[Recipe]]]) -> int:
+    from lactok.train.dry_run import describe, describe_data
+
+    for config, recipe_class in runs:
+        for line in describe(config, recipe_class):
+            print(line, flush=True)
+        print()
+    for line in describe_data(runs[0][0].data):
+        print(line)
+    return 0
 
 
 def _one(outcome: Outcome) -> int:

@@ -41,10 +41,11 @@ def spread_cells(grid: int, count: int) -> Tensor:
 
     The first is next to the middle.
     """
-    cells = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij"), -1).flatten(0, 1).float()
+    line = torch.arange(grid, device="cpu")  # a choice among numbers that have to be there
+    cells = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1).float()
     order = [grid // 2 * grid + grid // 2]
-    nearest = torch.full((len(cells),), torch.inf)
+    nearest = torch.full((len(cells),), torch.inf, device="cpu")
     while len(order) < min(count, len(cells)):
         nearest = torch.minimum(nearest, (cells - cells[order[-1]]).norm(dim=1))
         order.append(int(nearest.argmax()))
-    return torch.tensor(order * (count // len(order) + 1))[:count]
+    return torch.tensor(order * (count // len(order) + 1), device="cpu")[:count]

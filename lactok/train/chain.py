@@ -83,7 +83,11 @@ class Chain:
         self.folder = Path(whole.out).expanduser() if whole.out else Path("runs") / CHAIN
         self._shared.pop("out", None)
         self._shared.setdefault("data.pack", f"data.pack='{self.folder / 'pictures'}'")
-        self.settings = [self.compose(part)[0] for part in PARTS]
+        self.settings = [config for config, _ in self.compose_all()]
+
+    def compose_all(self) -> list[tuple[TrainConfig, type[Recipe]]]:
+        """Settings and recipe of every part."""
+        return [self.compose(part) for part in PARTS]
 
     def compose(self, part: Part) -> tuple[TrainConfig, type[Recipe]]:
         """A part's settings, with the files that those before it have left by now."""

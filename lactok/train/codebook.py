@@ -42,7 +42,7 @@ class DeadCodes(nn.Module):
     @torch.no_grad()
     def note(self, ids: Tensor, pre_quant: Tensor) -> None:
         """Ids of any shape, and the vectors (B, D, h, w) of which they are the nearest codes."""
-        self.used += torch.bincount(ids.flatten(), minlength=len(self.used))
+        self.used.scatter_add_(0, ids.flatten(), torch.ones_like(ids.flatten()))
         self._vectors = pre_quant.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
 
     @torch.no_grad()

@@ -195,7 +195,12 @@ def _check_keys(given: dict[str, str], recipe: str, scale: str) -> None:
         close = nearest(key, known)
         hint = f"did you mean {' or '.join(close)}?" if close else "nothing is close to it;"
         raise TrainConfigError(f"unknown key {key!r}: {hint} `python -m lactok.train --help` lists all keys")
-    if given.get("data.root", "") in ("", "null"):
+    if "dry_run" not in given:
+        _require_data(given.get("data.root"))
+
+
+def _require_data(root: str | None) -> None:
+    if root in (None, "", "null"):
         raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of pictures to train on")
 
 
@@ -259,6 +264,8 @@ def _unlock(tree: Any) -> None:
 
 
 def _check_values(config: TrainConfig) -> None:
+    if not config.dry_run:
+        _require_data(config.data.root)
     if config.precision not in PRECISIONS:
         raise TrainConfigError(f"precision={config.precision}: expected {' or '.join(PRECISIONS)}")
     if config.device not in ("auto", "cpu", "cuda"):

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lactok import registry
+from lactok.checkpoint_file import tensors_sha256
 from lactok.models import autoencoder
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig, build_unet
 from lactok.models.latent_diffusion import LatentDiffusionConfig
-from lactok.models.mini_parts import LDM, Base, Diffusion, decoder_config, load_diffusion, load_vq, vq_source
+from lactok.models.mini_parts import LDM, Base, Diffusion, Located, decoder_config, load_diffusion, load_vq, vq_source
 from lactok.models.vq import VQConfig, VQEncoder, VQModel
 from lactok.models.vq_keymap import from_official as vq_from_official
 from lactok.train.config import preset_path
@@ -132,10 +133,10 @@ def load_parts(options: PartsOptions) -> Parts:
 
 
 def _mini(options: PartsOptions) -> Parts:
-    vq, vq_file = load_vq(options.vq)
+    vq, vq_file = _load_vq_or_plan(options.vq)
     diffusion = load_diffusion_or_plan(options.base, options.autoencoder)
     decoder = decoder_config(diffusion.model, vq, tuple(options.condition_widths))
-    base = Base(vq, vq_file, diffusion) if isinstance(diffusion, Diffusion) else None
+    base = Base(vq, vq_file, diffusion) if vq_file and isinstance(diffusion, Diffusion) else None
     return Parts(vq, diffusion.unet, diffusion.vae, decoder, diffusion.autoencoder, base)
 
 
@@ -157,8 +158,29 @@ def load_diffusion_or_plan(base: str | None, vae: str | None) -> Diffusion | Pla
         if not planned():
             raise
     model = LatentDiffusionConfig(**preset_options("ldm")["model"])
-    network, sizes, _ = autoencoder.load_mini_autoencoder(vae)
+    network, sizes, _ = load_autoencoder_or_plan(vae)
     return PlannedDiffusion(build_unet(model.unet).requires_grad_(False), network, model, sizes)
+
+
+def load_autoencoder_or_plan(path: str | None) -> tuple[AutoencoderKL, AutoencoderConfig, str]:
+    """The miniature autoencoder, frozen, its sizes, and sha256 of its tensors ("" where, in a dry run, it has none)."""
+    try:
+        network, sizes, _ = autoencoder.load_mini_autoencoder(path)
+        return network, sizes, tensors_sha256(locate(autoencoder.MINI.source(path)))
+    except MissingWeights:
+        if not planned():
+            raise
+    sizes = AutoencoderConfig(**preset_options("vae")["model"])
+    return build_autoencoder(sizes).requires_grad_(False), sizes, ""
+
+
+def _load_vq_or_plan(path: str | None) -> tuple[VQEncoder, Located | None]:
+    try:
+        return load_vq(path)
+    except MissingWeights:
+        if not planned():
+            raise
+    return VQEncoder(VQConfig(**preset_options("vq")["model"])).requires_grad_(False), None
 
 
 def preset_options(recipe: str) -> dict[str, Any]:

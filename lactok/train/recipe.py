@@ -6,7 +6,7 @@ The loop (lactok/train/loop.py) owns everything else: data, optimizer, precision
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,11 +76,14 @@ class Recipe(nn.Module, ABC):
         self.options, self.total_steps, self.seed = options, total_steps, seed
         self.frozen = nn.ModuleDict()
 
-    def checkpoint_activations(self) -> None:
-        """Keep fewer activations in every network that can compute them again on the way back (diffusers' can)."""
+    def checkpoint_activations(self, function: Callable[..., Any] | None = None) -> None:
+        """Keep fewer activations in every network that can compute them again on the way back (diffusers' can).
+
+        function: does so for a block and its inputs; None for diffusers' own, torch.utils.checkpoint.
+        """
         for module in self.modules():
             if getattr(module, "_supports_gradient_checkpointing", False):
-                module.enable_gradient_checkpointing()
+                module.enable_gradient_checkpointing(function)
 
     def train(self, mode: bool = True) -> Recipe:
         """`self.frozen` stays in eval mode."""

@@ -19,7 +19,7 @@ from lactok.checkpoint_file import tensors_sha256
 from lactok.data.pack import Pack, open_pack
 from lactok.interface import TrainingCompute
 from lactok.train.config import FREE_ON_RESUME, TrainConfig
-from lactok.weights import LocalWeights, WeightsSource, locate
+from lactok.weights import LocalWeights, WeightsSource, locate, locate_all
 
 if TYPE_CHECKING:
     from lactok.train.recipe import Recipe
@@ -44,7 +44,11 @@ def data_fingerprint(pack: Pack) -> str:
 
 
 def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
-    """What a run starts from: sha256 of the tensors of local files; the name and revision of published ones."""
+    """What a run starts from: sha256 of the tensors of local files; the name and revision of published ones.
+
+    Raises one MissingWeights for all that is not to be had.
+    """
+    locate_all(sources)
     return [tensors_sha256(locate(s)) if isinstance(s, LocalWeights) else str(s) for s in sources]
 
 

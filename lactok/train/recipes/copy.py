@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,7 +107,8 @@ class CopyRecipe(Recipe):
         Resized as the protocol does it: bicubic, antialiased, clamped.
         """
         small = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        with torch.autocast(images.device.type, enabled=False):  # ids are those of the float32 encoder
+        meta = images.device.type == "meta"  # which has no autocast to switch off
+        with nullcontext() if meta else torch.autocast(images.device.type, enabled=False):  # ids of the float32 encoder
             return self.frozen["vq"].lookup(self.frozen["vq"].encode(small * 2 - 1).ids)
 
     @torch.no_grad()

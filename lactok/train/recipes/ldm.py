@@ -14,9 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lactok.checkpoint_file import tensors_sha256
 from lactok.models import autoencoder
-from lactok.models.autoencoder import load_mini_autoencoder
 from lactok.models.ladd import build_unet
 from lactok.models.latent_diffusion import LatentDiffusionConfig, predict_noise
 from lactok.models.mini_parts import LDMFileConfig
@@ -24,9 +22,9 @@ from lactok.models.prediction import squared_errors
 from lactok.models.samplers import NoiseSchedule, ddim_sampler
 from lactok.train.export import export_model
 from lactok.train.noise import normal, timesteps
-from lactok.train.parts import left_by, planned
+from lactok.train.parts import left_by, load_autoencoder_or_plan, planned
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.weights import WeightsSource, locate
+from lactok.weights import WeightsSource
 
 NOISE, TIME = range(2)
 """Streams of a sample's random numbers, see lactok/train/noise.py."""
@@ -65,8 +63,8 @@ class LDMRecipe(Recipe):
 
     def __init__(self, options: LDMOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
-        self.frozen["autoencoder"], self._autoencoder, _ = load_mini_autoencoder(options.autoencoder)
-        self._autoencoder_tensors = tensors_sha256(locate(autoencoder.MINI.source(options.autoencoder)))
+        network, self._autoencoder, self._autoencoder_tensors = load_autoencoder_or_plan(options.autoencoder)
+        self.frozen["autoencoder"] = network
         self._check(options)
         self.unet = build_unet(options.model.unet)
         self.schedule = NoiseSchedule()

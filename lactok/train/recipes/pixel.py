@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lactok.features import lpips
 from lactok.interface import TrainingCompute
 from lactok.models.accelerators import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
 from lactok.models.ladd_keymap import is_wrapped
@@ -105,8 +106,10 @@ class PixelRecipe(CopyRecipe):
 
     @classmethod
     def sources(cls, options: PixelOptions) -> tuple[WeightsSource, ...]:
-        """The frozen parts, the copy to start from, and the adapter's files."""
-        return *super().sources(options), _start_source(options), *_adapter_sources(options)
+        """The frozen parts, the copy to start from, the adapter's files, and those of LPIPS where it trains."""
+        scoring = PERCEPTUAL[options.perceptual_network] if options.perceptual else None
+        perceptual = lpips.sources(scoring) if scoring else ()
+        return *super().sources(options), _start_source(options), *_adapter_sources(options), *perceptual
 
     def __init__(self, options: PixelOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
@@ -121,7 +124,7 @@ class PixelRecipe(CopyRecipe):
 
     def _start_mini(self) -> None:
         options, base = self.options, self._base
-        copy, made, file = load_copy(_start_source(options), FIRST_STAGE.command)
+        copy, made, file = load_copy(_start_source(options))
         require_made_with(file, "VQ encoder", made.vq, base.vq_file)
         require_made_with(file, "diffusion UNet", made.base, base.diffusion.file)
         if made.decoder != self.config.decoder:
