@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.autoencoder_kl.adapter import SDXLVAE, SDXLVAEOptions, build
 from baselines.flextok import keymap as flextok_keymap
@@ -30,8 +31,13 @@ from baselines.titok.adapter import TiTokOptions, TiTokS128
 from baselines.titok.model import TiTok, TiTokConfig
 from baselines.titok.vit import ViTSize
 from lactok.interface import Tokenizer
-from lactok.models.vq import VQModel
+from lactok.models.autoencoder import AutoencoderConfig
+from lactok.models.lactok import LaCTok, LaCTokConfig, meta_model
+from lactok.models.ladd import LatentDecoderConfig, UNetConfig
+from lactok.models.vq import VQConfig, VQModel
 from lactok.seeded import manifest_of, seeded_state_dict
+from lactok.systems.tokenizer import LaCTokH, LaCTokOptions, LaCTokT, LaCTokTOptions
+from lactok.train.simulate import CudaKernels
 
 
 @dataclass(frozen=True)
@@ -238,11 +244,106 @@ def unclip_pipeline(quick: bool, embedding_dim: int) -> unclip.UnCLIP:
     )
 
 
+QUICK_LACTOK = LaCTokConfig(
+    vq=VQConfig(64, 4, encoder_ch_mult=(1, 2), decoder_ch_mult=(1, 2), z_channels=8, ch=8, norm_num_groups=4),
+    decoder=LatentDecoderConfig(
+        UNetConfig(
+            block_out_channels=(8, 16, 16),
+            norm_num_groups=4,
+            layers_per_block=1,
+            cross_attention_dim=12,
+            transformer_layers_per_block=(1, 1, 2),
+            attention_head_dim=(1, 2, 2),
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 * 4 + 10,
+        ),
+        condition_channels=4,
+        condition_widths=(4, 8),
+        text_positions=5,
+        pixels_per_latent=2,
+    ),
+    autoencoder=AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4),
+)
+
+
+def lactok_h(quick: bool, device: torch.device) -> Subject:
+    """LacTok-H: one evaluation of SDXL's UNet and of the copy, 256 pixels in, 1024 out."""
+    config, sides = _lactok_sizes(quick)
+
+    class Seeded(LaCTokH):
+        def _load(self) -> tuple[LaCTok, int, int, None]:
+            return _seeded_lactok(config, device), *sides, None
+
+    return _lactok_subject(Seeded(LaCTokOptions(input_size=sides[0], output_size=sides[1]), device))
+
+
+def lactok_t(quick: bool, device: torch.device) -> Subject:
+    """LacTok-T: two evaluations, as in the paper."""
+    config, sides = _lactok_sizes(quick)
+
+    class Seeded(LaCTokT):
+        def _load(self) -> tuple[LaCTok, int, int, None]:
+            return _seeded_lactok(config, device), *sides, None
+
+    return _lactok_subject(Seeded(LaCTokTOptions(input_size=sides[0], output_size=sides[1]), device))
+
+
+def _lactok_sizes(quick: bool) -> tuple[LaCTokConfig, tuple[int, int]]:
+    """The networks, and the sides in pixels of what goes in and comes out."""
+    return (QUICK_LACTOK, (16, 32)) if quick else (LaCTokConfig(), (256, 1024))
+
+
+def _seeded_lactok(config: LaCTokConfig, device: torch.device) -> LaCTok:
+    """On a GPU in the layout in which its convolutions run on tensor cores without being transposed."""
+    model = seeded(meta_model(config))
+    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
+
+
+def _lactok_subject(tokenizer: LaCTokH | LaCTokT) -> Subject:
+    model = tokenizer.model
+    return Subject(
+        tokenizer,
+        tokenizer.info.input_size,
+        (model.vq.encoder, model.decoder.controlnet, model.decoder.unet, model.vae.decoder),
+        "its weights are float32, and autocast casts them anew in each evaluation, so a small batch pays for it",
+    )
+
+
+@dataclass(frozen=True)
+class DecodeFlops:
+    """Of one picture, a multiply-add being two: one evaluation of the UNet and of the copy, and the autoencoder."""
+
+    unet: int
+    copy: int
+    autoencoder: int
+
+    def picture(self, evaluations: int) -> int:
+        """Of decoding one picture in so many evaluations."""
+        return evaluations * (self.unet + self.copy) + self.autoencoder
+
+
+@torch.no_grad()
+def decode_flops(config: LaCTokConfig, side: int, codes_side: int) -> DecodeFlops:
+    """Counted on the meta device, with fused attention, for pictures of `side` pixels from codes_side^2 ids."""
+    model = meta_model(config).eval()
+    latents = torch.empty(1, *config.latent_shape(side), device="meta")
+    codes = torch.empty(1, config.vq.codebook_embed_dim, codes_side, codes_side, device="meta")
+    with FlopCounterMode(display=False) as counter, CudaKernels(autocast=False):
+        model.decoder(latents, 999, codes)  # the timestep changes nothing
+    parts = counter.get_flop_counts()
+    unet, copy = (sum(parts[f"LatentDecoder.{name}"].values()) for name in ("unet", "controlnet"))
+    with FlopCounterMode(display=False) as counter, CudaKernels(autocast=False):
+        model.pictures_of(latents)
+    return DecodeFlops(unet, copy, counter.get_total_flops())
+
+
 TOKENIZERS: dict[str, Callable[[bool, torch.device], Subject]] = {
     "llamagen": llamagen,
     "titok": titok,
     "flextok": flextok,
     "seedtok": seedtok,
     "sdxl-vae": sdxl_vae,
+    "lactok-h": lactok_h,
+    "lactok-t": lactok_t,
 }
 """Name to what builds it: (quick: in miniature, device) -> Subject."""

@@ -16,6 +16,8 @@ doubling no longer raises the rate (found without torch.compile), then compiled.
     matrix rate   FLOPs/s of one large square matrix product in the same precision on the same device: the fastest
                   call, before and after each tokenizer (a share over 100 % says that the machine did other work)
     share         images/s x FLOPs/image / matrix rate
+    peak memory   torch.cuda.max_memory_allocated of a call, all weights of the tokenizer in it: of one picture, not
+                  compiled, and of the batch as it is timed; none on the CPU, where torch keeps no such count
 
 On the CPU a call of a large decoder takes minutes: one warms up and counts, one at least is timed.
 Exits 1 when a tokenizer that was asked for could not be measured; what and why is printed.
@@ -40,7 +42,7 @@ if __name__ == "__main__":  # the repository, not this folder, where `tokenizers
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tokenizer_networks import TOKENIZERS, Subject
@@ -73,6 +75,8 @@ class Row:
 
     side: of the pictures that it encodes; calls: how many were timed; search: why no larger batch was taken, empty on
     the CPU, which gets one picture; note: the subject's.
+    peak_bytes, peak_bytes_one: most device memory allocated at once in a call of the batch as it was timed, and in one
+    of a single picture, not compiled; None on the CPU.
     """
 
     tokenizer: str
@@ -83,6 +87,8 @@ class Row:
     images_per_second: float
     flops_per_image: int
     share: float
+    peak_bytes: int | None
+    peak_bytes_one: int | None
     search: str
     note: str
 
@@ -97,6 +103,17 @@ def call_times(call: Callable[[], object], device: torch.device, seconds: float)
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     return times
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """Most memory of the device allocated at once in one call, what was there before included; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
 
 
 def matrix_rate(settings: Settings) -> float:
@@ -172,6 +189,7 @@ def measure(name: str, parts: Sequence[str], settings: Settings, rate: float) ->
     flops = {part: work.flops(part) for part in parts}
     search = settings.device.type == "cuda"
     batches = {part: work.best_batch(part) if search else (1, "") for part in parts}
+    alone = {part: peak_bytes(work.call(part, 1), settings.device) for part in parts}
     if settings.compile:
         torch._dynamo.reset()  # what other tokenizers compiled counts against the limit of one function
         for network in subject.networks:
@@ -183,9 +201,11 @@ def measure(name: str, parts: Sequence[str], settings: Settings, rate: float) ->
         if search or settings.compile or settings.precision != "fp32":  # else the count was the warm-up
             call_times(call, settings.device, 0)
         times = call_times(call, settings.device, settings.seconds)
+        peaks = peak_bytes(call, settings.device), alone[part]
         speed = batch / statistics.median(times)
         share = speed * flops[part] / rate
-        rows.append(Row(name, part, subject.side, batch, len(times), speed, flops[part], share, why, subject.note))
+        counts = subject.side, batch, len(times)
+        rows.append(Row(name, part, *counts, speed, flops[part], share, *peaks, why, subject.note))
     return rows
 
 
@@ -206,6 +226,10 @@ def machine(settings: Settings, rate: float) -> dict[str, object]:
     }
 
 
+def gib(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**30:.2f}"
+
+
 def show(console: Console, facts: dict[str, object], rows: Sequence[Row]) -> None:
     packages = facts["packages"]
     console.print(
@@ -215,12 +239,13 @@ def show(console: Console, facts: dict[str, object], rows: Sequence[Row]) -> Non
         f"matrix rate {facts['matrix_flops_per_second'] / 1e12:.4g} TFLOP/s",
         soft_wrap=True,
     )
-    table = Table("tokenizer", "part", "side", "batch", "calls", "images/s", "GFLOPs/image", "share")
+    table = Table(Column("tokenizer", no_wrap=True), "part", "side", "batch", "calls", "images/s", "GFLOPs/image", "share", "GiB (of 1)")
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
         speed = f"{row.images_per_second:.4g}", f"{row.flops_per_image / 1e9:.4g}", f"{row.share:.1%}"
-        table.add_row(row.tokenizer, row.part, str(row.side), str(row.batch), str(row.calls), *speed)
+        memory = f"{gib(row.peak_bytes)} ({gib(row.peak_bytes_one)})"
+        table.add_row(row.tokenizer, row.part, str(row.side), str(row.batch), str(row.calls), *speed, memory)
     console.print(table)
     for row in rows:
         if row.search:
