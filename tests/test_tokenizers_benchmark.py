@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from benchmarks import tokenizers as benchmark
-from benchmarks.tokenizer_networks import QUICK_TITOK, TOKENIZERS
+from benchmarks.tokenizer_networks import QUICK_LACTOK, QUICK_TITOK, TOKENIZERS, decode_flops
+from lactok.models.lactok import LaCTokConfig
 from lactok.weights import MissingWeights
 from tests.support import ROOT
 
@@ -44,6 +45,7 @@ def test_figures_are_positive_and_fit_together(record: dict):
         assert min(row["flops_per_image"], row["images_per_second"], row["calls"], rate) > 0
         assert row["images_per_second"] * row["flops_per_image"] / rate == pytest.approx(row["share"], rel=1e-9)
         assert row["batch"] == 1
+        assert row["peak_bytes"] is row["peak_bytes_one"] is None  # torch counts a GPU's memory, not the CPU's
     assert (record["machine"]["threads"], record["machine"]["quick"]) == (1, True)
     assert record["not_measured"] == {}
 
@@ -66,7 +68,7 @@ def test_the_count_does_not_depend_on_the_precision(record: dict):
     assert rows[0].flops_per_image == plain["flops_per_image"]
 
 
-@pytest.mark.parametrize("name", ["flextok", "sdxl-vae", "seedtok"])
+@pytest.mark.parametrize("name", ["flextok", "sdxl-vae", "seedtok", "lactok-h", "lactok-t"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_others_run_too(name: str, precision: str):
     rows = benchmark.measure(name, ("decode",), dataclasses.replace(QUICK, precision=precision), rate=1e9)
@@ -74,15 +76,44 @@ def test_the_others_run_too(name: str, precision: str):
     assert rows[0].share == pytest.approx(rows[0].images_per_second * rows[0].flops_per_image / 1e9)
 
 
-def test_all_that_compiles_has_a_forward_that_runs():
+@pytest.mark.parametrize("name", ["titok", "lactok-h"])
+def test_all_that_compiles_has_a_forward_that_runs(name: str):
     """A network that is never called by its forward would be timed uncompiled without a word."""
-    subject = TOKENIZERS["titok"](True, CPU)
+    subject = TOKENIZERS[name](True, CPU)
     called = []
     for network in subject.networks:
         network.register_forward_hook(lambda module, *_: called.append(module))
     codes = subject.tokenizer.encode(torch.zeros(1, 3, subject.side, subject.side))
     subject.tokenizer.decode(codes, [0])
     assert called == list(subject.networks)
+
+
+@pytest.mark.parametrize(("name", "evaluations"), [("lactok-h", 1), ("lactok-t", 2)])
+def test_what_lactok_decodes_is_what_the_meta_device_counts(name: str, evaluations: int):
+    subject = TOKENIZERS[name](True, CPU)
+    info = subject.tokenizer.info
+    count = decode_flops(QUICK_LACTOK, info.output_size, subject.side // QUICK_LACTOK.vq.downsample_factor)
+    assert min(count.unet, count.copy, count.autoencoder) > 0
+    assert benchmark.Work(subject, QUICK).flops("decode") == count.picture(evaluations)
+
+
+def test_lactok_at_real_size_costs_what_is_documented():
+    count = decode_flops(LaCTokConfig(), side=1024, codes_side=16)
+    assert count.unet / 1e12 == pytest.approx(6.76, rel=0.01)
+    assert count.copy / 1e12 == pytest.approx(3.00, rel=0.01)
+    assert count.autoencoder / 1e12 == pytest.approx(10.47, rel=0.01)
+    assert [round(count.picture(n) / 1e12, 1) for n in (1, 2)] == [20.2, 30.0]
+
+
+def test_peak_memory_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch):
+    """On a made-up GPU: the count starts anew before the call and is read once the device is done."""
+    did = []
+    for name in ("synchronize", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: did.append(name) or 7)
+    assert benchmark.peak_bytes(lambda: did.append("call"), torch.device("cuda")) == 7
+    assert did == ["synchronize", "reset_peak_memory_stats", "call", "synchronize", "max_memory_allocated"]
+    assert benchmark.peak_bytes(lambda: did.append("again"), CPU) is None
+    assert "again" not in did
 
 
 def test_the_search_ends_where_doubling_does_not_pay(monkeypatch: pytest.MonkeyPatch):
