@@ -27,6 +27,22 @@ class DatasetConfig:
 
 
 @dataclass
+class SlurmConfig:
+    """What launcher=slurm asks the cluster for.
+
+    cluster: "slurm", or "local" for processes of this machine; more: further sbatch options, by name.
+    """
+
+    cluster: str = "slurm"
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus_per_node: int = 1
+    cpus_per_task: int = 8
+    minutes: int = 24 * 60
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class RunConfig:
     """All of a run's settings, resolved. evals/cli/help.py explains each key."""
 
@@ -49,6 +65,8 @@ class RunConfig:
     save_pictures: bool = False
     on_bad_image: str = "stop"
     out: str = "results"
+    launcher: str = "here"
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     options: dict[str, Any] = field(default_factory=dict)
 
     def make_protocol(self) -> Protocol:
@@ -68,6 +86,7 @@ CHOICES = {
     "features": ("effnet", "inception"),
     "precision": ("fp32", "tf32", "bf16"),
     "on_bad_image": ("stop", "skip"),
+    "launcher": ("here", "slurm"),
 }
 POSITIVE = ("limit", "seeds", "batch_size", "resident")
 
@@ -96,7 +115,9 @@ def compose_config(overrides: list[str]) -> RunConfig:
 
 def _allow_new_keys(override: str) -> str:
     """A plugin's own keys and a protocol's unset fields are not in the YAML: Hydra wants `++` for them."""
-    return f"++{override}" if override.startswith(("options.", "protocol.", "dataset.root=")) else override
+    return (
+        f"++{override}" if override.startswith(("options.", "protocol.", "dataset.root=", "slurm.more.")) else override
+    )
 
 
 def _check(config: RunConfig) -> None:
@@ -108,6 +129,9 @@ def _check(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: expected a whole number of at least 1")
+    for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes"):
+        if getattr(config.slurm, name) < 1:
+            raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")
 

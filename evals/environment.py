@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from evals.config import ConfigError
+from evals.engine.ranks import Ranks
 
 # The packages whose versions can move a number.
 PACKAGES = (
@@ -19,8 +20,24 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def choose_device(name: str) -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU. Raises ConfigError for a device that is not here."""
+def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
+    """ "auto": CUDA where there is one, else the CPU; each of several `ranks` on a machine takes a GPU of its own.
+
+    Raises ConfigError for a device that is not here.
+    """
+    device = _device(name)
+    if ranks is None or ranks.size == 1 or device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise ConfigError(f"device={name}: {ranks.size} processes would share one GPU; use device=cuda")
+    if ranks.local >= (count := torch.cuda.device_count()):
+        raise ConfigError(f"process {ranks.local} of this machine has no GPU: it has {count}; start at most that many")
+    device = torch.device("cuda", ranks.local)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -88,7 +88,7 @@ class RunRecord:
     """A whole run: everything a table, a report or a comparison needs to know.
 
     missing_metrics: a line for each metric that was asked for and can't be computed here, with its reason.
-    command: what was typed.
+    command: what was typed. ranks: processes that shared the work; device: of the first.
     """
 
     suite: str
@@ -108,6 +108,7 @@ class RunRecord:
     columns: list[ColumnRecord] = field(default_factory=list)
     rows: list[RowRecord] = field(default_factory=list)
     device: str = ""
+    ranks: int = 1
     versions: dict[str, str] = field(default_factory=dict)
     code_revision: str = ""
     started: str = ""

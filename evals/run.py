@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -20,17 +21,27 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from evals.config import ConfigError, compose_config
     from evals.datasets.base import DatasetError
+    from evals.engine.ranks import RankError, join
     from evals.store import StoreError
     from lactok.registry import RegistryError
 
     try:
         config = compose_config(argv)
+        if config.launcher == "slurm":
+            from evals.slurm import submit
+
+            print(submit(config, argv))
+            return 0
         from evals.suites import recon
 
-        finished = recon.run(config)
-        return publish(finished, argv)
-    except (ConfigError, DatasetError, StoreError, RegistryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        ranks = join()
+        if ranks.rank:
+            recon.assist(config, ranks)
+            return 0
+        return publish(recon.run(config, ranks=ranks), argv)
+    except (ConfigError, DatasetError, StoreError, RegistryError, RankError) as error:
+        if os.environ.get("RANK", "0") == "0":  # rank 0 tells what stopped another one, too
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         command = shlex.join(["python", "-m", "evals.run", *argv])

@@ -51,7 +51,7 @@ class Cache:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another machine's process may have the same number
         _remove_left_over(self.root)
 
     def has(self, kind: str, key: str) -> bool:

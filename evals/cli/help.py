@@ -8,6 +8,8 @@ Measure image tokenizers: encode and decode every picture, score the reconstruct
     python -m evals.run dataset=folder dataset.root=DIR     your own pictures
     python -m evals.run scale=paper dataset=folder dataset.root=DIR   published weights, the paper's metrics (a GPU)
 
+    torchrun --nproc-per-node=8 -m evals.run ...            the same on 8 GPUs, one process each (docs/scale-out.md)
+
 Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" when a value has spaces, = or brackets):
 
   suite=recon             what to measure; recon: reconstruction; ablation, tokens: of LacTok's variants, the paper's
@@ -31,6 +33,9 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
   resident=N              tokenizers that are held in memory together            [mini weights: all, paper: one]
   save_pictures=true|false   keep every reconstruction in the store                                        [false]
   out=DIR                 the store: DIR/cache (work done) and DIR/runs (tables and reports)             [results]
+  launcher=here|slurm     slurm: submit this command as a job (pip install 'lactok[slurm]'); slurm.nodes,
+                          slurm.tasks_per_node, slurm.gpus_per_node, slurm.cpus_per_task, slurm.minutes,
+                          slurm.more.partition=NAME and other sbatch options                              [here]
   options.NAME.key=value  a tokenizer's own options, e.g. options.llamagen.weights=/models/vq_ds16_c2i.pt
 
 A run that stops, for whatever reason, goes on where it was when the same command is given again. Exit status: 0 all

@@ -19,6 +19,7 @@ from torch import Tensor
 from evals.datasets.base import Dataset
 from evals.engine.batches import Batcher, Timed
 from evals.engine.guard import PluginError, check_codes, check_images
+from evals.engine.ranks import Ranks
 from evals.engine.rows import Identity, Row, identify
 from evals.engine.seeds import image_seed
 from evals.engine.source import Originals, read_chunks
@@ -92,6 +93,7 @@ class Job:
     resident: int | None = None
     save_pictures: bool = False
     shown: frozenset[int] = frozenset()
+    ranks: Ranks = field(default_factory=Ranks)
     built_probes: dict[str, Probe] = field(default_factory=dict)
 
     def probe(self, plan: ProbePlan) -> Probe:
@@ -101,17 +103,22 @@ class Job:
         return self.built_probes[plan.name]
 
 
-def execute(job: Job, progress: Progress) -> None:
-    """Make every piece of the job that the store lacks. Row failures are noted in job.rows; StoreError and bad
-    pictures are raised."""
-    for work in job.rows:
-        _prepare(work, job)
+def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
+    """Make every piece of the job that the store lacks, together with the other ranks, if any.
+
+    Row failures are noted in job.rows; StoreError and bad pictures are raised. attempt: a number that all ranks share
+    and no earlier call of this run had.
+    """
+    with job.ranks.zero_first(f"rows/{attempt}"):
+        for work in job.rows:
+            _prepare(work, job)
     active = [work for work in job.rows if work.status == "ok"]
     progress.start(len(active) * len(job.chunks))
     size = job.resident or max(1, len(active))
     for first in range(0, len(active), size):
         group = active[first : first + size]
-        _run_group(job, group, progress)
+        labels = [work.row.label for work in group]
+        _run_group(job, group, progress, f"{attempt}/{key_of(rows=labels)}")
         for work in group:
             work.tokenizer = None
 
@@ -209,17 +216,23 @@ def remove_damaged(job: Job) -> None:
                         job.cache.read(f"scores-{plan.name}", key)
 
 
-def _run_group(job: Job, group: list[RowWork], progress: Progress) -> None:
-    pending: list[Chunk] = []
-    for chunk in job.chunks:
-        lacking = [_missing(job, work, chunk).any for work in group]
-        if any(lacking) or _originals_lacking(job, chunk):
-            pending.append(chunk)
-        else:
-            for work in group:
-                progress.advance(work.row.label, len(chunk), worked=False)
-    for originals in read_chunks(job.dataset, pending, job.protocol):
+def _run_group(job: Job, group: list[RowWork], progress: Progress, counter: str) -> None:
+    def lacking() -> Iterator[Chunk]:
+        for chunk in _claimed(job, counter):
+            if _originals_lacking(job, chunk) or any(_missing(job, work, chunk).any for work in group):
+                yield chunk
+            else:
+                for work in group:
+                    progress.advance(work.row.label, len(chunk), worked=False)
+
+    for originals in read_chunks(job.dataset, lacking(), job.protocol):
         _run_chunk(job, group, originals, progress)
+
+
+def _claimed(job: Job, counter: str) -> Iterator[Chunk]:
+    """The chunks that fall to this rank: each is some rank's, and no two ranks have the same."""
+    while (number := job.ranks.claim(counter)) < len(job.chunks):
+        yield job.chunks[number]
 
 
 def _originals_lacking(job: Job, chunk: Chunk) -> list[ProbePlan]:

@@ -1,29 +1,80 @@
-"""One live line for a run: the tokenizer at work, pictures done, pictures a second, time left."""
+"""One live view of a run: a line for all, and one for each process where there are several."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from evals.engine.ranks import Ranks
+
 # Seconds between plain lines where the output is no terminal.
 PLAIN_EVERY = 10.0
+# Seconds between looks at what the other processes have done.
+LOOK_EVERY = 1.0
+
+
+@dataclass
+class State:
+    """Of one process. done: row-chunks, of which `worked` were not in the store; pictures: of those.
+
+    row: at work; total: row-chunks of the run, all processes together; gpu_gib: most memory that torch has had on its
+    GPU, None on a CPU.
+    """
+
+    total: int = 0
+    done: int = 0
+    worked: int = 0
+    pictures: int = 0
+    row: str = ""
+    gpu_gib: float | None = None
+
+    def advance(self, row: str, pictures: int, worked: bool) -> None:
+        """One row-chunk is done. worked: False where the store had it all."""
+        self.row, self.done = row, self.done + 1
+        if worked:
+            self.worked += 1
+            self.pictures += pictures
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            self.gpu_gib = torch.cuda.max_memory_allocated() / 2**30
+
+
+def _key(rank: int) -> str:
+    return f"progress/{rank}"
+
+
+class RankProgress:
+    """Of a rank other than 0: shown by rank 0."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self.state = ranks, State()
+
+    def start(self, total: int) -> None:
+        self.state = State(total)
+
+    def advance(self, row: str, pictures: int, worked: bool) -> None:
+        self.state.advance(row, pictures, worked)
+        self.ranks.tell(_key(self.ranks.rank), asdict(self.state))
 
 
 class LiveProgress:
-    """A bar on a terminal, a line every few seconds elsewhere, nothing when quiet. A unit is a row's chunk."""
+    """Bars on a terminal, a line every few seconds elsewhere, nothing when quiet. A unit is a row's chunk."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(
+        self, quiet: bool = False, ranks: Ranks | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.ranks, self._clock = ranks or Ranks(), clock
+        self._states = [State() for _ in range(self.ranks.size)]
         self._console = Console(stderr=True)
+        self._quiet = quiet
         self._bar: Progress | None = None
-        self._task = None
-        self._done = self._total = 0
-        self._worked = 0
-        self._pictures = 0
-        self._began = self._said = time.monotonic()
+        self._tasks: list = []
+        self._began = self._said = self._looked = clock()
 
     def __enter__(self) -> LiveProgress:
         return self
@@ -34,40 +85,79 @@ class LiveProgress:
 
     def start(self, total: int) -> None:
         """total: row-chunks of the run, those that the store already holds included."""
-        self._total, self._done, self._worked, self._pictures = total, 0, 0, 0
-        self._began = self._said = time.monotonic()
-        if self.quiet or not self._console.is_terminal or total == 0:
+        self._states = [State(total) for _ in self._states]
+        self._began = self._said = self._looked = self._clock()
+        if self._quiet or not self._console.is_terminal or total == 0:
             return
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("{task.description:<24.24}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:>16}"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
-        else:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task("starting", total=total, rate="")
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = Progress(
+            TextColumn("{task.description:<32.32}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>16}"),
+            TextColumn("{task.fields[memory]:>9}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        lines = ["starting"] + [f"rank {rank}" for rank in range(self.ranks.size)] * (self.ranks.size > 1)
+        self._tasks = [self._bar.add_task(line, total=total, rate="", memory="") for line in lines]
+        self._bar.start()
 
     def advance(self, row: str, pictures: int, worked: bool) -> None:
-        """One row-chunk is done. worked: False where the store had it all."""
-        self._done += 1
-        if worked:
-            self._worked += 1
-            self._pictures += pictures
-        now = time.monotonic()
-        rate = self._pictures / max(now - self._began, 1e-6)
+        """One row-chunk of this process is done. worked: False where the store had it all."""
+        self._states[0].advance(row, pictures, worked)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show what all processes have done by now."""
+        now = self._clock()
+        if self.ranks.size > 1 and now - self._looked > LOOK_EVERY:
+            self._looked = now
+            for rank in range(1, self.ranks.size):
+                self._states[rank] = State(**(self.ranks.heard(_key(rank)) or asdict(self._states[rank])))
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, description=row, rate=f"{rate:.1f} pictures/s")
-        elif not self.quiet and self._total and (now - self._said > PLAIN_EVERY):
+            self._show(now)
+        elif not self._quiet and self._states[0].total and now - self._said > PLAIN_EVERY:
             self._said = now
-            left = (self._total - self._done) * (now - self._began) / max(self._worked, 1)
-            print(
-                f"{row}: {self._done}/{self._total} chunks, {rate:.1f} pictures/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
+            print(self.line(now), file=sys.stderr, flush=True)
+
+    def line(self, now: float) -> str:
+        """Row at work, chunks, rate, GPU memory and time left of all processes together."""
+        states, total = self._states, self._states[0].total
+        done, worked = sum(s.done for s in states), sum(s.worked for s in states)
+        left = (total - done) * (now - self._began) / max(worked, 1)
+        parts = [
+            f"{done}/{total} chunks",
+            f"{self._rate(states, now):.1f} pictures/s",
+            *([f"{self.ranks.size} processes"] if self.ranks.size > 1 else []),
+            *([_memory(states)] if _memory(states) else []),
+            f"{left:.0f} s left",
+        ]
+        return f"{_rows(states)}: {', '.join(parts)}"
+
+    def _rate(self, states: list[State], now: float) -> float:
+        return sum(s.pictures for s in states) / max(now - self._began, 1e-6)
+
+    def _show(self, now: float) -> None:
+        groups = [("", self._states)]
+        if self.ranks.size > 1:
+            groups += [(f"rank {rank} ", [state]) for rank, state in enumerate(self._states)]
+        for task, (name, states) in zip(self._tasks, groups, strict=True):
+            self._bar.update(
+                task,
+                completed=sum(s.done for s in states),
+                description=name + _rows(states),
+                rate=f"{self._rate(states, now):.1f} pictures/s",
+                memory=_memory(states),
             )
+
+
+def _rows(states: list[State]) -> str:
+    return ", ".join(dict.fromkeys(s.row for s in states if s.row)) or "starting"
+
+
+def _memory(states: list[State]) -> str:
+    seen = [s.gpu_gib for s in states if s.gpu_gib is not None]
+    return f"{max(seen):.1f} GiB" if seen else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,8 +27,8 @@ class Originals:
     sources: list[np.ndarray]
 
 
-def read_chunks(dataset: Dataset, chunks: Sequence[Chunk], protocol: Protocol) -> Iterator[Originals]:
-    """The chunks in order; while one is worked on the next one is decoded."""
+def read_chunks(dataset: Dataset, chunks: Iterable[Chunk], protocol: Protocol) -> Iterator[Originals]:
+    """The chunks in order; while one is worked on the next one is taken and decoded."""
 
     def read(sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
         source = dataset.read(sample)
@@ -36,15 +36,15 @@ def read_chunks(dataset: Dataset, chunks: Sequence[Chunk], protocol: Protocol) -
 
     with ThreadPoolExecutor(THREADS) as pool:
 
-        def start(chunk: Chunk) -> list[Future]:
-            return [pool.submit(read, sample) for sample in chunk.samples]
+        def start(chunk: Chunk) -> tuple[Chunk, list[Future]]:
+            return chunk, [pool.submit(read, sample) for sample in chunk.samples]
 
-        waiting = [start(chunk) for chunk in chunks[:1]]
+        started = map(start, chunks)
+        following = next(started, None)
         try:
-            for index, chunk in enumerate(chunks):
-                if index + 1 < len(chunks):
-                    waiting.append(start(chunks[index + 1]))
-                pictures = [future.result() for future in waiting.pop(0)]
+            while following is not None:
+                (chunk, futures), following = following, next(started, None)
+                pictures = [future.result() for future in futures]
                 sources = [source for _, source in pictures if source is not None]
                 yield Originals(chunk, to_tensor([evaluation for evaluation, _ in pictures]), sources)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import socket
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,8 @@ from evals.datasets.base import Dataset
 from evals.datasets.registry import open_dataset
 from evals.engine import measures
 from evals.engine.execute import Job, RowWork, execute, remove_damaged, shown_in
-from evals.engine.progress import LiveProgress
+from evals.engine.progress import LiveProgress, RankProgress
+from evals.engine.ranks import ENDED, POLL, RankError, Ranks
 from evals.engine.reduce import LostPiece, PerImage, describe, reduce_row
 from evals.engine.rows import resolve_rows
 from evals.engine.work import Conditions, Keys, chunks_of
@@ -41,23 +43,69 @@ class Finished:
     job: Job
 
 
-def run(config: RunConfig, quiet: bool = False) -> Finished:
-    """Plan, execute, reduce. Row failures are in the record; raises ConfigError, DatasetError, StoreError."""
-    started = time.time()
-    device = choose_device(config.device)
+def run(config: RunConfig, quiet: bool = False, ranks: Ranks | None = None) -> Finished:
+    """Plan, execute, reduce; as rank 0 of `ranks`, of which the others `assist`.
+
+    Row failures are in the record; raises ConfigError, DatasetError, StoreError, RankError.
+    """
+    started, ranks = time.time(), ranks or Ranks()
+    try:
+        wanted, job = _plan(config, ranks)
+        record = _record(config, job, wanted, started)
+        folder = Path(config.out) / "runs" / f"{config.suite}-{config.scale}-{record.config_hash}"
+        with LiveProgress(quiet, ranks) as progress:
+            finished = _until_whole(job, wanted, progress)
+    finally:
+        ranks.end()
+    record.rows = [row for row, _ in finished]
+    record.seconds = round(time.time() - started, 2)
+    record.complete = True
+    return Finished(record, folder, {row.label: values for row, values in finished if row.status == "ok"}, job)
+
+
+def assist(config: RunConfig, ranks: Ranks) -> None:
+    """The part of the work that falls to a rank other than 0. Raises as `run` does, after telling rank 0."""
+    attempt = 0
+    try:
+        _, job = _plan(config, ranks)
+        while True:
+            execute(job, RankProgress(ranks), attempt)
+            ranks.tell(_done(attempt, ranks.rank), {work.row.label: [work.status, work.error] for work in job.rows})
+            while ranks.heard(_again(attempt)) is None:
+                if ranks.heard(ENDED):
+                    return
+                time.sleep(POLL)
+            attempt += 1
+    except Exception as error:
+        ranks.tell(_done(attempt, ranks.rank), f"rank {ranks.rank} on {socket.gethostname()} stopped: {error}")
+        raise
+
+
+def _done(attempt: int, rank: int) -> str:
+    return f"done/{attempt}/{rank}"
+
+
+def _again(attempt: int) -> str:
+    return f"again/{attempt}"
+
+
+def _plan(config: RunConfig, ranks: Ranks) -> tuple[measures.Measures, Job]:
+    device = choose_device(config.device, ranks)
     protocol = config.make_protocol()
     rows = resolve_rows(config.tokenizers, config.weights, config.calibration, config.options)
     cache = Cache(Path(config.out) / "cache")
-    dataset = open_dataset(
-        config.dataset.name,
-        root=config.dataset.root,
-        limit=config.limit,
-        on_bad_image=config.on_bad_image,
-        cache_dir=cache.root / "index",
-    )
+    ranks.check_shared(cache.root)
+    with ranks.zero_first("dataset"):
+        dataset = open_dataset(
+            config.dataset.name,
+            root=config.dataset.root,
+            limit=config.limit,
+            on_bad_image=config.on_bad_image,
+            cache_dir=cache.root / "index",
+        )
     wanted = measures.plan(config.metrics, config.features, protocol)
     chunks = chunks_of(dataset.samples)
-    job = Job(
+    return wanted, Job(
         dataset=dataset,
         chunks=chunks,
         rows=[RowWork(row) for row in rows],
@@ -72,26 +120,33 @@ def run(config: RunConfig, quiet: bool = False) -> Finished:
         resident=config.resident or (None if config.weights == "mini" else 1),
         save_pictures=config.save_pictures,
         shown=frozenset(spread(dataset, SHOWN)),
+        ranks=ranks,
     )
-    record = _record(config, job, wanted, started)
-    folder = Path(config.out) / "runs" / f"{config.suite}-{config.scale}-{record.config_hash}"
-    with LiveProgress(quiet) as progress:
-        finished = _until_whole(job, wanted, progress)
-    record.rows = [row for row, _ in finished]
-    record.seconds = round(time.time() - started, 2)
-    record.complete = True
-    return Finished(record, folder, {row.label: values for row, values in finished if row.status == "ok"}, job)
 
 
 def _until_whole(job: Job, wanted: measures.Measures, progress: LiveProgress) -> list[tuple[RowRecord, PerImage]]:
     """Execute and reduce; where a piece turns out damaged, all damaged ones are removed and made anew, once."""
-    execute(job, progress)
+    _execute_all(job, progress, 0)
     try:
         return [_reduced(job, work, wanted) for work in job.rows]
     except LostPiece:
         remove_damaged(job)
-        execute(job, progress)
+        job.ranks.tell(_again(0), True)
+        _execute_all(job, progress, 1)
         return [_reduced(job, work, wanted) for work in job.rows]
+
+
+def _execute_all(job: Job, progress: LiveProgress, attempt: int) -> None:
+    """Until every rank is done. A row that failed on any of them has failed. Raises RankError when one stopped."""
+    execute(job, progress, attempt)
+    for rank in range(1, job.ranks.size):
+        found = job.ranks.wait(_done(attempt, rank), progress.refresh)
+        if isinstance(found, str):
+            raise RankError(f"{found}\nAll finished work is kept; the same command goes on from there")
+        for work in job.rows:
+            status, error = found[work.row.label]
+            if work.status == "ok" and status != "ok":
+                work.status, work.error = status, f"on rank {rank}: {error}"
 
 
 def _reduced(job: Job, work: RowWork, wanted: measures.Measures) -> tuple[RowRecord, PerImage]:
@@ -148,6 +203,7 @@ def _record(config: RunConfig, job: Job, wanted: measures.Measures, started: flo
         missing_metrics=list(wanted.missing),
         columns=wanted.columns,
         device=describe_device(job.device),
+        ranks=job.ranks.size,
         versions=package_versions(),
         code_revision=code_revision(),
         started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
