@@ -3,9 +3,9 @@
     python benchmarks/memory.py                       100 and 400 pictures: minutes on two cores
     python benchmarks/memory.py --pictures 8,16 --side 256      seconds: shows that it works
 
-Each run is a process of its own with a store of its own, on the CPU. Pictures are synthetic: smooth noise of the given side, PNG,
-a seed each. Metrics: all whose networks are on this machine (named in the output). Exits 1 when the largest run's peak is
-more than 5 % above the smallest run's, or over 3 GB.
+Each run is a process of its own with a store of its own, on the CPU. Pictures are synthetic: smooth noise of the
+given side, PNG, a seed each. Metrics: all whose networks are on this machine (named in the output). Exits 1 when the
+largest run's peak is more than 5 % above the smallest run's, or over 3 GB.
 """
 
 from __future__ import annotations
