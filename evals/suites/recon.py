@@ -54,6 +54,7 @@ def run(config: RunConfig, quiet: bool = False) -> Finished:
         limit=config.limit,
         on_bad_image=config.on_bad_image,
         cache_dir=cache.root / "index",
+        expect=config.dataset.expect,
     )
     wanted = measures.plan(config.metrics, config.features, protocol)
     chunks = chunks_of(dataset.samples)

@@ -105,15 +105,15 @@ def _read_group(file: Any, shard: Path, group: int) -> list[bytes | None]:
     pictures: list[bytes | None] = []
     total = 0
     for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=["image.bytes"], use_threads=False):
-        values = batch.column(0).field("bytes")
-        sizes = [0 if value is None else len(value) for value in values.to_pylist()]
+        values = batch.column(0).field("bytes").to_pylist()
+        sizes = [len(value or b"") for value in values]
         total += sum(sizes)
         if max(sizes, default=0) > MAX_MEMBER or total > _MAX_GROUP:
             raise DataError(
                 f"{shard} is refused: row group {group} holds a picture of {max(sizes):,} bytes, {total:,} in all; "
                 f"at most {MAX_MEMBER:,} and {_MAX_GROUP:,} are read"
             )
-        pictures += values.to_pylist()
+        pictures += values
     expected = file.metadata.row_group(group).num_rows
     if len(pictures) != expected:
         raise damaged(shard, f"row group {group} has {len(pictures)} rows and declares {expected}")
