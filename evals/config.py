@@ -98,7 +98,11 @@ def compose_config(overrides: list[str]) -> RunConfig:
 
 def _allow_new_keys(override: str) -> str:
     """A plugin's own keys and a protocol's unset fields are not in the YAML: Hydra wants `++` for them."""
-    return f"++{override}" if override.startswith(("options.", "protocol.", "dataset.root=", "dataset.expect=")) else override
+    return (
+        f"++{override}"
+        if override.startswith(("options.", "protocol.", "dataset.root=", "dataset.expect="))
+        else override
+    )
 
 
 def _check(config: RunConfig) -> None:
@@ -130,7 +134,9 @@ def _explain(overrides: list[str], error: Exception) -> str:
             return unknown("key", base, list(RunConfig.__dataclass_fields__)) + "; see `python -m evals.run --help`"
         if base in ("suite", "scale", "dataset", "protocol") and value not in (names := group_names(base)):
             return unknown(base, value, names)
-        if base.startswith("dataset.") and base not in (known := [f"dataset.{k}" for k in DatasetConfig.__dataclass_fields__]):
+        if base.startswith("dataset.") and base not in (
+            known := [f"dataset.{k}" for k in DatasetConfig.__dataclass_fields__]
+        ):
             return unknown("key", base, known)
     key = getattr(error, "full_key", None)
     return (f"{key}: " if key else "") + (text.splitlines()[0] if text else type(error).__name__)

@@ -70,7 +70,7 @@ def _fetch_all(download: Download, part: Path, at: Callable[[int], None], pause:
         try:
             _request(download, part, had, at)
         except urllib.error.HTTPError as error:
-            if error.code < 500:
+            if error.code < 500 and error.code not in (408, 429):  # time-out, too many requests: worth another try
                 raise _given_up(download, part, f"the server answers {error.code} {error.reason}") from error
             reason = f"the server answers {error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +19,7 @@ from evals.datasets import coco
 from evals.datasets.base import DatasetError
 from evals.datasets.flux import MANIFEST, PICTURES, SETTINGS, Made, manifest_line, read_manifest
 from evals.datasets.sources.base import MissingData
-from evals.store import write_atomically
+from evals.store import append_line, write_atomically
 
 REPOSITORY = "black-forest-labs/FLUX.1-dev"
 # The revision that public projects pin, e.g. in the paths of their model caches.
@@ -62,7 +61,9 @@ def read_prompts(path: Path) -> list[str]:
         prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     if not 1 <= len(prompts) <= PICTURES or not all(prompts):
         empty = next((f"; line {n} is empty" for n, prompt in enumerate(prompts, 1) if not prompt), "")
-        raise DatasetError(f"prompts={path} has {len(prompts):,} prompts{empty}: expected 1 to {PICTURES:,}, none empty")
+        raise DatasetError(
+            f"prompts={path} has {len(prompts):,} prompts{empty}: expected 1 to {PICTURES:,}, none empty"
+        )
     return prompts
 
 
@@ -76,29 +77,29 @@ def settings_for(prompts: list[str]) -> Settings:
     return Settings(sha256("\n".join(prompts).encode()).hexdigest(), len(prompts))
 
 
-def make(prompts: list[str], out: Path, paint: Painter, made_one: Callable[[int, int], None]) -> int:
-    """Make what is not there yet, in order of the prompts; returns the number of pictures made now.
+def pending(prompts: list[str], out: Path) -> list[int]:
+    """Begin the folder, or go on with it: the indices of the prompts whose pictures are not there as recorded.
 
-    made_one: called with (pictures there, prompts) after each. Raises DatasetError for a folder that was begun
-    otherwise, StoreError when it can't be written.
+    Raises DatasetError for a folder that was begun otherwise, StoreError when it can't be written.
     """
     _begin(settings_for(prompts), out)
-    kept = {m.index: m for m in read_manifest(out) if _as_recorded(out, m)}
-    write_atomically(out / MANIFEST, "".join(manifest_line(kept[i]) for i in sorted(kept)).encode())
-    todo = [i for i in range(len(prompts)) if i not in kept]
+    kept = [made for made in read_manifest(out) if _as_recorded(out, made)]
+    write_atomically(out / MANIFEST, "".join(map(manifest_line, kept)).encode())
+    there = {made.index for made in kept}
+    return [i for i in range(len(prompts)) if i not in there]
+
+
+def make(prompts: list[str], todo: Iterable[int], out: Path, paint: Painter) -> Iterator[Made]:
+    """Paint, write and record the pictures of `todo`, one after another. Raises StoreError."""
     for index in todo:
         seed = seed_of(index, prompts[index])
         buffer = io.BytesIO()
         paint(prompts[index], seed).save(buffer, format="PNG")
-        made = Made(index, f"{index:05d}.png", prompts[index], seed, sha256(buffer.getvalue()).hexdigest())
-        write_atomically(out / made.file, buffer.getvalue())
-        with open(out / MANIFEST, "ab") as manifest:
-            manifest.write(manifest_line(made).encode())
-            manifest.flush()
-            os.fsync(manifest.fileno())
-        kept[index] = made
-        made_one(len(kept), len(prompts))
-    return len(todo)
+        data = buffer.getvalue()
+        made = Made(index, f"{index:05d}.png", prompts[index], seed, sha256(data).hexdigest())
+        write_atomically(out / made.file, data)
+        append_line(out / MANIFEST, manifest_line(made).encode())
+        yield made
 
 
 def _begin(settings: Settings, out: Path) -> None:
@@ -124,6 +125,11 @@ def _as_recorded(out: Path, made: Made) -> bool:
         return False
 
 
+def _get(settings: Settings) -> str:
+    left_out = "flux1-dev.safetensors ae.safetensors"  # the same weights in another layout
+    return f"hf download {settings.repository} --revision {settings.revision} --exclude {left_out}"
+
+
 def flux_painter(settings: Settings) -> Painter:
     """FLUX.1-dev on this machine's GPU, in bfloat16. Raises MissingData with all that is missing."""
     import torch
@@ -141,14 +147,16 @@ def flux_painter(settings: Settings) -> Painter:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
         missing.append(
             f"the weights of {settings.repository} at {settings.revision}, looked for in Hugging Face's cache: accept "
-            f"their licence (non-commercial) at https://huggingface.co/{settings.repository}, then `hf download "
-            f"{settings.repository} --revision {settings.revision} --exclude flux1-dev.safetensors ae.safetensors`"
+            f"their licence (non-commercial) at https://huggingface.co/{settings.repository}, then `{_get(settings)}`"
         )
     if missing:
         raise MissingData("make-flux needs " + "; and ".join(missing))
     from diffusers import FluxPipeline
 
-    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, local_files_only=True).to("cuda")
+    try:
+        pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, local_files_only=True).to("cuda")
+    except (OSError, ValueError) as error:
+        raise MissingData(f"the weights in {folder} are not whole ({error}): run `{_get(settings)}` again") from error
     pipeline.set_progress_bar_config(disable=True)
 
     def paint(prompt: str, seed: int) -> Image.Image:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,19 +19,17 @@ from hashlib import sha256
 from pathlib import Path
 
 import PIL
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evals.datasets import picture
+from evals.datasets.meter import Meter
 from evals.datasets.picture import PictureError, decode, read_bytes
 from evals.datasets.sources.base import DataError, PictureSource, file_stamp
 from evals.store import StoreError, write_atomically
 
 # Threads that decode (Pillow releases the interpreter's lock); more would only hold more pictures in memory.
 MAX_THREADS = 16
-# Seconds between two writings of the index, and between two lines where the output is no terminal.
+# Seconds between two writings of the index.
 SAVE_EVERY = 60.0
-SAY_EVERY = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,7 @@ def check_all(paths: Mapping[str, Path], index: Path) -> tuple[dict[str, Checked
     return _check_all({i: partial(file_stamp, path) for i, path in paths.items()}, lambda i: check(paths[i]), index)
 
 
-def check_source(
-    source: PictureSource, members: Mapping[str, str], index: Path
-) -> tuple[dict[str, Checked], str]:
+def check_source(source: PictureSource, members: Mapping[str, str], index: Path) -> tuple[dict[str, Checked], str]:
     """The same for members of a source: id to member name, looked at in the order given."""
     stamps = {i: partial(source.stamp, name) for i, name in members.items()}
     return _check_all(stamps, lambda i: check_member(source, members[i]), index)
@@ -127,7 +122,7 @@ def _check_in_threads(
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     saved = time.monotonic()
     try:
-        with Meter(len(todo)) as meter:
+        with Meter(len(todo), "checking pictures") as meter:
             futures = {pool.submit(look, i): i for i in todo}
             for future in as_completed(futures):
                 found[futures[future]] = future.result()
@@ -137,45 +132,6 @@ def _check_in_threads(
                     saved = time.monotonic()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class Meter:
-    """Pictures checked, rate and time left: a bar on a terminal, a line now and then elsewhere. On stderr."""
-
-    def __init__(self, total: int) -> None:
-        console = Console(stderr=True)
-        self._plain = not console.is_terminal
-        self._total, self._done = total, 0
-        self._began = self._said = time.monotonic()
-        self._bar = Progress(
-            TextColumn("checking pictures"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>16}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=self._plain,
-        )
-        self._task = self._bar.add_task("", total=total, rate="")
-
-    def __enter__(self) -> Meter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        rate = self._done / max(now - self._began, 1e-6)
-        self._bar.update(self._task, advance=1, rate=f"{rate:.0f} pictures/s")
-        if self._plain and now - self._said > SAY_EVERY:
-            self._said = now
-            left = (self._total - self._done) / rate
-            line = f"checking pictures: {self._done}/{self._total}, {rate:.0f} pictures/s, {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
 
 
 def _unchanged(stamp: Callable[[], tuple[int, int]], known: Checked) -> bool:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.datasets.base import BadPicture, Sample, fingerprint_of
+from evals.datasets.meter import Meter
 from evals.datasets.paper import PaperSet, find
-from evals.datasets.preflight import Checked, Meter, check_member
+from evals.datasets.preflight import Checked, check_member
 from evals.datasets.sources.base import PictureSource
 
 # Pictures that a process takes at a time.
@@ -37,7 +38,7 @@ def verify(paper: PaperSet, root: Path, cache_dir: Path, expect: int | None, wor
     names = {name: i for i, name in found.members.items()}
     samples: dict[str, Sample] = {}
     bad = list(found.source.unlisted)
-    with Meter(len(names)) as meter:
+    with Meter(len(names), "verifying pictures") as meter:
         for name, checked in _checked(found.source, list(names), workers):
             meter.advance()
             i = names[name]

@@ -77,7 +77,7 @@ def _checked(infos: list[zipfile.ZipInfo], archive: Path, length: int) -> dict[s
         if info.flag_bits & _ENCRYPTED:
             raise refused(archive, name, "it is encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise refused(archive, name, f"compression method {info.compress_type}; stored (0) and deflate (8) are read")
+            raise refused(archive, name, f"compression method {info.compress_type}: expected 0 (stored) or 8 (deflate)")
         if name in files:
             raise refused(archive, name, "it is there twice")
         check_size(info.file_size, info.compress_size, name, archive)
