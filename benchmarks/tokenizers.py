@@ -239,17 +239,7 @@ def show(console: Console, facts: dict[str, object], rows: Sequence[Row]) -> Non
         f"matrix rate {facts['matrix_flops_per_second'] / 1e12:.4g} TFLOP/s",
         soft_wrap=True,
     )
-    table = Table(
-        Column("tokenizer", no_wrap=True),
-        "part",
-        "side",
-        "batch",
-        "calls",
-        "images/s",
-        "GFLOPs/image",
-        "share",
-        "GiB (of 1)",
-    )
+    table = Table(Column("tokenizer", no_wrap=True), "part", "side", "batch", "calls", "images/s", "GFLOPs/image", "share", "GiB (of 1)")
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
