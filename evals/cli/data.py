@@ -108,17 +108,11 @@ def _dispatch(name: str, rest: list[str]) -> int:
 
 
 def _list(command: Command) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from evals.datasets.registry import PAPER_SETS
 
-    table = Table(title="The paper's datasets (dataset=NAME dataset.root=DIR)", title_justify="left", box=None)
-    for column in ("name", "pictures", "what", "how to get it"):
-        table.add_column(column, overflow="fold")
     for paper in PAPER_SETS.values():
-        table.add_row(paper.name, f"{paper.expected:,}", paper.summary, paper.obtain)
-    Console().print(table)
+        print(f"{paper.name}: {paper.summary}\n    {paper.obtain}")
+    print("\nThen: python -m evals data verify NAME root=DIR, and python -m evals.run dataset=NAME dataset.root=DIR ...")
     return 0
 
 

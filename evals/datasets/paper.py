@@ -133,13 +133,15 @@ def open_paper(
     checked, note = check_source(
         found.source, {i: n for i, n in found.members.items() if i in taken}, index_file(paper, found, cache_dir)
     )
-    unlisted = list(found.source.unlisted)
     bad = [BadPicture(found.source.label(found.members[i]), c.reason) for i, c in sorted(checked.items()) if c.reason]
-    if (bad or unlisted) and on_bad_image == "stop":
-        raise BadPictures(bad + unlisted)
+    bad += found.source.unlisted
+    if bad and on_bad_image == "stop":
+        raise BadPictures(bad)
     good = [i for i in found.ids if i in checked and not checked[i].reason]
     if not good:
-        raise DatasetError(f"none of the {len(bad)} pictures in {found.source.where} can be read; the first: {bad[0]}")
+        raise DatasetError(
+            f"none of the pictures in {found.source.where} can be read; the first: {bad[0].path}: {bad[0].reason}"
+        )
     notes = [f"read from {found.source.where.name}", *paper.notes(_folder_of(Path(root or "").expanduser()))]
     if expect is not None and expect != paper.expected:
         notes.append(f"dataset.expect={expect:,}: a part of {paper.name}, which has {paper.expected:,} pictures")
@@ -149,7 +151,7 @@ def open_paper(
     notes += [f"{count:,} picture(s): {kind}" for kind, count in sorted(kinds.items())]
     notes += [f"{found.aside:,} other file(s) left aside"] * bool(found.aside) + [note] * bool(note)
     samples = [Sample(i, i, checked[i].sha256) for i in good]
-    return PaperDataset(paper.name, found, samples, bad + unlisted, notes)
+    return PaperDataset(paper.name, found, samples, bad, notes)
 
 
 class PaperDataset(Dataset):
