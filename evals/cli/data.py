@@ -112,7 +112,7 @@ def _list(command: Command) -> int:
 
     for paper in PAPER_SETS.values():
         print(f"{paper.name}: {paper.summary}\n    {paper.obtain}")
-    print("\nThen: python -m evals data verify NAME root=DIR, and python -m evals.run dataset=NAME dataset.root=DIR ...")
+    print("\nThen: python -m evals data verify NAME root=DIR; python -m evals.run dataset=NAME dataset.root=DIR ...")
     return 0
 
 

@@ -53,7 +53,7 @@ def choose(ids: Sequence[str], root: Path, expect: int | None) -> Chosen:
     pool = listed(meta) if meta else list(ids)
     wanted = expect or PICTURES
     if wanted % len(CATEGORIES):
-        raise DatasetError(f"dataset.expect={wanted}: mjhq-5k has {len(CATEGORIES)} categories of one size; a multiple")
+        raise DatasetError(f"dataset.expect={wanted}: expected a multiple of 10, the same number of each category")
     drawn = draw(pool, wanted // len(CATEGORIES))
     here = set(ids)
     absent = [i for i in drawn if i not in here]

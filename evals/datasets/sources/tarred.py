@@ -6,8 +6,10 @@ One that is compressed as a whole can't be: it is expanded once, to a plain tar 
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import tarfile
+import time
 import zlib
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +21,8 @@ from evals.store import StoreError
 
 _BLOCK = 512  # bytes of a tar record (POSIX.1-1988 ustar)
 _PIECE = 2**20  # bytes that are expanded at a time
+_MAX_HEADER = 2**20  # bytes of one extended header; tarfile reads them into memory
+_STALE = 3600.0  # seconds without a write after which an expansion was killed
 
 
 class TarSource(PictureSource):
@@ -51,11 +55,20 @@ class TarSource(PictureSource):
         return f"{self.where}: {name}"
 
 
+class _Headers(io.FileIO):
+    """A tar of which headers are read: one that declares a name or attributes of more than 1 MiB is damaged."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header at byte {self.tell():,} declares {size:,} bytes")
+        return super().read(size)
+
+
 def _index(plain: Path, archive: Path) -> dict[str, tuple[int, int]]:
     """(offset, size) of each file's bytes, by safe name, in the order in which they lie."""
     places: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(plain, "r:") as tar:
+        with _Headers(plain) as headers, tarfile.open(fileobj=headers, mode="r:") as tar:
             for info in tar:
                 name = safe_name(info.name, archive)
                 if info.isdir():
@@ -91,6 +104,9 @@ def expand(archive: Path, cache_dir: Path) -> Path:
     try:
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
+            for left in cache_dir.glob(".expanded-*.tmp"):
+                if time.time() - left.stat().st_mtime > _STALE:
+                    left.unlink(missing_ok=True)
             target = open(part, "wb")  # noqa: SIM115 (its errors are another's than those of reading)
         except OSError as error:
             raise _unwritable(cache_dir, archive, error) from error
