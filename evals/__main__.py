@@ -1,4 +1,4 @@
-"""`python -m evals COMMAND`: list, check, conformance, and run (the same as `python -m evals.run`)."""
+"""`python -m evals COMMAND`: list, data, check, conformance, and run (the same as `python -m evals.run`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "run": ("evals.run", "measure tokenizers: python -m evals run suite=recon tokenizers=all"),
     "list": ("evals.cli.list", "tokenizers, datasets, suites and metrics: what each needs and whether it is here"),
+    "data": ("evals.cli.data", "the paper's datasets: data list, data get NAME, data verify NAME, data make-flux"),
     "check": (
         "evals.cli.check",
         "re-run a small subset and compare with committed figures: check results/mini/recon.json",

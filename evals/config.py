@@ -20,10 +20,12 @@ class ConfigError(Exception):
 
 @dataclass
 class DatasetConfig:
-    """name: see `python -m evals list`; root: folder of the data, where the dataset needs one."""
+    """name: see `python -m evals list`; root: folder of the data, where the dataset needs one; expect: its number of
+    pictures, where a part of one of the paper's datasets is wanted."""
 
     name: str = "photos"
     root: str | None = None
+    expect: int | None = None
 
 
 @dataclass
@@ -116,7 +118,9 @@ def compose_config(overrides: list[str]) -> RunConfig:
 def _allow_new_keys(override: str) -> str:
     """A plugin's own keys and a protocol's unset fields are not in the YAML: Hydra wants `++` for them."""
     return (
-        f"++{override}" if override.startswith(("options.", "protocol.", "dataset.root=", "slurm.more.")) else override
+        f"++{override}"
+        if override.startswith(("options.", "protocol.", "dataset.root=", "dataset.expect=", "slurm.more."))
+        else override
     )
 
 
@@ -132,6 +136,8 @@ def _check(config: RunConfig) -> None:
     for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes"):
         if getattr(config.slurm, name) < 1:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
+    if config.dataset.expect is not None and config.dataset.expect < 1:
+        raise ConfigError(f"dataset.expect={config.dataset.expect}: expected a whole number of at least 1")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")
 
@@ -150,8 +156,10 @@ def _explain(overrides: list[str], error: Exception) -> str:
             return unknown("key", base, list(RunConfig.__dataclass_fields__)) + "; see `python -m evals.run --help`"
         if base in ("suite", "scale", "dataset", "protocol") and value not in (names := group_names(base)):
             return unknown(base, value, names)
-        if base.startswith("dataset.") and base not in ("dataset.name", "dataset.root"):
-            return unknown("key", base, ["dataset.root", "dataset.name"])
+        if base.startswith("dataset.") and base not in (
+            known := [f"dataset.{k}" for k in DatasetConfig.__dataclass_fields__]
+        ):
+            return unknown("key", base, known)
     key = getattr(error, "full_key", None)
     return (f"{key}: " if key else "") + (text.splitlines()[0] if text else type(error).__name__)
 

@@ -106,6 +106,14 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file; a process that is killed meanwhile leaves at most a part of it, without its end."""
+    with _explained(path), open(path, "ab") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _write_synced(path: Path, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)

@@ -22,6 +22,8 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
   metrics=default         or a list: psnr, ssim, ssim-gauss11, lpips-alex, lpips-vgg, rfid, kid, effnet, fd-effnet,
                           colour, codes
   dataset=photos|folder   photos: 128-pixel tiles of scikit-image's photographs; folder: needs dataset.root=DIR
+  dataset=imagenet-val|coco-val2017|mjhq-5k|flux-5k   the paper's, with dataset.root=DIR (`python -m evals data list`);
+                          dataset.expect=N where DIR holds a part, of N pictures
   on_bad_image=stop|skip  stop with the list of all unreadable pictures, or leave them out and say so       [stop]
   limit=N                 only N pictures, spread over the dataset by a fixed rule                           [all]
   protocol=mini-128|native-256|paper-1024   every convention that moves a number; single fields can be changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -63,8 +64,12 @@ class Dataset(ABC):
     @property
     def fingerprint(self) -> str:
         """sha256 hex over ids and contents in order; stands in every run."""
-        text = "\n".join(f"{s.id}\t{s.content}" for s in self.samples)
-        return sha256(text.encode()).hexdigest()
+        return fingerprint_of(self.samples)
+
+
+def fingerprint_of(samples: Iterable[Sample]) -> str:
+    """sha256 hex over ids and contents in order."""
+    return sha256("\n".join(f"{s.id}\t{s.content}" for s in samples).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Looks at every file of a folder once before a run: can it be decoded, and what is its sha256?
+"""Looks at every picture of a folder or an archive once before a run: can it be decoded, and what is its sha256?
 
 The answers are kept in an index, so that a second run is instant; an answer holds while the file's size and time of
 change are the same, and the decoding rules and Pillow's version are. An index that can't be read is made anew; one
@@ -10,27 +10,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import PIL
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evals.datasets import picture
+from evals.datasets.meter import Meter
 from evals.datasets.picture import PictureError, decode, read_bytes
+from evals.datasets.sources.base import DataError, PictureSource, file_stamp
 from evals.store import StoreError, write_atomically
 
 # Threads that decode (Pillow releases the interpreter's lock); more would only hold more pictures in memory.
 MAX_THREADS = 16
-# Seconds between two writings of the index, and between two lines where the output is no terminal.
+# Seconds between two writings of the index.
 SAVE_EVERY = 60.0
-SAY_EVERY = 10.0
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,22 @@ def check_all(paths: Mapping[str, Path], index: Path) -> tuple[dict[str, Checked
 
     Returns also a note, "" unless the index could not be written.
     """
+    return _check_all({i: partial(file_stamp, path) for i, path in paths.items()}, lambda i: check(paths[i]), index)
+
+
+def check_source(source: PictureSource, members: Mapping[str, str], index: Path) -> tuple[dict[str, Checked], str]:
+    """The same for members of a source: id to member name, looked at in the order given."""
+    stamps = {i: partial(source.stamp, name) for i, name in members.items()}
+    return _check_all(stamps, lambda i: check_member(source, members[i]), index)
+
+
+def _check_all(
+    stamps: Mapping[str, Callable[[], tuple[int, int]]], look: Callable[[str], Checked], index: Path
+) -> tuple[dict[str, Checked], str]:
+    """stamps: by id, what a kept answer must still equal; look: looks at one."""
     known = _read_index(index)
-    found = {i: known[i] for i, path in paths.items() if i in known and _unchanged(path, known[i])}
-    todo = {i: path for i, path in paths.items() if i not in found}
+    found = {i: known[i] for i, stamp in stamps.items() if i in known and _unchanged(stamp, known[i])}
+    todo = [i for i in stamps if i not in found]
     if not todo:
         return found, ""
     note = ""
@@ -63,7 +75,7 @@ def check_all(paths: Mapping[str, Path], index: Path) -> tuple[dict[str, Checked
         note = _write_index(index, known | found)
 
     try:
-        _check_in_threads(todo, found, save)
+        _check_in_threads(todo, look, found, save)
     finally:
         save()
     return found, note
@@ -78,20 +90,40 @@ def check(path: Path) -> Checked:
         return Checked(0, -1, "", error.reason)
     except OSError as error:
         return Checked(0, -1, "", f"can't be read: {error.strerror or error}")
+    return _decoded(data, stat.st_size, stat.st_mtime_ns)
+
+
+def check_member(source: PictureSource, name: str) -> Checked:
+    """Read, hash and decode one member."""
+    try:
+        size, mtime_ns = source.stamp(name)
+        data = source.read(name)
+    except PictureError as error:
+        return Checked(0, -1, "", error.reason)
+    except DataError as error:
+        return Checked(0, -1, "", str(error))
+    except OSError as error:
+        return Checked(0, -1, "", f"can't be read: {error.strerror or error}")
+    return _decoded(data, size, mtime_ns)
+
+
+def _decoded(data: bytes, size: int, mtime_ns: int) -> Checked:
     digest = sha256(data).hexdigest()
     try:
-        return Checked(stat.st_size, stat.st_mtime_ns, digest, "", decode(data).notes)
+        return Checked(size, mtime_ns, digest, "", decode(data).notes)
     except PictureError as error:
-        return Checked(stat.st_size, stat.st_mtime_ns, digest, error.reason)
+        return Checked(size, mtime_ns, digest, error.reason)
 
 
-def _check_in_threads(todo: Mapping[str, Path], found: dict[str, Checked], save: Callable[[], None]) -> None:
+def _check_in_threads(
+    todo: Sequence[str], look: Callable[[str], Checked], found: dict[str, Checked], save: Callable[[], None]
+) -> None:
     """Adds an answer for each of `todo` to `found`; calls `save` now and then."""
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     saved = time.monotonic()
     try:
-        with _Meter(len(todo)) as meter:
-            futures = {pool.submit(check, path): i for i, path in todo.items()}
+        with Meter(len(todo), "checking pictures") as meter:
+            futures = {pool.submit(look, i): i for i in todo}
             for future in as_completed(futures):
                 found[futures[future]] = future.result()
                 meter.advance()
@@ -102,51 +134,11 @@ def _check_in_threads(todo: Mapping[str, Path], found: dict[str, Checked], save:
         pool.shutdown(cancel_futures=True)
 
 
-class _Meter:
-    """Pictures checked, rate and time left: a bar on a terminal, a line now and then elsewhere. On stderr."""
-
-    def __init__(self, total: int) -> None:
-        console = Console(stderr=True)
-        self._plain = not console.is_terminal
-        self._total, self._done = total, 0
-        self._began = self._said = time.monotonic()
-        self._bar = Progress(
-            TextColumn("checking pictures"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>16}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=self._plain,
-        )
-        self._task = self._bar.add_task("", total=total, rate="")
-
-    def __enter__(self) -> _Meter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        rate = self._done / max(now - self._began, 1e-6)
-        self._bar.update(self._task, advance=1, rate=f"{rate:.0f} pictures/s")
-        if self._plain and now - self._said > SAY_EVERY:
-            self._said = now
-            left = (self._total - self._done) / rate
-            line = f"checking pictures: {self._done}/{self._total}, {rate:.0f} pictures/s, {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
-
-
-def _unchanged(path: Path, known: Checked) -> bool:
+def _unchanged(stamp: Callable[[], tuple[int, int]], known: Checked) -> bool:
     try:
-        stat = path.stat()
+        return stamp() == (known.size, known.mtime_ns)
     except OSError:
         return False
-    return (stat.st_size, stat.st_mtime_ns) == (known.size, known.mtime_ns)
 
 
 def _rules() -> str:

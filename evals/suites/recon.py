@@ -102,6 +102,7 @@ def _plan(config: RunConfig, ranks: Ranks) -> tuple[measures.Measures, Job]:
             limit=config.limit,
             on_bad_image=config.on_bad_image,
             cache_dir=cache.root / "index",
+            expect=config.dataset.expect,
         )
     wanted = measures.plan(config.metrics, config.features, protocol)
     chunks = chunks_of(dataset.samples)
