@@ -69,8 +69,8 @@ CHOICES = {
     "precision": ("fp32", "tf32", "bf16"),
     "on_bad_image": ("stop", "skip"),
 }
-# The paper's tables as suites: the dataset of each that is taken where none is named, at scale=paper. (The paper's Tables
-# 4 and 5 may stand on other pictures; docs/paper_tables.md.)
+# The paper's tables as suites: the dataset of each that is taken where none is named, at scale=paper. (Which pictures
+# Tables 4 and 5 stand on is not known; docs/paper_tables.md.)
 PAPER_TABLES = {
     "table1": "imagenet-val",
     "table2": "coco-val2017",

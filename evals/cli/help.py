@@ -10,8 +10,9 @@ Measure image tokenizers: encode and decode every picture, score the reconstruct
 
 Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" when a value has spaces, = or brackets):
 
-  suite=recon             what to measure; recon: reconstruction; ablation, tokens: of LacTok's variants, the paper's
-                          Tables 4 and 5
+  suite=recon             what to measure; recon: reconstruction; ablation, tokens: of LacTok's variants; table1, table2,
+                          table4, table5: the paper's tables (scale=paper and their dataset, unless others are named;
+                          `python -m evals report table1` puts runs together, docs/paper_tables.md)
   scale=mini|paper        a preset of weights, features, dataset and protocol; each can also be set alone   [mini]
   tokenizers=all          a name, [a,b], or all; `python -m evals list` shows them                           [all]
   calibration=true|false  add the calibration rows: identity, resize, downsample-bits, mean-colour          [true]
