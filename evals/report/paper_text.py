@@ -21,7 +21,7 @@ _TEX = {
 
 
 def write_paper_table(table: PaperTable, folder: Path) -> list[Path]:
-    """Write NAME.md, NAME.tex and NAME.html; returns their paths. Raises StoreError when the folder can't be written."""
+    """Write NAME.md, NAME.tex and NAME.html; returns their paths. Raises StoreError."""
     paths = [folder / f"{table.name}.{kind}" for kind in FORMATS]
     for path, kind in zip(paths, FORMATS):
         write_atomically(path, render(table, kind).encode())

@@ -14,9 +14,9 @@ import torch
 
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import Dataset
-from evals.datasets.registry import open_dataset
 from evals.engine import measures
 from evals.engine.execute import Job, RowWork, execute, remove_damaged, shown_in
+from evals.engine.missing import open_inputs
 from evals.engine.progress import LiveProgress
 from evals.engine.reduce import LostPiece, PerImage, describe, reduce_row
 from evals.engine.rows import resolve_rows
@@ -48,13 +48,7 @@ def run(config: RunConfig, quiet: bool = False) -> Finished:
     protocol = config.make_protocol()
     rows = resolve_rows(config.tokenizers, config.weights, config.calibration, config.options)
     cache = Cache(Path(config.out) / "cache")
-    dataset = open_dataset(
-        config.dataset.name,
-        root=config.dataset.root,
-        limit=config.limit,
-        on_bad_image=config.on_bad_image,
-        cache_dir=cache.root / "index",
-    )
+    dataset = open_inputs(config, rows, cache.root / "index")
     wanted = measures.plan(config.metrics, config.features, protocol)
     chunks = chunks_of(dataset.samples)
     job = Job(
