@@ -9,7 +9,8 @@ import pytest
 from evals import record
 from evals.cli.compare import main
 from evals.record import ColumnRecord, RowRecord, RunRecord, Value, WeightsRecord
-from tests.support import evals, pictures, the_run
+from evals.run import main as evals
+from tests.support import pictures, the_run
 
 COLUMNS = [
     ColumnRecord("PSNR", "higher", per_image=True),
@@ -103,10 +104,8 @@ def test_a_folder_that_is_no_run_exits_2(tmp_path: Path, capsys):
 def test_two_tokenizers_of_a_real_run(tmp_path: Path, capsys):
     """identity loses nothing, so mean-colour wins no picture and the mean difference is the run's own."""
     folder = pictures(tmp_path / "pictures")
-    done = evals(
-        "tokenizers=mean-colour", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}", "metrics=[ssim]"
-    )
-    assert done.returncode == 0, done.stderr
+    asked = ["tokenizers=mean-colour", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}", "metrics=[ssim]"]
+    assert evals(asked) == 0
     run = the_run(tmp_path)
     assert main([str(run), str(run), "--tokenizer", "identity", "mean-colour"]) == 0
     out = capsys.readouterr().out
