@@ -1,4 +1,4 @@
-"""`python -m evals COMMAND`: list, data, check, conformance, and run (the same as `python -m evals.run`)."""
+"""`python -m evals COMMAND`: list, data, check, compare, report, conformance, run (the same as `python -m evals.run`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ COMMANDS = {
         "evals.cli.check",
         "re-run a small subset and compare with committed figures: check results/mini/recon.json",
     ),
+    "compare": ("evals.cli.compare", "paired tests between two tokenizers of one run or of two: compare RUN_A RUN_B"),
+    "report": ("evals.cli.report", "a table of the paper from the newest runs that fit each other: report table1"),
     "conformance": ("evals.cli.conformance", "run ports on golden cases: conformance FOLDER..."),
 }
 

@@ -12,8 +12,9 @@ Measure image tokenizers: encode and decode every picture, score the reconstruct
 
 Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" when a value has spaces, = or brackets):
 
-  suite=recon             what to measure; recon: reconstruction; ablation, tokens: of LacTok's variants, the paper's
-                          Tables 4 and 5
+  suite=recon             what to measure; recon: reconstruction; ablation, tokens: of LacTok's variants; table1,
+                          table2, table4, table5: the paper's tables (scale=paper and their dataset, unless others are
+                          named; `python -m evals report table1` puts runs together, docs/paper_tables.md)
   scale=mini|paper        a preset of weights, features, dataset and protocol; each can also be set alone   [mini]
   tokenizers=all          a name, [a,b], or all; `python -m evals list` shows them                           [all]
   calibration=true|false  add the calibration rows: identity, resize, downsample-bits, mean-colour          [true]
@@ -41,6 +42,6 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
   options.NAME.key=value  a tokenizer's own options, e.g. options.llamagen.weights=/models/vq_ds16_c2i.pt
 
 A run that stops, for whatever reason, goes on where it was when the same command is given again. Exit status: 0 all
-rows measured; 1 a row or a metric failed (named in the table); 2 the command, the data or the store can't be used;
-130 stopped by Ctrl-C.
+rows measured; 1 a row or a metric failed (named in the table); 2 the command, the data or the store can't be used (at
+scale=paper all data and weights that are lacking are listed at once); 130 stopped by Ctrl-C.
 """

@@ -108,8 +108,12 @@ def _datasets() -> int:
 def _suites() -> int:
     table = _table("Suites (suite=NAME)", "name", "what")
     table.add_row("recon", "reconstruction: every picture through every tokenizer and back, scored against itself")
-    table.add_row("ablation", "the paper's Table 4: from LlamaGen's decoder to LacTok's, step by step")
-    table.add_row("tokens", "the paper's Table 5: LacTok at three numbers of ids")
+    table.add_row("ablation", "from LlamaGen's decoder to LacTok's, step by step")
+    table.add_row("tokens", "LacTok at three numbers of ids")
+    table.add_row("table1", "the paper's Table 1: its tokenizers on ImageNet, scale=paper")
+    table.add_row("table2", "the paper's Table 2: the same on MSCOCO-2017 (dataset=mjhq-5k, flux-5k: the others)")
+    table.add_row("table4", "the paper's Table 4: ablation at scale=paper")
+    table.add_row("table5", "the paper's Table 5: tokens at scale=paper")
     _show(table)
     return 0
 

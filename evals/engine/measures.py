@@ -35,15 +35,21 @@ class Measures:
     missing: list[str]
 
 
-def plan(wanted: Any, features: str, protocol: Protocol) -> Measures:
-    """The measures that `metrics=` names, in that order. Raises ConfigError for an unknown name."""
+def metric_names(wanted: Any, features: str) -> list[str]:
+    """The names that `metrics=` means, each once. Raises ConfigError for an unknown one."""
     names = [n for w in as_list(wanted) for n in (DEFAULTS[features] if w == "default" else [w])]
     for name in names:
         if name not in metrics.METRICS:
             raise ConfigError(unknown("metric", name, ["default", *metrics.METRICS]))
+    return list(dict.fromkeys(names))
+
+
+def plan(wanted: Any, features: str, protocol: Protocol) -> Measures:
+    """The measures that `metrics=` names, in that order. Raises ConfigError for an unknown name."""
+    names = metric_names(wanted, features)
     probes: dict[str, ProbePlan] = {}
     found = Measures([], [], "codes" in names, [], [])
-    for name in dict.fromkeys(names):
+    for name in names:
         spec = metrics.METRICS[name]
         try:
             identity = _identity(name, spec, protocol)

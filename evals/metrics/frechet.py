@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from evals.metrics.base import Column, Distance
-from evals.metrics.intervals import Interval, jackknife_groups, jackknife_interval
+from evals.metrics.intervals import RFID_EVIDENCE, RFID_EVIDENCE_N, Interval, jackknife_groups, jackknife_interval
 
 
 class FeatureError(ValueError):
@@ -125,6 +125,13 @@ class Rfid(Frechet):
     probe = "inception"
     columns = (Column("rFID", "lower", digits=3, note="Fréchet distance, torch-fidelity's Inception-v3 (2048-d)"),)
     dim = 2048
+
+    def note(self, count: int) -> str:
+        """The bias at this N, and from what size on a difference means anything."""
+        note = super().note(count)
+        if count <= RFID_EVIDENCE_N:
+            note += f"; differences under {RFID_EVIDENCE} at N = {RFID_EVIDENCE_N} are not evidence"
+        return note
 
 
 class FdEffnet(Frechet):

@@ -16,6 +16,9 @@ LEVEL = 0.95
 MIN_CLUSTERS = 3  # fewer sources say next to nothing about how sources vary
 MAX_GROUPS = 20  # of the jackknife: with more sources they are gathered into ten groups
 GROUPS = 10
+# At N pictures or fewer, smaller differences of rFID are no evidence: another draw of pictures moves it as much.
+RFID_EVIDENCE = 0.3
+RFID_EVIDENCE_N = 5000
 
 Interval = tuple[float, float] | tuple[None, None]
 

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evals.record import ColumnRecord, RowRecord, RunRecord
+from evals.report.beside import beside, incomparable_row, incomparable_run
 from evals.report.rate import rate_picture
 from evals.report.table import (
     ARROWS,
@@ -18,7 +19,9 @@ from evals.report.table import (
     ShownTable,
     bits_per_pixel,
     bits_text,
+    interval_text,
     is_mini,
+    number_text,
     pictures_text,
     raw_frame,
     shown_table,
@@ -69,6 +72,8 @@ def render(run: RunRecord, contact: str | None = None, rate: str | None = None) 
         pictures=pictures_text(run),
         interval_note=_interval_note(run),
         spreads=_spreads(run),
+        published=_published(run),
+        not_comparable=_not_comparable(run),
         versions=", ".join(f"{name} {version}" for name, version in run.versions.items()),
         most_left_out=MOST_LEFT_OUT,
         sizes=lambda row: _sizes(row, run.protocol["eval_size"]),
@@ -134,6 +139,29 @@ def _spreads(run: RunRecord) -> list[str]:
         if found:
             lines.append(f"{row.label}: {', '.join(found)}")
     return lines
+
+
+def _published(run: RunRecord) -> list[list[str]]:
+    """A line for each figure that the paper has too: tokenizer, metric, measured, published, difference, verdict."""
+    columns = {column.name: column for column in run.columns}
+    lines = []
+    for row in run.rows:
+        for name, one in beside(run, row).items():
+            if name in columns:
+                column, value = columns[name], row.cells[name]
+                measured = f"{number_text(value.value, column)} {interval_text(value, column)}".strip()
+                difference = f"{'+' if one.difference > 0 else ''}{number_text(one.difference, column)}"
+                lines.append([row.label, name, measured, f"{one.figure.value:g}", difference, one.verdict])
+    return lines
+
+
+def _not_comparable(run: RunRecord) -> list[str]:
+    """At paper scale, why the run or some of its rows stand beside no published figure."""
+    if is_mini(run):
+        return []
+    if reason := incomparable_run(run):
+        return [reason]
+    return [f"{row.label}: {reason}" for row in run.rows if (reason := incomparable_row(row))]
 
 
 def _or_nothing(value: float | None, form: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from evals.record import ColumnRecord, RowRecord, RunRecord, Value
+from evals.report.beside import raw_columns
 
 # The family whose rows say what the figures mean; they are never "best".
 CALIBRATION = "calibration"
@@ -175,21 +176,22 @@ def bits_per_pixel(row: RowRecord, run: RunRecord) -> float | None:
 
 def raw_frame(run: RunRecord) -> pd.DataFrame:
     """One line a row, unrounded. For a column X: X, X_low and X_high (95 % interval), X_seeds (standard deviation
-    over decodings) and, for means over pictures, X_infinite (pictures that were counted and not averaged).
+    over decodings) and, for means over pictures, X_infinite (pictures that were counted and not averaged); where the
+    paper has a figure to compare with, X_published, X_difference and X_beyond (1: outside the interval).
 
     All cells of the record are here, those that the shown table leaves out too; a missing figure is empty.
     """
     per_image = {column.name: column.per_image for column in run.columns}
     names = dict.fromkeys([*per_image, *(name for row in run.rows for name in row.cells)])
     lines = []
-    for row in run.rows:
+    for row, published in zip(run.rows, raw_columns(run)):
         line = _facts(run, row)
         for name in names:
             cell = row.cells.get(name, Value(None))
             line |= {name: cell.value, f"{name}_low": cell.low, f"{name}_high": cell.high, f"{name}_seeds": cell.seeds}
             if per_image.get(name):
                 line[f"{name}_infinite"] = cell.infinite
-        lines.append(line)
+        lines.append(line | published)
     frame = pd.DataFrame(lines)
     # A column of nothing but None has no type of its own; a figure that no row has is still a figure.
     figures = [c for c in frame.columns if c not in _TEXTS]

@@ -15,9 +15,9 @@ import torch
 
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import Dataset
-from evals.datasets.registry import open_dataset
 from evals.engine import measures
 from evals.engine.execute import Job, RowWork, execute, remove_damaged, shown_in
+from evals.engine.missing import open_inputs
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import ENDED, POLL, RankError, Ranks
 from evals.engine.reduce import LostPiece, PerImage, describe, reduce_row
@@ -96,14 +96,7 @@ def _plan(config: RunConfig, ranks: Ranks) -> tuple[measures.Measures, Job]:
     cache = Cache(Path(config.out) / "cache")
     ranks.check_shared(cache.root)
     with ranks.zero_first("dataset"):
-        dataset = open_dataset(
-            config.dataset.name,
-            root=config.dataset.root,
-            limit=config.limit,
-            on_bad_image=config.on_bad_image,
-            cache_dir=cache.root / "index",
-            expect=config.dataset.expect,
-        )
+        dataset = open_inputs(config, rows, cache.root / "index")
     wanted = measures.plan(config.metrics, config.features, protocol)
     chunks = chunks_of(dataset.samples)
     return wanted, Job(

@@ -1,0 +1,93 @@
+"""What the LacTok paper (arXiv 2503.08377) printed: its Tables 1 to 6 as far as they are at hand, a CSV file a table.
+
+A figure that is not at hand, or that the paper does not have, is a line without a value and with the reason. The lines
+stand in the paper's order of rows as far as that is known.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+TABLES = (1, 2, 3, 4, 5, 6)
+ORIGINS = ("cited", "measured", "unclear")
+COLUMNS = ("table", "row", "tokenizer", "dataset", "metric", "value", "origin", "footnote", "source", "missing")
+
+
+class PublishedError(ValueError):
+    """A file of published figures is malformed; the message names file, line and what was expected."""
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """One figure of the paper.
+
+    row: the paper's label; tokenizer: our row's label ("lactok-h[input_size=224]"), "" where it is none of ours;
+    metric: for a reconstruction, our column's name; value: None where `missing` says why.
+    origin: "measured" by the paper's authors, "cited" by them from elsewhere, or "unclear" which of both.
+    footnote: what a reader must know of the figure; source: where it stands.
+    """
+
+    table: int
+    row: str
+    tokenizer: str
+    dataset: str
+    metric: str
+    value: float | None
+    origin: Literal["cited", "measured", "unclear"]
+    footnote: str
+    source: str
+    missing: str
+
+
+@cache
+def published(table: int) -> tuple[PublishedFigure, ...]:
+    """The figures of the paper's table 1 to 6, in file order. Raises PublishedError."""
+    if table not in TABLES:
+        raise PublishedError(f"table {table}: expected one of {', '.join(map(str, TABLES))}")
+    name = f"table{table}.csv"
+    return parse((files("evals.published") / name).read_text(encoding="utf-8"), table, name)
+
+
+def parse(text: str, table: int, name: str) -> tuple[PublishedFigure, ...]:
+    """The figures of a file's text. Raises PublishedError naming the line (1 is the header) that is wrong."""
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise PublishedError(f"{name}: columns {reader.fieldnames}: expected {list(COLUMNS)}")
+    found: dict[tuple[str, str, str], PublishedFigure] = {}
+    for line in reader:
+        place = f"{name}, line {reader.line_num}"
+        figure = _figure(line, place)
+        if figure.table != table:
+            raise PublishedError(f"{place}: table {figure.table}: expected {table}")
+        key = (figure.row, figure.dataset, figure.metric)
+        if key in found:
+            raise PublishedError(f"{place}: a second figure of {', '.join(key)}")
+        found[key] = figure
+    return tuple(found.values())
+
+
+def _figure(line: dict[str, str | None], place: str) -> PublishedFigure:
+    if None in line or None in line.values():
+        raise PublishedError(f"{place}: expected {len(COLUMNS)} fields")
+    for name in ("row", "dataset", "metric", "source"):
+        if not line[name]:
+            raise PublishedError(f"{place}: no {name}")
+    if line["origin"] not in ORIGINS:
+        raise PublishedError(f"{place}: origin {line['origin']!r}: expected one of {', '.join(ORIGINS)}")
+    if bool(line["value"]) == bool(line["missing"]):
+        raise PublishedError(
+            f"{place}: value {line['value']!r} and missing {line['missing']!r}: expected exactly one of them"
+        )
+    try:
+        table, value = int(line["table"]), float(line["value"]) if line["value"] else None
+    except ValueError as error:
+        raise PublishedError(f"{place}: {error}: expected a number") from error
+    if value is not None and not math.isfinite(value):
+        raise PublishedError(f"{place}: value {line['value']}: expected a finite number, or none and the reason")
+    return PublishedFigure(**{**line, "table": table, "value": value})
