@@ -1,16 +1,25 @@
-"""Runs the benchmark and kills itself (SIGKILL) at the N-th new piece: `before` it, or in the `middle` of its write."""
+"""Runs the benchmark in processes forked from one that has run it; each kills itself (SIGKILL) at a new piece.
+
+    python tests/killed_run.py OUT,OUT,... ARGUMENT...
+
+The first OUT is filled by a run that nothing disturbs. Then each of the others is killed at its first, a middle and its
+last new piece, `before` it or in the `middle` of its write, and runs to the end. Prints, for each OUT, the pieces there
+were after each run, and fails when a run that was to be killed was not, or left a table.
+"""
 
 import os
 import signal
 import sys
 from pathlib import Path
 
+import torch
+
 from evals import store
 from evals.run import main
 
-count, where = int(sys.argv[1]), sys.argv[2]
-new = 0
-write = store.Cache.write
+
+def pieces(out: Path) -> int:
+    return sum(1 for _ in out.glob("cache/*/*/meta.json"))
 
 
 def die() -> None:
@@ -22,15 +31,52 @@ def die_half_way(path: Path, content: bytes) -> None:
     die()
 
 
-def counting_write(self, kind, key, arrays, meta):
-    global new
-    new += not self.has(kind, key)
-    if new == count and where == "before":
-        die()
-    if new == count:
-        store._write_synced = die_half_way
-    write(self, kind, key, arrays, meta)
+def die_at(count: int, where: str) -> None:
+    """From now on this process ends at its `count`-th new piece."""
+    write, new = store.Cache.write, 0
+
+    def counting_write(self, kind, key, arrays, meta):
+        nonlocal new
+        new += not self.has(kind, key)
+        if new == count and where == "before":
+            die()
+        if new == count:
+            store._write_synced = die_half_way
+        write(self, kind, key, arrays, meta)
+
+    store.Cache.write = counting_write
 
 
-store.Cache.write = counting_write
-sys.exit(main(sys.argv[3:]))
+def forked(arguments: list[str], kill: tuple[int, str] | None = None) -> int:
+    """Exit code of a run in a process of its own; minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        status = 3
+        try:
+            if kill is not None:
+                die_at(*kill)
+            status = main(arguments)
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main_process(outs: list[Path], arguments: list[str]) -> None:
+    clean, *others = outs
+    assert main([*arguments, f"out={clean}"]) == 0  # here, so that the others find everything imported
+    total = pieces(clean)
+    print(clean.name, total)
+    for out in others:
+        counts = []
+        for at, where in ((1, "before"), (1, "middle"), (total // 2, "before"), (total // 4, "middle"), (0, "before")):
+            assert forked([*arguments, f"out={out}"], (at or total - pieces(out), where)) == -signal.SIGKILL
+            assert not list(out.glob("runs/*/run.json")), "an unfinished run has no table"
+            counts.append(pieces(out))
+        assert forked([*arguments, f"out={out}"]) == 0
+        print(out.name, *counts, pieces(out))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main_process([Path(out) for out in sys.argv[1].split(",")], sys.argv[2:])

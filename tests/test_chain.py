@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 from collections.abc import Iterator
@@ -10,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from lactok.checkpoint_file import read_checkpoint, tensors_sha256
-from lactok.features import effnet
 from lactok.train import run_folder
 from lactok.train.__main__ import main
 from lactok.train.chain import PARTS, Chain, Finished, Stopped, closing_table
@@ -22,7 +19,7 @@ from lactok.train.help import help_text
 from lactok.train.loop import Progress
 from lactok.train.run_folder import RunFolderError
 from tests.support import pictures
-from tests.tiny_lactok import SHARED, TINY
+from tests.tiny_lactok import SHARED, TINY, quick_training
 
 NAMES = [f"{part.name}-mini" for part in PARTS]
 SHIPPED = ("ldm.options.model.unet.in_channels=8", "ldm.options.model.unet.out_channels=8")
@@ -31,12 +28,8 @@ SHIPPED = ("ldm.options.model.unet.in_channels=8", "ldm.options.model.unet.out_c
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lactok.train.loop.plot", lambda logs, target: None)
-        patch.setattr(effnet, "_load", functools.cache(effnet._load))
+    with quick_training():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from lactok.registry import entries
@@ -14,7 +15,7 @@ from lactok.train.chain import PARTS
 from lactok.train.config import compose_config
 from lactok.train.dry_run import GIB, describe, plan
 from lactok.train.recipe import Batch, Losses, Recipe
-from lactok.train.simulate import step_cost
+from lactok.train.simulate import StepCost, step_cost
 from lactok.weights import LocalWeights, MissingWeights, UnpublishedWeights, UrlWeights, locate_all
 from tests.support import pictures
 
@@ -23,12 +24,15 @@ ACCELERATED = ("accelerator", "pixel")
 
 @pytest.fixture(autouse=True)
 def _nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """No weights in caches, no network, and a folder to run in that has to stay empty."""
+    """No weights in caches, no network, and a folder to run in that has to stay empty; no precision set before."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Linear(Recipe):
@@ -118,7 +122,10 @@ def test_stage_one_at_real_size():
     assert 8 < memory["activations"] / GIB < 40
 
 
-def test_the_report_of_stage_two_lists_what_is_missing_and_does_not_fail(tmp_path: Path, capsys):
+def test_the_report_of_stage_two_lists_what_is_missing_and_does_not_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setattr("lactok.train.dry_run.step_cost", lambda *of: StepCost(10**12, 10**9))  # stage one takes one
     data = pictures(tmp_path / "data", count=3)
     arguments = ["recipe=pixel", "scale=paper", "accelerator=tlcm", "dry_run=true", f"data.root='{data}'"]
     assert main([*arguments, "batch_size=1"]) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -18,7 +17,6 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from lactok.checkpoint_file import read_checkpoint, save_checkpoint
-from lactok.features import effnet
 from lactok.models.mini_parts import load_adapter, load_ldm, vq_source
 from lactok.train.config import TrainConfig, TrainConfigError, compose_config
 from lactok.train.loop import Progress, _Run, accumulate_gradients, train
@@ -29,7 +27,7 @@ from lactok.train.recipes.copy import CopyRecipe
 from lactok.train.recipes.pixel import SAMPLER
 from lactok.weights import WeightsError, locate
 from tests.support import pictures
-from tests.tiny_lactok import CHAIN, settings
+from tests.tiny_lactok import CHAIN, quick_training, settings
 
 RUNS = [name for name in CHAIN if name != "vae-mini"]
 COPIES = [name for name in RUNS if CHAIN[name][0] in ("diffusion", "pixel")]
@@ -38,13 +36,8 @@ STEPS = ("steps=6", "checkpoint_every=3", "optimizer.learning_rate=1e-2")
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    """No plots; Lite2 is read once; threads as they were."""
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lactok.train.loop.plot", lambda logs, target: None)
-        patch.setattr(effnet, "_load", functools.cache(effnet._load))
+    with quick_training():
         yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import torch
+
+from lactok.features import effnet
 from lactok.train.config import TrainConfig, compose_config
 
 TINY = {
@@ -49,3 +56,14 @@ def settings(run: str, data: Path, runs: Path, *more: str) -> tuple[TrainConfig,
     recipe, accelerator = CHAIN[run]
     chosen = [f"recipe={recipe}", *([f"accelerator={accelerator}"] if accelerator else [])]
     return compose_config([*chosen, f"data.root='{data}'", f"out='{runs / run}'", *SHARED, *TINY[recipe], *more])
+
+
+@contextlib.contextmanager
+def quick_training() -> Iterator[None]:
+    """No plots; Lite2 is read once; threads are afterwards as they were."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lactok.train.loop.plot", lambda logs, target: None)
+        patch.setattr(effnet, "_load", functools.cache(effnet._load))
+        yield
+    torch.set_num_threads(before)

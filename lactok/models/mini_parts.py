@@ -33,21 +33,45 @@ if TYPE_CHECKING:
 
 _COMMAND = "python -m lactok.train recipe={} scale=mini data.root=DIR"
 
-LDM = Miniature("ldm-mini.safetensors", sha256=None, command=_COMMAND.format("ldm"))
+LDM = Miniature(
+    "ldm-mini.safetensors",
+    sha256="20816e3cd9f97b3b49519b91d09a344ed12d6adc3ab532fa583cf9589ce6a93f",
+    command=_COMMAND.format("ldm"),
+)
 """The diffusion UNet."""
 
 ADAPTERS = {
-    "hypersd": Miniature("hypersd-mini.safetensors", None, _COMMAND.format("accelerator accelerator=hypersd")),
-    "tlcm": Miniature("tlcm-mini.safetensors", None, _COMMAND.format("accelerator accelerator=tlcm")),
+    "hypersd": Miniature(
+        "hypersd-mini.safetensors",
+        sha256="594579a5dbbe04ea1653fec89f2bf402ab8963e0a036af53d96c4ca621eaf625",
+        command=_COMMAND.format("accelerator accelerator=hypersd"),
+    ),
+    "tlcm": Miniature(
+        "tlcm-mini.safetensors",
+        sha256="eb232b204ab0aea4dea849f508c62262820413e3cf584a748e2f2513da41973e",
+        command=_COMMAND.format("accelerator accelerator=tlcm"),
+    ),
 }
 """By accelerator: what cuts the UNet to one step, or to few."""
 
-FIRST_STAGE = Miniature("vq-ladd-mini.safetensors", sha256=None, command=_COMMAND.format("diffusion"))
+FIRST_STAGE = Miniature(
+    "vq-ladd-mini.safetensors",
+    sha256="ef3c64ddfb16dc7ffe500386f2e7029cde1d56ccf9fe52feb1305f5148a02d9b",
+    command=_COMMAND.format("diffusion"),
+)
 """The copy after the paper's stage 1."""
 
 SECOND_STAGE = {
-    "hypersd": Miniature("lactok-h-mini.safetensors", None, _COMMAND.format("pixel accelerator=hypersd")),
-    "tlcm": Miniature("lactok-t-mini.safetensors", None, _COMMAND.format("pixel accelerator=tlcm")),
+    "hypersd": Miniature(
+        "lactok-h-mini.safetensors",
+        sha256="fcd82d834d0bb4a9ab4bb6d3caa9491bd75df7b78686502dab53693cb718f847",
+        command=_COMMAND.format("pixel accelerator=hypersd"),
+    ),
+    "tlcm": Miniature(
+        "lactok-t-mini.safetensors",
+        sha256="09c09c7156bac3c60c5d552aac8f0b208c67f3f8ec7395e0aaeecef214a4f2c7",
+        command=_COMMAND.format("pixel accelerator=tlcm"),
+    ),
 }
 """By accelerator: the copy after stage 2."""
 

@@ -50,9 +50,11 @@ class DiffusionRecipe(CopyRecipe):
 
     def __init__(self, options: DiffusionTrainingOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
+        if planned():
+            return
         LatentDecoder(self.config.decoder, self.frozen["unet"], self.control).copy_unet()
         last = self.control.controlnet_cond_embedding.conv_out
-        if options.condition_gain and not planned():
+        if options.condition_gain:
             nn.init.normal_(last.weight, std=options.condition_gain * last.weight[0].numel() ** -0.5)
 
     def _errors(self, images: Tensor, seeds: Sequence[int], size: int) -> Tensor:
