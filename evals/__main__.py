@@ -1,4 +1,4 @@
-"""`python -m evals COMMAND`: list, data, check, compare, report, conformance, run (the same as `python -m evals.run`)."""
+"""`python -m evals COMMAND`: list, data, check, compare, report, conformance, run (which is `python -m evals.run`)."""
 
 from __future__ import annotations
 

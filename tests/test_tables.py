@@ -36,7 +36,8 @@ def row(name: str = "titok", rfid: float = 2.41, half: float | None = 0.05, **fi
 
 def run(*rows: RowRecord, day: int = 1, **fields) -> RunRecord:
     usual = {
-        "suite": "table1", "scale": "paper", "config_hash": "0", "config": {"weights": "paper", "features": "inception", "seed": 0},
+        "suite": "table1", "scale": "paper", "config_hash": "0",
+        "config": {"weights": "paper", "features": "inception", "seed": 0},
         "protocol": PAPER.as_dict(), "protocol_hash": PAPER.hash, "dataset": "imagenet-val", "dataset_fingerprint": "f",
         "pictures": 50_000, "clusters": 50_000, "columns": [RFID, PSNR], "device": "a GPU", "complete": True,
         "started": f"2025-01-{day:02}T00:00:00+00:00",
