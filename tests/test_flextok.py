@@ -24,22 +24,12 @@ from baselines.flextok.sampler import (
     Sampling,
     image_noise,
 )
-from baselines.flextok.transformer import sincos_positions
 from lactok.conformance import CaseFolder
 from lactok.interface import Codes
-from lactok.seeded import manifest_of, seeded_state_dict
 from lactok.weights import CheckpointMismatch, MissingWeights, WeightsError
+from tests.flextok_support import GOLDEN, SMALL, published_tree, seeded_weights, small_tree, write_checkpoint
 
-GOLDEN = Path(__file__).parent / "golden" / "flextok"
 CPU = torch.device("cpu")
-SMALL = FlexTokConfig(
-    encoder=TransformerConfig(64, 2, head_dim=32),
-    decoder=TransformerConfig(96, 2, head_dim=32),
-    vae=VAEConfig(4, (16, 32), layers_per_block=1, norm_num_groups=8, scaling_factor=0.7),
-    registers=16,
-    latent_channels=4,
-    grid=4,
-)
 
 
 class SmallFlexTok(FlexTokD18D28):
@@ -48,56 +38,14 @@ class SmallFlexTok(FlexTokD18D28):
     EXPECTED = SMALL
 
 
-def published_tree() -> dict:
-    """The golden case's configuration, which is the published one at other sizes."""
-    return json.loads((GOLDEN / "tiny" / "config.json").read_text())["model"]
-
-
-def small_tree() -> dict:
-    """A checkpoint's configuration with the sizes of SMALL."""
-    tree = published_tree()
-    for half, trunk in (("encoder", SMALL.encoder), ("decoder", SMALL.decoder)):
-        for module in tree[half]["module_dict"].values():
-            if "dim" in module:
-                module["dim"] = trunk.dim
-        transformer = tree[half]["module_dict"][f"{half[:3]}_transformer"]
-        transformer |= {"depth": trunk.depth, "head_dim": trunk.head_dim}
-    encoder, decoder = tree["encoder"]["module_dict"], tree["decoder"]["module_dict"]
-    encoder["enc_register_module"] |= {"n_min": SMALL.registers, "n_max": SMALL.registers}
-    decoder["dec_registers_posemb_module"]["max_sizes"] = [SMALL.registers]
-    for module in (encoder["enc_posemb_module"], decoder["dec_patches_posemb_module"]):
-        module["max_sizes"] = [SMALL.grid, SMALL.grid]
-    for module in (encoder["enc_patch_emb"], decoder["dec_noise_patch_emb"]):
-        module["channels_in"] = SMALL.latent_channels
-    decoder["dec_to_patches"]["channels_out"] = SMALL.latent_channels
-    tree["vae"] = {"_target_": "flextok.vae_wrapper.StableDiffusionVAE", "latent_channels": 4, "scaling_factor": 0.7}
-    return tree
-
-
 @pytest.fixture(scope="module")
 def official() -> dict[str, torch.Tensor]:
-    """Seeded weights of SMALL under the published names, with a condition that matters (as in the golden case)."""
-    names = to_official(meta_model(SMALL).state_dict())
-    state = seeded_state_dict({name: manifest_of_tensor(tensor) for name, tensor in names.items()}, seed=1)
-    for name in state:
-        if name.endswith(("dec_registers_posemb_module.posembs", "dropout_mask_token", "nullcond", "registers")):
-            state[name] = state[name] * 10
-        elif name.endswith("posemb_module.posembs"):
-            state[name] = sincos_positions(state[name].shape[1], SMALL.grid)
-    return state
-
-
-def manifest_of_tensor(tensor: torch.Tensor):
-    (spec,) = manifest_of(torch.nn.ParameterList([torch.nn.Parameter(tensor)])).values()
-    return spec
+    return seeded_weights()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(official: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file as published: weights, and the configuration as Python literals in the header."""
-    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_file(official, path, metadata={key: str(value) for key, value in small_tree().items()})
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "model.safetensors", official)
 
 
 def build(checkpoint: Path, **options: object) -> SmallFlexTok:
