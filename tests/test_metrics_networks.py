@@ -84,7 +84,7 @@ def test_lpips_shapes_differ(alex, pairs):
 
 
 def test_inception_probe(pairs):
-    weights = seeded_state_dict(_inception_manifest())
+    weights = seeded_state_dict(inception_manifest())
     probe = Inception(inception.build(weights))
     view = probe.view(pairs[0][:2])
     features = probe.features(view)
@@ -93,7 +93,7 @@ def test_inception_probe(pairs):
     assert not torch.equal(features[0], features[1])
 
 
-def _inception_manifest():
+def inception_manifest():
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Empty(FeatureExtractorInceptionV3):

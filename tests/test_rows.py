@@ -108,3 +108,13 @@ def test_calibration_rows_frame_the_table():
     assert labels(["swept", "llamagen"], {}, calibration=True) == [
         "identity", "resize-64", "llamagen-mini", "swept", "downsample-bits", "mean-colour",
     ]  # fmt: skip
+
+
+def test_a_path_is_shown_by_its_last_part_where_that_is_enough():
+    def labels(*paths: str) -> list[str]:
+        rows = resolve_rows("titok", "paper", False, {"titok": {"weights": list(paths)}})
+        return [row.label for row in rows]
+
+    assert labels("/a/long/way/model.safetensors") == ["titok[weights=model.safetensors]"]
+    assert labels("/a/x.pt", "/b/y.pt") == ["titok[weights=x.pt]", "titok[weights=y.pt]"]
+    assert labels("/a/x.pt", "/b/x.pt") == ["titok[weights=/a/x.pt]", "titok[weights=/b/x.pt]"]

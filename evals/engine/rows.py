@@ -87,7 +87,11 @@ def _rows(name: str, preset: str, given: dict[str, Any]) -> list[Row]:
     usual = {"bits": REFERENCE_BITS[preset]} if name == "downsample-bits" else {}
     swept = {key: value if _is_sweep(cls.Options, key, value) else [value] for key, value in given.items()}
     combinations = [dict(zip(swept, values)) for values in itertools.product(*swept.values())]
-    return [_row(name, cls, check_options(name, cls.Options, usual | one), usual) for one in combinations]
+    made = [check_options(name, cls.Options, usual | one) for one in combinations]
+    rows = [_row(name, cls, options, usual, short=True) for options in made]
+    if len({row.label for row in rows}) < len(rows):  # files of one name in several folders
+        rows = [_row(name, cls, options, usual, short=False) for options in made]
+    return rows
 
 
 def _is_sweep(kind: type, key: str, value: Any) -> bool:
@@ -96,11 +100,13 @@ def _is_sweep(kind: type, key: str, value: Any) -> bool:
     return isinstance(value, list) and bool(value) and not declared.startswith(("list", "tuple"))
 
 
-def _row(name: str, cls: type[Tokenizer], options: Any, usual: dict[str, Any]) -> Row:
+def _row(name: str, cls: type[Tokenizer], options: Any, usual: dict[str, Any], short: bool) -> Row:
+    """short: whether the label has of a local checkpoint's path the last part alone."""
     plain = dataclasses.asdict(cls.Options()) | usual
     values = dataclasses.asdict(options)
     shown = {k: v for k, v in values.items() if v != plain[k]}
-    label = name + (f"[{','.join(f'{k}={v}' for k, v in shown.items())}]" if shown else "")
+    told = {k: Path(v).name if short and k in cls.path_options and isinstance(v, str) else v for k, v in shown.items()}
+    label = name + (f"[{','.join(f'{k}={v}' for k, v in told.items())}]" if told else "")
     return Row(label, name, cls, options, shown | {k: values[k] for k in usual})
 
 
