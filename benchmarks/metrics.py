@@ -178,9 +178,24 @@ def lpips_backbone() -> tuple[Callable[[], torch.nn.Module], str]:
         locate(lpips.BACKBONES["alex"], download=False)
         return lpips.load_alex, "published"
     except MissingWeights:
-        manifest = manifest_of(lpips._empty("alex").net)
-        weights = seeded_state_dict({f"net.{name}": spec for name, spec in manifest.items()})
-        return lambda: lpips.build("alex", weights), "seeded"
+        return lambda: lpips.build("alex", seeded_alexnet()), "seeded"
+
+
+def seeded_alexnet() -> dict[str, torch.Tensor]:
+    """Under LPIPS' names."""
+    manifest = manifest_of(lpips._empty("alex").net)
+    return seeded_state_dict({f"net.{name}": spec for name, spec in manifest.items()})
+
+
+def lpips_file(folder: Path) -> tuple[Path, str]:
+    """A file of AlexNet's weights as torchvision publishes it, and whose they are."""
+    try:
+        return locate(lpips.BACKBONES["alex"], download=False), "published"
+    except MissingWeights:
+        file = folder / "alexnet.pth"
+        named = {name.removeprefix("net."): tensor for name, tensor in seeded_alexnet().items()}
+        torch.save({lpips.torchvision_name(name): tensor for name, tensor in named.items()}, file)
+        return file, "seeded"
 
 
 def inception_file(folder: Path) -> tuple[Path, str]:

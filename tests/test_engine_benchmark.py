@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import engine, memory
+from benchmarks import engine, memory, table1
 
 
 def test_parts_are_exclusive():
@@ -44,3 +44,19 @@ def test_what_can_not_be_measured_is_named():
     metrics, missing = memory.available()
     assert {"psnr", "ssim", "colour", "effnet", "fd-effnet"} <= set(metrics)
     assert len(metrics) + len(missing) == len(memory.METRICS.split(","))
+
+
+def test_table_ones_path_with_seeded_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    names = "titok,lactok-h"
+    assert table1.main(["--quick", "--tokenizers", names, "--plot", str(tmp_path / "parts.png")]) == 0
+    shown = capsys.readouterr().out
+    for part in ("encode", "decode", "inception", "lpips-alex", "ssim", "metrics / decode"):
+        assert part in shown
+    with pytest.raises(SystemExit):
+        table1.main(["--tokenizers", "nonesuch"])
+
+
+def test_share_of_the_metrics():
+    clock = engine.Clock()
+    clock.seconds |= {"decode": 10.0, "psnr": 0.25, "inception": 0.75, "write": 5.0, "wait for pictures": 9.0}
+    assert table1.metrics_share(clock) == pytest.approx(0.1)

@@ -114,7 +114,7 @@ def metric_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({k: w * 1.5 if k.endswith(".conv.weight") else w for k, w in state.items()}, tmp_path / "inception.pth")
     monkeypatch.setattr(inception, "WEIGHTS", LocalWeights(str(tmp_path / "inception.pth")))
     backbone = {name.removeprefix("net."): tensor for name, tensor in seeded_backbone("alex").items()}
-    torch.save({lpips._torchvision_name(name): w for name, w in backbone.items()}, tmp_path / "alexnet.pth")
+    torch.save({lpips.torchvision_name(name): w for name, w in backbone.items()}, tmp_path / "alexnet.pth")
     monkeypatch.setitem(lpips.BACKBONES, "alex", LocalWeights(str(tmp_path / "alexnet.pth")))
 
 

@@ -225,7 +225,7 @@ def _run_group(job: Job, group: list[RowWork], progress: Progress, counter: str)
                 for work in group:
                     progress.advance(work.row.label, len(chunk), worked=False)
 
-    for originals in read_chunks(job.dataset, lacking(), job.protocol):
+    for originals in read_chunks(job.dataset, lacking(), job.protocol, job.device):
         _run_chunk(job, group, originals, progress)
 
 
@@ -244,7 +244,7 @@ def _originals_lacking(job: Job, chunk: Chunk) -> list[ProbePlan]:
 
 
 def _run_chunk(job: Job, group: list[RowWork], originals: Originals, progress: Progress) -> None:
-    evaluation = originals.evaluation.to(job.device)
+    evaluation = originals.evaluation
     todo = [_missing(job, work, originals.chunk) for work in group if work.status == "ok"]
     made: list[tuple[Missing, int | None, Tensor]] = []
     for missing in todo:

@@ -31,6 +31,7 @@ from evals.store import Cache
 SHOWN = 8
 # Pictures of at most this side fill a whole chunk's batch on a CPU; larger ones go two at a time.
 SMALL_SIDE = 256
+CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +211,7 @@ def contact_pictures(finished: Finished) -> tuple[np.ndarray, list[tuple[str, np
 
     job = finished.job
     chunks = [c for c in job.chunks if shown_in(job, c)]
-    originals = [o.evaluation[shown_in(job, o.chunk)] for o in read_chunks(job.dataset, chunks, job.protocol)]
+    originals = [o.evaluation[shown_in(job, o.chunk)] for o in read_chunks(job.dataset, chunks, job.protocol, CPU)]
     rows = []
     for work in job.rows:
         if work.status == "ok":

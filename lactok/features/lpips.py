@@ -43,7 +43,7 @@ def sources(net: Net) -> tuple[WeightsSource, ...]:
 def load(net: Net, device: torch.device | str = "cpu") -> LPIPS:
     """The published LPIPS. Raises lactok.weights.MissingWeights when the backbone is not to be had."""
     published = load_state_dict(locate(BACKBONES[net]))
-    backbone = {f"net.{name}": published.get(_torchvision_name(name)) for name in _empty(net).net.state_dict()}
+    backbone = {f"net.{name}": published.get(torchvision_name(name)) for name in _empty(net).net.state_dict()}
     missing = [name for name, value in backbone.items() if value is None]
     if missing:
         raise WeightsError(f"{BACKBONES[net]} has no tensor for {', '.join(missing)}")
@@ -99,6 +99,6 @@ def _empty(net: Net) -> LPIPS:
         return LPIPS(net=net, version="0.1", pretrained=False, pnet_rand=True, verbose=False)
 
 
-def _torchvision_name(name: str) -> str:
+def torchvision_name(name: str) -> str:
     """ "slice2.3.weight" to "features.3.weight": lpips cuts torchvision's feature layers into slices."""
     return f"features.{name.split('.', 1)[1]}"
