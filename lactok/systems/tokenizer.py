@@ -219,7 +219,7 @@ class LaCTokH(_Published):
     """LacTok-H: one evaluation, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public pictures."""
 
     Options = LaCTokOptions
-    SOURCE = _unpublished("LacTok-H", "lactok-h", "recipe=pixel accelerator=hypersd data.root=DIR", "")
+    SOURCE = _unpublished("LacTok-H", "lactok-h", "recipe=pixel accelerator=hypersd scale=paper data.root=DIR", "")
 
     def _sampler(self) -> Sampler:
         return consistency_sampler((FIRST_TIMESTEP,))
@@ -229,7 +229,10 @@ class LaCTokHStar(LaCTokH):
     """LacTok-H*: the same, trained on constructed data."""
 
     SOURCE = _unpublished(
-        "LacTok-H*", "lactok-h-star", "recipe=pixel accelerator=hypersd data.root=DIR", " on constructed pictures"
+        "LacTok-H*",
+        "lactok-h-star",
+        "recipe=pixel accelerator=hypersd scale=paper data.root=DIR",
+        " on constructed pictures",
     )
 
 
@@ -237,7 +240,7 @@ class LaCTokT(_Published):
     """LacTok-T: few evaluations, from TLCM's SDXL; fine-tuned in pixels on public pictures."""
 
     Options = LaCTokTOptions
-    SOURCE = _unpublished("LacTok-T", "lactok-t", "recipe=pixel accelerator=tlcm data.root=DIR", "")
+    SOURCE = _unpublished("LacTok-T", "lactok-t", "recipe=pixel accelerator=tlcm scale=paper data.root=DIR", "")
 
     def _sampler(self) -> Sampler:
         return consistency_sampler(tlcm_timesteps(self.options.steps))
@@ -256,7 +259,7 @@ class VQLaDD(_Published):
 
     ablation = True
     Options = DiffusionOptions
-    SOURCE = _unpublished("the first-stage decoder", "vq-ladd", "recipe=diffusion data.root=DIR", "")
+    SOURCE = _unpublished("the first-stage decoder", "vq-ladd", "recipe=diffusion scale=paper data.root=DIR", "")
 
     def _sampler(self) -> Sampler:
         return ddim_sampler(self.options.steps)
@@ -268,7 +271,9 @@ class VQLaDDHyperSD(_Published):
     ablation = True
     Options = HyperSDOptions
     path_options = ("weights", "accelerator")
-    SOURCE = _unpublished("the first-stage decoder", "vq-ladd-hypersd", "recipe=diffusion data.root=DIR", "")
+    SOURCE = _unpublished(
+        "the first-stage decoder", "vq-ladd-hypersd", "recipe=diffusion scale=paper data.root=DIR", ""
+    )
 
     @classmethod
     def weights(cls, options: HyperSDOptions) -> tuple[WeightsSource, ...]:
@@ -288,7 +293,7 @@ class VQLaDDTLCM(_Published):
     ablation = True
     Options = TLCMOptions
     path_options = ("weights", "accelerator")
-    SOURCE = _unpublished("the first-stage decoder", "vq-ladd-tlcm", "recipe=diffusion data.root=DIR", "")
+    SOURCE = _unpublished("the first-stage decoder", "vq-ladd-tlcm", "recipe=diffusion scale=paper data.root=DIR", "")
 
     @classmethod
     def weights(cls, options: TLCMOptions) -> tuple[WeightsSource, ...]:
