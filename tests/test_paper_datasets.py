@@ -1,14 +1,11 @@
 """The paper's datasets, on tiny twins: one set of ids and pixels whatever holds it, and nothing counted silently."""
 
 import gzip
-import http.server
 import json
 import math
 import pickle
 import tarfile
-import threading
 import zipfile
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +15,8 @@ import pytest
 
 from evals.__main__ import main
 from evals.config import ConfigError, compose_config
-from evals.datasets import coco, download, imagenet, make_flux, mjhq
+from evals.datasets import coco, imagenet, mjhq
 from evals.datasets.base import BadPictures, DatasetError
-from evals.datasets.download import Download, DownloadError, fetch
 from evals.datasets.picture import decode
 from evals.datasets.registry import PAPER_SETS, dataset_names, dataset_needs, open_dataset
 from evals.datasets.sources import safety, shards, tarred
@@ -380,106 +376,6 @@ def test_verify_exit_status_of_missing_and_untrusted(tmp_path, capsys):
     assert "val2017.zip is cut off" in capsys.readouterr().err
 
 
-# --- get
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves one file; `drops`: after how many bytes each of the next answers breaks off; `ranges`: what was asked."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.drops, self.ranges, self.honours = content, [], [], True
-        self.url = f"http://127.0.0.1:{self.server_port}/val2017.zip"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        server, asked = self.server, self.headers.get("Range")
-        server.ranges.append(asked)
-        begin = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.honours else 0
-        body = server.content[begin:]
-        self.send_response(206 if begin else 200)
-        if begin:
-            self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: server.drops.pop(0)] if server.drops else body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server():
-    content = twins.coco_files()["val2017/000000000139.jpg"] * 40
-    with Server(content) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def download_of(server: Server, **other) -> Download:
-    size, digest = len(server.content), sha256(server.content).hexdigest()
-    return Download(**{"url": server.url, "file": "val2017.zip", "size": size, "sha256": digest} | other)
-
-
-def test_get_goes_on_where_the_connection_broke(server, tmp_path):
-    server.drops = [10_000, 5_000]
-    path = fetch(download_of(server), tmp_path, pause=0)
-    assert path.read_bytes() == server.content
-    assert server.ranges == [None, "bytes=10000-", "bytes=15000-"]
-    assert [p.name for p in tmp_path.iterdir()] == ["val2017.zip"]
-    fetch(download_of(server), tmp_path)
-    assert len(server.ranges) == 3, "a whole file is not fetched again"
-
-
-def test_get_goes_on_from_the_part_of_an_earlier_process(server, tmp_path):
-    (tmp_path / "val2017.zip.part").write_bytes(server.content[:7_000])
-    assert fetch(download_of(server), tmp_path).read_bytes() == server.content
-    assert server.ranges == ["bytes=7000-"]
-
-
-def test_a_server_that_ignores_ranges_begins_anew(server, tmp_path):
-    server.honours = False
-    (tmp_path / "val2017.zip.part").write_bytes(b"x" * 7_000)
-    assert fetch(download_of(server), tmp_path).read_bytes() == server.content
-
-
-def test_get_gives_up_when_nothing_comes_and_keeps_the_part(server, tmp_path):
-    server.drops = [10_000, 0, 0, 0, 0, 0]
-    with pytest.raises(DownloadError, match=r"10,000 of .* bytes are kept in .*val2017\.zip\.part; the same command"):
-        fetch(download_of(server), tmp_path, pause=0)
-    assert fetch(download_of(server), tmp_path).read_bytes() == server.content
-
-
-def test_another_file_is_not_taken_for_it(server, tmp_path):
-    with pytest.raises(DataError, match=rf"sha256 {sha256(server.content).hexdigest()}; expected .* It was removed"):
-        fetch(download_of(server, sha256="0" * 64), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(DownloadError, match="larger than the published 100 bytes"):
-        fetch(download_of(server, size=100), tmp_path)
-    (tmp_path / "val2017.zip").write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"val2017\.zip is not .* 4 bytes.*Remove it"):
-        fetch(download_of(server), tmp_path)
-    assert (tmp_path / "val2017.zip").read_bytes() == b"mine"
-
-
-def test_get_of_coco_end_to_end(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(coco, "FILES", (download_of(server),))
-    assert main(["data", "get", "coco", f"root={tmp_path / 'coco'}"]) == 0
-    assert sha256(server.content).hexdigest() in capsys.readouterr().out
-    server.shutdown()
-    server.server_close()
-    (tmp_path / "coco" / "val2017.zip").unlink()
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
-    assert main(["data", "get", "coco", f"root={tmp_path / 'coco'}"]) == 2
-    assert "can't be fetched: [Errno 111]" in capsys.readouterr().err
-
-
 # --- the command line
 
 
@@ -530,90 +426,3 @@ def test_a_run_on_the_coco_twin(tmp_path):
     assert row.status == "ok"
     assert row.cells["PSNR"].value == math.inf
     assert row.cells["SSIM"].value == 1
-
-
-# --- FLUX-5K
-
-PROMPTS = [f"a photograph of {i} cups" for i in range(6)]
-
-
-def make(out: Path, paint=twins.paint, prompts=PROMPTS) -> list[int]:
-    return [made.index for made in make_flux.make(prompts, make_flux.pending(prompts, out), out, paint)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-def test_seeds_follow_from_index_and_text():
-    # A changed rule changes every picture.
-    assert make_flux.seed_of(0, "a cat") == 871_175_405_677_049_540  # sha256sum of "0\na cat"
-    assert make_flux.seed_of(1, "a cat") != make_flux.seed_of(0, "a cat") != make_flux.seed_of(0, "a dog")
-
-
-def test_making_stops_anywhere_and_goes_on(tmp_path):
-    assert make(tmp_path / "whole") == [0, 1, 2, 3, 4, 5]
-    whole = contents(tmp_path / "whole")
-    calls = []
-
-    def dies(prompt, seed):
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(prompt)
-        return twins.paint(prompt, seed)
-
-    out = tmp_path / "part"
-    with pytest.raises(KeyboardInterrupt):
-        make(out, dies)
-    with open(out / "manifest.jsonl", "ab") as file:
-        file.write(b'{"index": 3, "fi')  # killed in the middle of a line
-    (out / "00001.png").write_bytes(b"spoiled")
-    assert make(out) == [1, 3, 4, 5]
-    assert make(out) == []
-    after = contents(out)
-    assert {n: c for n, c in after.items() if n != "manifest.jsonl"} == {
-        n: c for n, c in whole.items() if n != "manifest.jsonl"
-    }
-    assert sorted(after["manifest.jsonl"].splitlines()) == sorted(whole["manifest.jsonl"].splitlines())
-
-
-def test_a_folder_of_other_prompts_is_refused(tmp_path):
-    make(tmp_path / "out")
-    with pytest.raises(DatasetError, match=r"was begun with prompts_sha256="):
-        make(tmp_path / "out", prompts=[*PROMPTS[:5], "another"])
-
-
-def test_what_was_made_is_a_dataset_that_verifies(tmp_path, cache, capsys):
-    out = twins.flux(tmp_path / "out", 6)
-    dataset = open_twin("flux-5k", out, cache, 6)
-    assert [s.id for s in dataset.samples] == [f"{i:05d}" for i in range(6)]
-    assert any(make_flux.REVISION in note for note in dataset.notes)
-    command = ["data", "verify", "flux", f"root={out}", f"out={tmp_path}", "expect=6", "workers=1"]
-    assert main(command) == 0
-    twins.paint("x", 1).save(out / "00002.png")
-    assert main(command) == 1
-    assert "00002.png: its sha256 is" in capsys.readouterr().out
-
-
-def test_prompts_of_a_file_and_of_captions(tmp_path):
-    (tmp_path / "p.txt").write_text("a cat \na dög\n", encoding="utf-8")
-    assert make_flux.read_prompts(tmp_path / "p.txt") == ["a cat", "a dög"]
-    (tmp_path / "c.json").write_bytes(twins.coco_captions())
-    assert make_flux.read_prompts(tmp_path / "c.json") == [f"A photograph, number {i}." for i in range(12)]
-    (tmp_path / "e.txt").write_text("a cat\n\na dog\n")
-    with pytest.raises(DatasetError, match="line 2 is empty"):
-        make_flux.read_prompts(tmp_path / "e.txt")
-
-
-def test_make_flux_without_weights_or_gpu_says_both(tmp_path, monkeypatch, capsys):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    (tmp_path / "p.txt").write_text("a cat\n")
-    assert main(["data", "make-flux", f"prompts={tmp_path / 'p.txt'}", f"out={tmp_path / 'out'}"]) == 2
-    error = capsys.readouterr().err
-    assert "a CUDA device" in error
-    assert f"hf download black-forest-labs/FLUX.1-dev --revision {make_flux.REVISION}" in error
-    assert error.count("error:") == 1
