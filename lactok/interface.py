@@ -1,7 +1,7 @@
-"""What a plugin implements: `Tokenizer`, and the `Codes` that pass between its encoder and decoder.
+"""What a plugin implements: `Tokenizer`, `Generator` or `Recorded`, and the records that pass through it.
 
-Images are float32 tensors (B, 3, H, W), RGB in [0, 1]. A plugin states its native sizes and nothing more: who
-resizes, and how, is the protocol's business (evals/protocol.py).
+Images are float32 tensors (B, 3, H, W), RGB in [0, 1]. A model states its native sizes and nothing more: who resizes,
+and how, is the protocol's business (evals/tasks).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -20,46 +20,89 @@ from lactok.weights import WeightsSource
 
 
 @dataclass(frozen=True)
-class Codes:
-    """What `encode` gives and `decode` takes.
+class Item:
+    """One unit of evaluation: an image or a prompt.
 
-    ids: int64 (B, N), or (B, N, K) with K sub-codes a position; None for a continuous autoencoder.
-    lengths: int64 (B,), how many of the N positions count for each image; None when all do.
-    latents: float32 (B, ...), for continuous autoencoders only; their bits are undefined.
+    id: stable and unique in its dataset.
+    cluster: what it was cut from or belongs to (intervals resample clusters); the id itself where items stand alone.
+    content_hash: sha256 hex of what determines it (a file's bytes, a tile's decoded pixels, a prompt's text).
+    payload: a prompt's text; "" for an image, whose pixels the dataset reads.
+    tags: what metrics need to know of it beside the payload (GenEval's task and objects), plain JSON values.
     """
 
-    ids: Tensor | None = None
-    lengths: Tensor | None = None
-    latents: Tensor | None = None
+    id: str
+    cluster: str
+    content_hash: str
+    payload: str = ""
+    tags: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if (self.ids is None) == (self.latents is None):
-            raise ValueError("Codes holds either ids or latents, exactly one of the two")
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a discrete tokenizer encodes to; the harness stores them.
+
+    ids: int64 (B, N), or (B, N, K) with K sub-codes a position.
+    lengths: int64 (B,), how many of the N positions count for each image; None when all do.
+    """
+
+    ids: Tensor
+    lengths: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.ids if self.ids is not None else self.latents)
+        return len(self.ids)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The fields that are set, by name (what the store writes)."""
-        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+    def __getitem__(self, rows: slice | list[int]) -> Tokens:
+        return Tokens(self.ids[rows], None if self.lengths is None else self.lengths[rows])
 
-    def __getitem__(self, rows: slice) -> Codes:
-        return Codes(**{k: v[rows] for k, v in self.tensors().items()})
-
-    def to(self, device: torch.device | str) -> Codes:
-        return Codes(**{k: v.to(device) for k, v in self.tensors().items()})
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids.to(device), None if self.lengths is None else self.lengths.to(device))
 
     @staticmethod
-    def cat(parts: Sequence[Codes]) -> Codes:
-        """Join batches; all parts must hold the same fields."""
-        return Codes(**{k: torch.cat([getattr(p, k) for p in parts]) for k in parts[0].tensors()})
+    def cat(parts: Sequence[Tokens]) -> Tokens:
+        """Join batches. Raises ValueError where only some parts have lengths."""
+        lengths = [p.lengths for p in parts if p.lengths is not None]
+        if lengths and len(lengths) < len(parts):
+            raise ValueError(f"{len(lengths)} of {len(parts)} batches of tokens have lengths: expected all or none")
+        return Tokens(torch.cat([p.ids for p in parts]), torch.cat(lengths) if lengths else None)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What a continuous autoencoder encodes to; not stored, and its bits are undefined. values: float32 (B, ...)."""
+
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: slice | list[int]) -> Latents:
+        return Latents(self.values[rows])
+
+    def to(self, device: torch.device | str) -> Latents:
+        return Latents(self.values.to(device))
+
+    @staticmethod
+    def cat(parts: Sequence[Latents]) -> Latents:
+        """Join batches."""
+        return Latents(torch.cat([p.values for p in parts]))
+
+
+class ItemsRefused(Exception):
+    """Raised by a model for the items of a batch that it can't take; the harness runs the others without them.
+
+    reasons: position in the batch to a one-line reason.
+    """
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        self.reasons = dict(reasons)
+        super().__init__("; ".join(f"item {place} of the batch: {why}" for place, why in self.reasons.items()))
 
 
 @dataclass(frozen=True)
 class TrainingCompute:
     """What a checkpoint's training cost. None where the publisher does not say.
 
-    steps: optimizer steps; images: pictures seen; core_hours: CPU core-hours; gpu_hours: with `gpu` naming the kind.
+    steps: optimizer steps; images: images seen; core_hours: CPU core-hours; gpu_hours: with `gpu` naming the kind.
     """
 
     steps: int | None = None
@@ -75,8 +118,12 @@ class TrainingCompute:
         def both(a: float | None, b: float | None) -> float | None:
             return None if a is None and b is None else (a or 0) + (b or 0)
 
-        hours = {name: both(getattr(self, name), getattr(part, name)) for name in ("core_hours", "gpu_hours")}
-        return dataclasses.replace(self, gpu=self.gpu or part.gpu, **hours)
+        return dataclasses.replace(
+            self,
+            gpu=self.gpu or part.gpu,
+            core_hours=both(self.core_hours, part.core_hours),
+            gpu_hours=both(self.gpu_hours, part.gpu_hours),
+        )
 
     def __str__(self) -> str:
         parts = []
@@ -94,17 +141,17 @@ class TokenizerInfo:
     """The facts of one built tokenizer, shown beside its numbers.
 
     family: the method ("LlamaGen", "TiTok", "calibration").
-    ids_per_image: N x K ids, None for continuous autoencoders or a tokenizer without ids (identity).
-    vocabulary: number of values an id can take; a tuple where the K slots differ.
-    input_size, output_size: side in pixels of the square pictures that `encode` takes and `decode` gives; None: any
+    tokens_per_image: N x K tokens, None for continuous autoencoders or a tokenizer without tokens (identity).
+    codebook_size: number of values an id can take; a tuple where the K slots differ.
+    input_size, output_size: side in pixels of the square images that `encode` takes and `decode` gives; None: any
         size, and the evaluation size is used.
     deterministic: False where `decode` depends on its seeds.
     training: compute of the checkpoint; None where nothing was trained.
     """
 
     family: str
-    ids_per_image: int | None
-    vocabulary: int | tuple[int, ...] | None
+    tokens_per_image: int | None
+    codebook_size: int | tuple[int, ...] | None
     input_size: int | None
     output_size: int | None
     deterministic: bool = True
@@ -112,12 +159,40 @@ class TokenizerInfo:
 
     @property
     def bits_per_image(self) -> float | None:
-        """Ids times log2(vocabulary), the rate of a fixed-length code; None where there are no ids."""
-        if self.ids_per_image is None or self.vocabulary is None:
+        """Tokens times log2(codebook size), the rate of a fixed-length code; None where there are no tokens."""
+        if self.tokens_per_image is None or self.codebook_size is None:
             return None
-        if isinstance(self.vocabulary, int):
-            return self.ids_per_image * math.log2(self.vocabulary)
-        return self.ids_per_image / len(self.vocabulary) * sum(math.log2(v) for v in self.vocabulary)
+        if isinstance(self.codebook_size, int):
+            return self.tokens_per_image * math.log2(self.codebook_size)
+        return self.tokens_per_image / len(self.codebook_size) * sum(math.log2(v) for v in self.codebook_size)
+
+
+@dataclass(frozen=True)
+class GeneratorInfo:
+    """The facts of one built generator, shown beside its numbers.
+
+    family: the method; output_size: side in pixels of its images, None where they differ; deterministic: False where
+    images depend on their seeds; settings: what it samples with (steps, guidance_scale, dtype), as shown; training as
+    in TokenizerInfo.
+    """
+
+    family: str
+    output_size: int | None = None
+    deterministic: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: TrainingCompute | None = None
+
+
+@dataclass(frozen=True)
+class RecordedInfo:
+    """The facts of images that were made elsewhere. deterministic: False where there are several of an item."""
+
+    family: str
+    deterministic: bool = True
+    training: TrainingCompute | None = None
+
+
+ModelInfo = TokenizerInfo | GeneratorInfo | RecordedInfo
 
 
 @dataclass
@@ -125,28 +200,34 @@ class NoOptions:
     """For plugins that have nothing to set."""
 
 
-class Tokenizer(ABC):
-    """A picture to codes and back. Subclass it, name the class under the entry-point group `lactok.tokenizers`.
+class Model(ABC):
+    """What every model under test has. Register a subclass under the entry-point group `lactok.tokenizers` or
+    `lactok.generators`.
 
     Class attributes:
         Options: a dataclass of what a user may set by `options.NAME.key=value`; every field has a default and a type.
-        version: raise it when the plugin's results change for the same weights; stored results are then made anew.
+        preset_options: by preset ("mini", "paper"), option values that take the place of the declared defaults.
+        version: raise it when the plugin's results change for the same weights; stored results are then recomputed.
         path_options: the options that name local copies of checkpoints; the files' sha256 determine results, not these.
-        scale: "mini", "paper" or "any": under which `weights=` preset `tokenizers=all` takes it.
-        ablation: whether it is a step on the way to another row, which `tokenizers=all` leaves out.
+        scale: "mini", "paper" or "any": under which `weights=` preset "all" takes it.
+        ablation: whether it is a step on the way to another row, which "all" leaves out.
+        calibration: None for a model under test; a calibration row has its place in a table: negative before the
+            models, positive after them.
         code_licence, weights_licence: SPDX names, or a short statement.
     """
 
     Options: ClassVar[type] = NoOptions
+    preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     version: ClassVar[int] = 1
     path_options: ClassVar[tuple[str, ...]] = ("weights",)
     scale: ClassVar[str] = "any"
     ablation: ClassVar[bool] = False
+    calibration: ClassVar[int | None] = None
     code_licence: ClassVar[str] = "not stated"
     weights_licence: ClassVar[str] = "not stated"
 
     def __init__(self, options: Any, device: torch.device) -> None:
-        """Build and load. Raises `lactok.weights.MissingWeights` when a checkpoint is not to be had."""
+        """Build and load. Raises `lactok.weights.MissingWeights` when a checkpoint is missing."""
         self.options = options
         self.device = device
 
@@ -155,19 +236,54 @@ class Tokenizer(ABC):
         """The checkpoints that it loads with these options, in order; () where nothing was trained."""
         return ()
 
+
+class Tokenizer(Model):
+    """An image to tokens and back."""
+
     @property
     @abstractmethod
     def info(self) -> TokenizerInfo:
         """The facts of this tokenizer with its options."""
 
     @abstractmethod
-    def encode(self, images: Tensor) -> Codes:
-        """Pictures to codes. images: float32 (B, 3, input_size, input_size), RGB in [0, 1], on this device."""
+    def encode(self, images: Tensor) -> Tokens | Latents:
+        """Images to tokens. images: float32 (B, 3, input_size, input_size), RGB in [0, 1], on this device."""
 
     @abstractmethod
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
-        """Codes to pictures, float (B, 3, output_size, output_size), RGB around [0, 1] (the protocol clamps).
+    def decode(self, encoded: Any, seeds: Sequence[int]) -> Tensor:
+        """What `encode` gave, to images: float (B, 3, output_size, output_size), RGB around [0, 1] (the protocol clamps).
 
         seeds: one non-negative 63-bit integer an image. A decoder that draws noise draws image i's noise from
         seeds[i] alone, so that the result does not depend on order, batch or sharding.
         """
+
+
+class Generator(Model):
+    """Prompts to images."""
+
+    @property
+    @abstractmethod
+    def info(self) -> GeneratorInfo:
+        """The facts of this generator with its options."""
+
+    @abstractmethod
+    def generate(self, items: Sequence[Item], seed_indices: Sequence[int], seeds: Sequence[int]) -> Sequence[Tensor]:
+        """An image for each item: a tensor (B, 3, H, W) or B tensors (3, H, W), float RGB in [0, 1].
+
+        items: their payloads are the prompts. seed_indices: which of several outputs of an item each is, from 0.
+        seeds: as for `Tokenizer.decode`; they derive from the run's seed, the seed index and the item's content.
+        Raises ItemsRefused for prompts that it can't take.
+        """
+
+
+class Recorded(Model):
+    """Images that were made elsewhere; every task takes them."""
+
+    @property
+    @abstractmethod
+    def info(self) -> RecordedInfo:
+        """The facts of these images."""
+
+    @abstractmethod
+    def images(self, items: Sequence[Item], seed_indices: Sequence[int]) -> Sequence[Tensor]:
+        """The recorded images of these items, as `Generator.generate` gives them. Raises ItemsRefused for those missing."""

@@ -1,4 +1,6 @@
-"""What a dataset is: an ordered list of samples with stable ids, and a way to read each as RGB uint8."""
+"""What a dataset is: an ordered list of items, and for images a way to read each as RGB uint8. Register a class under
+the entry-point group `lactok.datasets`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
+
+from lactok.interface import Item
 
 
 class DatasetError(Exception):
@@ -16,60 +21,39 @@ class DatasetError(Exception):
 
 
 @dataclass(frozen=True)
-class BadPicture:
-    """A file that can't be read as a picture, and why."""
+class BadImage:
+    """A file that can't be read as an image, and why."""
 
     path: str
     reason: str
 
 
-class BadPictures(DatasetError):
-    """One or more pictures can't be read; `bad` lists them all, and so does the message."""
+class BadImages(DatasetError):
+    """One or more images can't be read; `bad` lists them all, and so does the message."""
 
-    def __init__(self, bad: list[BadPicture]) -> None:
+    def __init__(self, bad: list[BadImage]) -> None:
         self.bad = bad
         lines = "\n".join(f"  {b.path}: {b.reason}" for b in bad)
         super().__init__(
-            f"{len(bad)} picture(s) can't be read:\n{lines}\n"
-            "Repair or remove them, or leave them out by on_bad_image=skip"
+            f"{len(bad)} image(s) can't be read:\n{lines}\nRepair or remove them, or leave them out by on_bad_image=skip"
         )
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One picture. id: stable and unique in its dataset; cluster: what it was cut from (intervals are clustered by it;
-    the id itself where every picture stands alone); content: sha256 hex of what determines the decoded pixels (the
-    file's bytes, or the tile's decoded pixels)."""
+class DatasetRequest:
+    """What a run asks of a dataset.
 
-    id: str
-    cluster: str
-    content: str
-
-
-class Dataset(ABC):
-    """An ordered, fixed list of samples. `left_out`: the pictures that on_bad_image=skip left out.
-
-    notes: lines for the report ("2 animated files: first frame used").
+    root: the folder of the data, None where none is given; limit: only so many items, spread over the whole list by a
+    fixed rule (evals/datasets/subset.py); on_bad_image: "stop" at images that can't be read, or "skip" them;
+    cache_dir: where an index of checked images may be kept; expect: the number of items, for a part of a dataset of
+    known size.
     """
 
-    name: str
-    samples: list[Sample]
-    left_out: list[BadPicture]
-    notes: list[str]
-
-    @abstractmethod
-    def read(self, sample: Sample) -> np.ndarray:
-        """The picture, decoded as evals/datasets/picture.py says: uint8 (H, W, 3) RGB. Safe to call from threads."""
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 hex over ids and contents in order; stands in every run."""
-        return fingerprint_of(self.samples)
-
-
-def fingerprint_of(samples: Iterable[Sample]) -> str:
-    """sha256 hex over ids and contents in order."""
-    return sha256("\n".join(f"{s.id}\t{s.content}" for s in samples).encode()).hexdigest()
+    cache_dir: Path
+    root: str | None = None
+    limit: int | None = None
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    expect: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,3 +63,47 @@ class DatasetNeeds:
     summary: str
     here: bool | None
     where: Path | None = None
+
+
+class Dataset(ABC):
+    """An ordered, fixed list of items. left_out: the images that on_bad_image=skip left out.
+
+    notes: lines for the report ("2 animated files: first frame used").
+    """
+
+    name: ClassVar[str]
+    items: list[Item]
+    left_out: list[BadImage]
+    notes: list[str]
+
+    @classmethod
+    @abstractmethod
+    def open(cls, request: DatasetRequest) -> Dataset:
+        """The dataset, ready to read. Raises DatasetError (BadImages lists all bad files)."""
+
+    @classmethod
+    @abstractmethod
+    def needs(cls) -> DatasetNeeds:
+        """What it needs and whether that is here."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex over ids and content hashes in order; stands in every run."""
+        return fingerprint_of(self.items)
+
+
+class ImageDataset(Dataset):
+    """Items that are images."""
+
+    @abstractmethod
+    def read(self, item: Item) -> np.ndarray:
+        """The image, decoded as lactok/images/decode.py says: uint8 (H, W, 3) RGB. Safe to call from threads."""
+
+
+class PromptDataset(Dataset):
+    """Items that are prompts: `payload` is the text."""
+
+
+def fingerprint_of(items: Iterable[Item]) -> str:
+    """sha256 hex over ids and content hashes in order."""
+    return sha256("\n".join(f"{i.id}\t{i.content_hash}" for i in items).encode()).hexdigest()

@@ -1,8 +1,9 @@
-"""The three kinds of metric, and the table columns that they fill.
+"""The three kinds of metric, and the table columns that they fill. Register a class under the entry-point group
+`lactok.metrics`.
 
-A `Probe` looks at pictures: per-image values come from comparing its views of an original and a reconstruction, and a
-probe with features gives one row a picture, from which a `Distance` between the two sets is computed. Values are
-float64. Every probe sees the same uint8 pair.
+An `ImageMetric` scores images one by one, with or without a reference; one with features gives a row an image, from
+which a `SetMetric` is computed between two sets. A `TokenMetric` reads a tokenizer's tokens. Every metric sees the same
+uint8 images. Values are float64.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from lactok.interface import Item, TokenizerInfo, Tokens
+from lactok.weights import WeightsSource
+
+Interval = tuple[float, float] | tuple[None, None]
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,8 @@ class Column:
     better: which direction is good; "zero" where the figure closest to 0 is best, None where none is.
     digits: decimals shown; note: one line for the report's legend.
     unit: "dB", "%" or ""; values of a "%" column are fractions, 0 to 1, which a report shows times 100.
+    mean: whether the figure is the mean of per-image values; False: `ImageMetric.summarise` makes it.
+    shown: whether the short table on the terminal has it; reports and table.csv have all.
     """
 
     name: str
@@ -30,67 +40,111 @@ class Column:
     digits: int = 3
     unit: str = ""
     note: str = ""
+    mean: bool = True
+    shown: bool = True
 
 
-class Probe(ABC):
-    """One look at pictures, batched, on one device.
+class Metric(ABC):
+    """What every metric has.
 
     Class attributes:
-        name: as in `metrics=[...]` and in the store's keys.
-        version: raise it when the same pictures give other values.
-        columns: the per-image columns that `compare` fills; the table shows their mean.
-        feature_dim: width of the feature rows that `features` gives, 0 where the probe has none.
+        name: as in `metrics=[...]` and in the cache's keys.
+        summary: one line for `python -m evals list`.
+        version: raise it when the same inputs give other values.
+        columns: the columns that it fills, in the table's order.
+        protocol_fields: fields of the task's protocol on which its values depend; `build` is given their values.
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str] = ""
     version: ClassVar[int] = 1
     columns: ClassVar[tuple[Column, ...]] = ()
+    protocol_fields: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def weights(cls) -> tuple[WeightsSource, ...]:
+        """The files of the networks that it scores with; () where it has none."""
+        return ()
+
+
+class ImageMetric(Metric):
+    """Scores images, batched, on one device. An image's values depend on that image, its item and its reference alone.
+
+    feature_dim: width of the feature rows that `features` gives, 0 where there are none.
+    needs_reference: whether `score` compares with a reference image; False for judges that read the item's prompt.
+    """
+
     feature_dim: ClassVar[int] = 0
+    needs_reference: ClassVar[bool] = True
+
+    @classmethod
+    def build(cls, device: torch.device, settings: Mapping[str, Any]) -> ImageMetric:
+        """A ready metric, its network loaded on `device`. settings: the values of `protocol_fields`.
+
+        Raises lactok.weights.MissingWeights.
+        """
+        return cls()
 
     @abstractmethod
-    def view(self, images: Tensor) -> Any:
-        """What the probe keeps of pictures, so that one view of the originals serves every reconstruction.
+    def embed(self, images: Tensor, items: Sequence[Item]) -> Any:
+        """What the metric keeps of a batch, so that a network runs once an image; a reference's embedding serves every
+        model. images: uint8 (B, 3, H, W) on the metric's device."""
 
-        images: uint8 (B, 3, H, W) on the probe's device. Returns the probe's own record; each row depends on its
-        picture alone.
-        """
+    def score(self, reference: Any, embedding: Any, items: Sequence[Item]) -> Mapping[str, Tensor]:
+        """Per-image values: name to float64 (B,). reference: the embedding of the reference images of the same items,
+        None where `needs_reference` is False. Names that are no column (PSNR's "MSE") are kept for `summarise`.
 
-    def compare(self, originals: Any, reconstructions: Any) -> dict[str, Tensor]:
-        """Per-image values: column name to float64 (B,), from two views of the same batch; {} without columns.
-
-        It may give values that are no column (PSNR's "MSE"), for figures that are derived from them.
+        Raises ValueError for images that the metric is not defined on.
         """
         return {}
 
-    def features(self, view: Any) -> Tensor:
-        """Feature rows of a view: float32 (B, feature_dim). Only for probes with feature_dim > 0."""
-        raise NotImplementedError(f"probe {self.name} has no features")
+    def features(self, embedding: Any) -> Tensor:
+        """Feature rows: float32 (B, feature_dim). Only for metrics with feature_dim > 0."""
+        raise NotImplementedError(f"metric {self.name} has no features")
+
+    @classmethod
+    def summarise(cls, values: Mapping[str, np.ndarray], items: Sequence[Item]) -> Mapping[str, float]:
+        """The figures of the columns whose `mean` is False; their intervals resample clusters through this function.
+
+        values: what `score` gave, name to float64 (S, N), S seed indices of N items. Columns with `mean` are averaged
+        by the engine: over seed indices, then over the items whose value is finite.
+        """
+        return {}
 
 
-class Distance(ABC):
-    """A distance between two sets of feature rows of one probe.
+class SetMetric(Metric):
+    """A distance between two sets of feature rows of one image metric.
 
-    name: as in `metrics=[...]`; probe: the name of the probe whose features it reads; columns: what `compute` gives.
+    features_of: the name of the image metric whose features it reads.
+    paired: whether row i of both sets belongs to item i (the mean over seed indices is reported); False: all seed
+        indices are pooled against the reference set.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[int] = 1
-    probe: ClassVar[str]
-    columns: ClassVar[tuple[Column, ...]] = ()
+    features_of: ClassVar[str]
+    paired: ClassVar[bool] = True
 
     @abstractmethod
-    def compute(self, originals: Tensor, reconstructions: Tensor) -> Mapping[str, float]:
-        """Column name to value. originals, reconstructions: float32 (N, D) on the CPU, rows in the same order.
+    def compute(self, features: Tensor, reference_features: Tensor) -> Mapping[str, float]:
+        """Column name to value. float32 (N, D) each, on the CPU. Names that are no column (KID's "KID-std") are kept.
 
-        It may give values that are no column (KID's "KID-std"). Raises ValueError where the distance is not defined.
+        Raises ValueError where the distance is not defined.
         """
 
-    def interval(
-        self, originals: Tensor, reconstructions: Tensor, clusters: Sequence[str]
-    ) -> tuple[float | None, float | None]:
-        """95 % interval of the first column, by source; (None, None) where none is defined."""
+    def interval(self, features: Sequence[Tensor], reference_features: Tensor, clusters: Sequence[str]) -> Interval:
+        """95 % interval of the first column's mean over seed indices, by cluster; (None, None) where none is defined.
+
+        features: one (N, D) a seed index.
+        """
         return None, None
 
     def note(self, count: int) -> str:
-        """What a reader must know of this figure at this number of pictures; "" when nothing."""
+        """What a reader must know of this figure at this number of images; "" when nothing."""
         return ""
+
+
+class TokenMetric(Metric):
+    """Figures of a tokenizer's tokens over the whole dataset."""
+
+    @abstractmethod
+    def compute(self, tokens: Tokens, info: TokenizerInfo) -> Mapping[str, float]:
+        """Column name to value. tokens: all items', on the CPU. Raises ValueError where it is not defined."""
