@@ -1,6 +1,6 @@
 """Names to lazily imported plugins, through entry points.
 
-Groups: tokenizers, generators, recipes, features, judges, conformance; the entry-point group is `lactok.<group>`.
+Groups: tokenizers, generators, recipes, features, metrics, datasets, conformance; the entry-point group is `lactok.<group>`.
 Nothing is imported until it is asked for, and a plugin that breaks on import is named while the rest go on.
 """
 
@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-GROUPS = ("tokenizers", "generators", "recipes", "features", "judges", "conformance")
+GROUPS = ("tokenizers", "generators", "recipes", "features", "metrics", "datasets", "conformance")
 
 
 class RegistryError(Exception):
