@@ -25,18 +25,18 @@ PilFilter = Literal["box", "bilinear", "bicubic", "lanczos"]
 class Protocol:
     """The conventions of a run. `name` is a label only and does not enter the hash.
 
-    eval_size: side in pixels of the square pictures that metrics see.
+    eval_size: side in pixels of the square images that metrics see.
     fit: "squash" scales both sides to eval_size ("resized to 1024x1024", LacTok section 5); "crop" scales the shorter
         side to it and crops the centre (offset floor((size - eval_size) / 2), as torchvision's rounding does not).
     eval_filter: Pillow's filter for that, always antialiased; the result is uint8.
-    native_from: whether a tokenizer's native picture is made from the rounded evaluation picture or from the source.
+    native_from: whether a tokenizer's native image is made from the rounded evaluation image or from the source.
     native_filter, native_antialias: torch's filter to the native size, in float32, clamped to [0, 1].
     back_filter, back_antialias: the same from the tokenizer's output to eval_size.
     rounding: to uint8, once: "half_up" is floor(255 x + 0.5), "truncate" is floor(255 x); both clamp first.
     ssim_window: of the column SSIM: "uniform7" (scikit-image's default) or "gauss11" (Wang et al. 2004).
-    effnet_size: input side in pixels of EfficientNet-Lite0; pictures of another size are resized to it
+    effnet_size: input side in pixels of EfficientNet-Lite0; images of another size are resized to it
         (bilinear, antialiased).
-    decode: the version of the decoding rules of evals/datasets/picture.py (EXIF applied, RGB, alpha over white, 16
+    decode: the version of the decoding rules of evals/datasets/image.py (EXIF applied, RGB, alpha over white, 16
         bits scaled, first frame).
     """
 
@@ -71,16 +71,16 @@ class Protocol:
 
     @property
     def evaluation_fields(self) -> dict[str, object]:
-        """What determines an evaluation picture, given the source."""
+        """What determines an evaluation image, given the source."""
         return self.subset("eval_size", "fit", "eval_filter", "decode")
 
     @property
     def native_fields(self) -> dict[str, object]:
-        """What determines a native picture, given the source (and the native size)."""
+        """What determines a native image, given the source (and the native size)."""
         return self.evaluation_fields | self.subset("native_from", "native_filter", "native_antialias")
 
     @property
-    def back_fields(self) -> dict[str, object]:
+    def backward_fields(self) -> dict[str, object]:
         """What determines the uint8 reconstruction, given the tokenizer's output."""
         return self.subset("eval_size", "back_filter", "back_antialias", "rounding")
 
@@ -106,8 +106,8 @@ _LITERALS = {
 }
 
 
-def evaluation_picture(source: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """The picture that metrics see: uint8 (eval_size, eval_size, 3) from uint8 (H, W, 3). Pillow resizes."""
+def evaluation_image(source: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """The image that metrics see: uint8 (eval_size, eval_size, 3) from uint8 (H, W, 3). Pillow resizes."""
     return _fitted(source, protocol.eval_size, protocol)
 
 
@@ -127,15 +127,15 @@ def _fitted(source: np.ndarray, size: int, protocol: Protocol) -> np.ndarray:
     return np.asarray(Image.fromarray(source).resize((size, size), resample, box=box))
 
 
-def to_tensor(pictures: list[np.ndarray]) -> Tensor:
+def to_tensor(images: list[np.ndarray]) -> Tensor:
     """uint8 HWC arrays of one size to a uint8 tensor (B, 3, H, W)."""
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def native_pictures(evaluation: Tensor, sources: list[np.ndarray], size: int | None, protocol: Protocol) -> Tensor:
+def native_images(evaluation: Tensor, sources: list[np.ndarray], size: int | None, protocol: Protocol) -> Tensor:
     """What a tokenizer of input size `size` is given: float32 (B, 3, size, size) in [0, 1].
 
     evaluation: uint8 (B, 3, E, E); sources: the B decoded originals, read only when native_from is "source".
@@ -149,8 +149,8 @@ def native_pictures(evaluation: Tensor, sources: list[np.ndarray], size: int | N
 
 def reconstruction(output: Tensor, protocol: Protocol) -> Tensor:
     """A tokenizer's output to the uint8 (B, 3, E, E) that metrics see: clamp, resize back, clamp, round once."""
-    pictures = resize(output.float().clamp(0, 1), protocol.eval_size, protocol.back_filter, protocol.back_antialias)
-    scaled = pictures.clamp(0, 1) * 255
+    images = resize(output.float().clamp(0, 1), protocol.eval_size, protocol.back_filter, protocol.back_antialias)
+    scaled = images.clamp(0, 1) * 255
     return (scaled + 0.5 if protocol.rounding == "half_up" else scaled).floor().byte()
 
 

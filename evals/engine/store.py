@@ -1,7 +1,7 @@
-"""What is on disk: a cache of work keyed by content, and folders of runs that point into it.
+"""What is on disk: a cache of artifacts keyed by what they depend on, and folders of runs that point into it.
 
-`cache/<kind>/<key>/` holds one finished piece of work: `data.safetensors` and `meta.json`. A piece is written to a
-temporary folder beside it and renamed, so it is either whole or absent, whenever the process is killed. No torch here.
+`cache/<kind>/<key>/` holds one artifact: `data.safetensors` and `meta.json`. An entry is written to a temporary folder
+beside it and renamed, so it is either whole or absent, whenever the process is killed. No torch here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -17,7 +18,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors
@@ -25,28 +26,41 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 
+_log = logging.getLogger("lactok")
+
+
 class StoreError(Exception):
     """The store can't be written; the message names the path and says that finished work is kept. Exit status 2."""
 
 
+class Keyed(Protocol):
+    """What names an entry: evals.engine.job.Artifact."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+
 @dataclass(frozen=True)
-class Piece:
-    """One finished piece of work: its arrays by name, and what is worth knowing of how it was made."""
+class Entry:
+    """One stored artifact: its arrays by name, what is worth knowing of it, and the process that made it."""
 
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
-
-
-def key_of(**parts: Any) -> str:
-    """The key of a piece of work: 32 hex digits of the sha256 of all that determines its content, as sorted JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    origin: dict[str, Any]
 
 
 class Cache:
-    """Pieces of work below `root`. Many processes may share it: pieces of one key are the same, the first one stays."""
+    """Artifacts below `root`. Many processes may share it: entries of one key are the same, the first one stays.
 
-    def __init__(self, root: str | Path) -> None:
+    origin: what is recorded of this process with everything that it writes (device, threads, versions).
+    """
+
+    def __init__(self, root: str | Path, origin: Mapping[str, Any] | None = None) -> None:
         self.root = Path(root)
+        self.origin = dict(origin or {})
         with _explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
@@ -54,36 +68,41 @@ class Cache:
             probe.unlink(missing_ok=True)  # another machine's process may have the same number
         _remove_left_over(self.root)
 
-    def has(self, kind: str, key: str) -> bool:
-        """Whether the piece is here; its content is checked when it is read."""
-        return (self.root / kind / key / "meta.json").is_file()
+    def _folder(self, artifact: Keyed) -> Path:
+        return self.root / artifact.kind / artifact.key
 
-    def read(self, kind: str, key: str) -> Piece | None:
-        """The piece, or None when it is absent or damaged (a damaged one is removed, so that it is made again)."""
-        folder = self.root / kind / key
+    def has(self, artifact: Keyed) -> bool:
+        """Whether the entry is here; its content is checked when it is read."""
+        return (self._folder(artifact) / "meta.json").is_file()
+
+    def read(self, artifact: Keyed) -> Entry | None:
+        """The entry, or None when it is absent or damaged (a damaged one is removed, so that it is recomputed)."""
+        folder = self._folder(artifact)
         try:
             meta = json.loads((folder / "meta.json").read_bytes())
             data = (folder / "data.safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() != meta["sha256"]:
                 raise ValueError("its sha256 is another")
-            return Piece(dict(sorted(load_arrays(data).items())), meta["meta"])  # the library gives them in any order
+            # the library gives arrays in any order
+            return Entry(dict(sorted(load_arrays(data).items())), meta["meta"], meta["origin"])
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, safetensors.SafetensorError):
+        except (ValueError, KeyError, safetensors.SafetensorError) as error:
+            _log.warning("%s is damaged (%s): removed, to be recomputed", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
             return None
 
-    def write(self, kind: str, key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-        """Commit a piece by an atomic rename. Raises StoreError when the disk is full or can't be written."""
-        folder = self.root / kind / key
-        temporary = self.root / kind / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    def write(self, artifact: Keyed, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        """Commit an entry by an atomic rename. Raises StoreError when the disk is full or can't be written."""
+        folder = self._folder(artifact)
+        temporary = folder.with_name(f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
         data = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-        text = json.dumps({"sha256": hashlib.sha256(data).hexdigest(), "meta": dict(meta)}, indent=1)
+        content = {"sha256": hashlib.sha256(data).hexdigest(), "meta": dict(meta), "origin": self.origin}
         try:
             with _explained(folder):
                 temporary.mkdir(parents=True)
                 _write_synced(temporary / "data.safetensors", data)
-                _write_synced(temporary / "meta.json", text.encode())
+                _write_synced(temporary / "meta.json", json.dumps(content, indent=1).encode())
                 try:
                     os.rename(temporary, folder)
                 except OSError as error:
