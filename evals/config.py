@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evals.protocol import Protocol
-from lactok.registry import unknown
+from evals.suites.catalog import ENCODER_SIZES, SUITES, Suite
+from lactok.registry import canonical, unknown
 
 
 class ConfigError(Exception):
@@ -90,25 +91,83 @@ CHOICES = {
     "on_bad_image": ("stop", "skip"),
     "launcher": ("here", "slurm"),
 }
-# The paper's tables as suites: the dataset of each that is taken where none is named, at scale=paper. (Which pictures
-# Tables 4 and 5 stand on is not known; docs/paper_tables.md.)
-PAPER_TABLES = {
-    "table1": "imagenet-val",
-    "table2": "coco-val2017",
-    "table4": "coco-val2017",
-    "table5": "coco-val2017",
-}
 POSITIVE = ("limit", "seeds", "batch_size", "resident")
 
 
+def compose_runs(overrides: list[str]) -> list[RunConfig]:
+    """The checked runs that a command line asks for, in the order in which they are made; one but for a paper's table.
+
+    A paper's table at scale=paper is a run on each of its datasets, with the folders given by `roots.NAME=DIR`; a
+    dataset that the command line names (`dataset=NAME dataset.root=DIR`) is the only one. Raises ConfigError.
+    """
+    roots = {o.lstrip("+").removeprefix("roots."): o for o in overrides if o.lstrip("+").startswith("roots.")}
+    roots = {key.split("=", 1)[0]: override for key, override in roots.items()}
+    rest = [o for o in overrides if not o.lstrip("+").startswith("roots.")]
+    given = _given(rest)
+    suite, datasets = _suite(given), []
+    if suite.table is not None and given.get("scale", "paper") == "paper" and "dataset" not in given:
+        datasets = list(suite.datasets)
+    _check_roots(roots, suite, datasets, given)
+    if not datasets:
+        return [_compose(rest)]
+    if len(datasets) > 1 and "dataset.root" in given:
+        example = " ".join(f"roots.{name}=DIR" for name in datasets)
+        raise ConfigError(
+            f"dataset.root={given['dataset.root']}: suite={suite.name} stands on {len(datasets)} datasets; give the "
+            f"folder of each ({example}), or name one (dataset={datasets[0]} dataset.root=DIR)"
+        )
+    return [_compose([*rest, f"dataset={name}", *_root_of(roots.get(name))]) for name in datasets]
+
+
 def compose_config(overrides: list[str]) -> RunConfig:
+    """The checked run that a command line asks for. Raises ConfigError, also where it asks for several."""
+    runs = compose_runs(overrides)
+    if len(runs) > 1:
+        names = " or ".join(f"dataset={run.dataset.name}" for run in runs)
+        raise ConfigError(f"suite={runs[0].suite} is {len(runs)} runs: name one of them by {names}")
+    return runs[0]
+
+
+def _given(overrides: list[str]) -> dict[str, str]:
+    return dict(o.lstrip("+").split("=", 1) for o in overrides if "=" in o)
+
+
+def _suite(given: dict[str, str]) -> Suite:
+    name = given.get("suite", RunConfig.suite)
+    if name not in SUITES:
+        raise ConfigError(unknown("suite", name, list(SUITES)))
+    return SUITES[name]
+
+
+def _check_roots(roots: dict[str, str], suite: Suite, datasets: list[str], given: dict[str, str]) -> None:
+    for name, override in roots.items():
+        if "=" not in override:
+            raise ConfigError(f"{override!r} is not of the form roots.NAME=DIR")
+        if not datasets:
+            where = " ".join(f"{key}={given[key]}" for key in ("suite", "scale", "dataset") if key in given)
+            raise ConfigError(
+                f"roots.{name} is for a paper's table on all its datasets at scale=paper; {where or 'suite=recon'} has "
+                "one dataset, with dataset.root=DIR"
+            )
+        if name not in datasets:
+            raise ConfigError(unknown("key", f"roots.{name}", [f"roots.{known}" for known in datasets]))
+        if "dataset.root" in given:
+            raise ConfigError(f"roots.{name} and dataset.root name a folder each: give one of them")
+
+
+def _root_of(override: str | None) -> list[str]:
+    """roots.NAME=DIR as dataset.root=DIR, its quotes kept."""
+    return [] if override is None else [f"dataset.root={override.split('=', 1)[1]}"]
+
+
+def _compose(overrides: list[str]) -> RunConfig:
     """Command-line overrides ("key=value", Hydra syntax) to a checked RunConfig. Raises ConfigError."""
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [*_of_the_paper(overrides), *overrides]
+    overrides = [*_of_the_suite(_given(overrides)), *overrides]
     try:
         with initialize_config_module("evals.conf", version_base="1.3"):
             composed = compose("config", overrides=[_allow_new_keys(o) for o in overrides])
@@ -124,13 +183,17 @@ def compose_config(overrides: list[str]) -> RunConfig:
     return config
 
 
-def _of_the_paper(overrides: list[str]) -> list[str]:
-    """The scale and the dataset of a paper's table, where the command line names its suite and not them."""
-    given = dict(o.split("=", 1) for o in overrides if "=" in o)
-    if given.get("suite") not in PAPER_TABLES:
-        return []
-    scale = given.get("scale", "paper")
-    usual = {"scale": scale} | ({"dataset": PAPER_TABLES[given["suite"]]} if scale == "paper" else {})
+def _of_the_suite(given: dict[str, str]) -> list[str]:
+    """What a suite sets where the command line does not: tokenizers, their sizes and, of a paper's table, the scale."""
+    suite = _suite(given)
+    usual = {} if suite.table is None else {"scale": "paper"}
+    scale = given.get("scale", usual.get("scale", RunConfig.scale))
+    usual["tokenizers"] = f"[{','.join(suite.tokenizers)}]" if suite.tokenizers != ("all",) else "all"
+    named = as_list(given["tokenizers"].strip("[]")) if "tokenizers" in given else suite.tokenizers
+    named = [canonical("tokenizers", name) for name in named]
+    for name in suite.sized:
+        if name in named and scale in ENCODER_SIZES:
+            usual[f"options.{name}.input_size"] = f"[{','.join(map(str, ENCODER_SIZES[scale]))}]"
     return [f"{key}={value}" for key, value in usual.items() if key not in given]
 
 
@@ -173,7 +236,7 @@ def _explain(overrides: list[str], error: Exception) -> str:
         base = key.lstrip("+~")
         if base.split(".")[0] not in RunConfig.__dataclass_fields__:
             return unknown("key", base, list(RunConfig.__dataclass_fields__)) + "; see `python -m evals.run --help`"
-        if base in ("suite", "scale", "dataset", "protocol") and value not in (names := group_names(base)):
+        if base in ("scale", "dataset", "protocol") and value not in (names := group_names(base)):
             return unknown(base, value, names)
         if base.startswith("dataset.") and base not in (
             known := [f"dataset.{k}" for k in DatasetConfig.__dataclass_fields__]

@@ -14,6 +14,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 GROUPS = ("tokenizers", "generators", "recipes", "features", "metrics", "datasets", "conformance")
+ALIASES = {"tokenizers": {"lactok-l": "lactok-t", "lactok-l-star": "lactok-t-star"}}
+"""By group, other names that users may type and what each stands for. LacTok-L is LacTok-T in the paper's version at
+CVPR 2026 (known second hand)."""
 
 
 class RegistryError(Exception):
@@ -59,6 +62,16 @@ def entries(group: str) -> dict[str, Entry]:
     return found
 
 
+def canonical(group: str, name: str) -> str:
+    """The registered name that `name` stands for; any other name as it is."""
+    return ALIASES.get(group, {}).get(name, name)
+
+
+def aliases_of(group: str, name: str) -> list[str]:
+    """The other names of a registered name."""
+    return [alias for alias, target in ALIASES.get(group, {}).items() if target == name]
+
+
 def _kind(group: str) -> str:
     """What one member of a group is called in a message."""
     return {"conformance": "port", "features": "feature network"}.get(group, group.removesuffix("s"))
@@ -79,11 +92,12 @@ def unknown(kind: str, name: str, candidates: list[str]) -> str:
 
 
 def load(group: str, name: str) -> Any:
-    """Import and return the target of `name`.
+    """Import and return the target of `name`, or of what it is an alias of.
 
     Raises UnknownName with the nearest names, or BrokenPlugin with the plugin's own reason.
     """
     known = entries(group)
+    name = canonical(group, name)
     if name not in known:
         raise UnknownName(unknown(_kind(group), name, list(known)))
     (point,) = {p.value: p for p in entry_points(group=f"lactok.{group}", name=name)}.values()

@@ -63,11 +63,27 @@ def test_suites_of_lactok_name_their_rows():
         config = compose_config(["suite=tokens", f"scale={scale}"])
         assert config.options == {"lactok-h": {"input_size": sizes}, "lactok-t": {"input_size": sizes}}
     assert len(labels(config.tokenizers, config.options, "paper")) == 6
+    one = compose_config(["suite=tokens", "tokenizers=lactok-l", "scale=paper"])
+    assert labels(one.tokenizers, one.options, "paper") == [
+        "lactok-t[input_size=224]", "lactok-t", "lactok-t[input_size=288]",
+    ]  # fmt: skip
     config = compose_config(["suite=ablation", "scale=paper"])
     assert set(labels(config.tokenizers, config.options, "paper")) == {
         "llamagen", "vq-ladd", "vq-ladd-hypersd", "vq-ladd-tlcm", "lactok-h", "lactok-t",
     }  # fmt: skip
     assert compose_config(["suite=ablation", "tokenizers=lactok-h"]).tokenizers == "lactok-h"
+
+
+def test_another_name_of_a_tokenizer_is_the_same_row():
+    assert labels(["lactok-l", "lactok-t", "lactok-l-star"], {}, "paper") == ["lactok-t", "lactok-t-star"]
+    assert labels("lactok-l", {}) == ["lactok-t-mini"]
+    every = labels("all", {}, "paper")
+    assert every.count("lactok-t") == 1
+    assert not [name for name in every if name.startswith("lactok-l")]
+    (row,) = resolve_rows("lactok-l-star", "paper", False, {"lactok-l-star": {"steps": 2}})
+    assert (row.label, row.options.steps) == ("lactok-t-star[steps=2]", 2)
+    with pytest.raises(ConfigError, match="lactok-t has got steps under another of its names"):
+        resolve_rows("lactok-l", "paper", False, {"lactok-l": {"steps": 1}, "lactok-t": {"steps": 2}})
 
 
 def test_options_of_a_name_are_those_of_its_miniature():

@@ -166,7 +166,7 @@ class AutoencoderKLTokenizer(Tokenizer):
 
 
 class SDXLVAE(AutoencoderKLTokenizer):
-    """The autoencoder of SDXL, in which LaCTok's decoder ends."""
+    """The autoencoder of SDXL, in which LacTok's decoder ends."""
 
     Options = SDXLVAEOptions
     weights_licence = "MIT"

@@ -1,6 +1,8 @@
 """The text of `python -m evals.run --help`. Imports nothing that takes time."""
 
-TEXT = """\
+from evals.suites.catalog import SUITES
+
+TEXT = f"""\
 Measure image tokenizers: encode and decode every picture, score the reconstructions, write a table.
 
     python -m evals.run suite=recon tokenizers=all          the main job: two CPU cores, no network, two minutes
@@ -12,9 +14,11 @@ Measure image tokenizers: encode and decode every picture, score the reconstruct
 
 Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" when a value has spaces, = or brackets):
 
-  suite=recon             what to measure; recon: reconstruction; ablation, tokens: of LacTok's variants; table1,
-                          table2, table4, table5: the paper's tables (scale=paper and their dataset, unless others are
-                          named; `python -m evals report table1` puts runs together, docs/paper_tables.md)
+  suite=recon             what to measure:                                                                [recon]
+{chr(10).join(f"      {suite.name:<20}{suite.summary}" for suite in SUITES.values())}
+  roots.NAME=DIR          of table1, table2, table4, table5: the folder of each dataset. They mean scale=paper, run on
+                          their datasets in turn and write the paper's table to OUT/tables; dataset=NAME
+                          dataset.root=DIR runs on one alone (docs/paper_tables.md)
   scale=mini|paper        a preset of weights, features, dataset and protocol; each can also be set alone   [mini]
   tokenizers=all          a name, [a,b], or all; `python -m evals list` shows them                           [all]
   calibration=true|false  add the calibration rows: identity, resize, downsample-bits, mean-colour          [true]

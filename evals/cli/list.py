@@ -63,7 +63,8 @@ def _tokenizers() -> int:
             needs, here, reasons = _here(cls.weights(cls.Options()))
             missing += reasons
             licences = f"{cls.code_licence} / {cls.weights_licence}"
-            table.add_row(name, cls.scale, entry.distribution, licences, needs, here)
+            names = "\n".join([name, *(f"also {alias}" for alias in registry.aliases_of("tokenizers", name))])
+            table.add_row(names, cls.scale, entry.distribution, licences, needs, here)
         except registry.BrokenPlugin as error:
             broken = 1
             table.add_row(name, "?", entry.distribution, "?", "?", "broken")
@@ -106,14 +107,11 @@ def _datasets() -> int:
 
 
 def _suites() -> int:
+    from evals.suites.catalog import SUITES
+
     table = _table("Suites (suite=NAME)", "name", "what")
-    table.add_row("recon", "reconstruction: every picture through every tokenizer and back, scored against itself")
-    table.add_row("ablation", "from LlamaGen's decoder to LacTok's, step by step")
-    table.add_row("tokens", "LacTok at three numbers of ids")
-    table.add_row("table1", "the paper's Table 1: its tokenizers on ImageNet, scale=paper")
-    table.add_row("table2", "the paper's Table 2: the same on MSCOCO-2017 (dataset=mjhq-5k, flux-5k: the others)")
-    table.add_row("table4", "the paper's Table 4: ablation at scale=paper")
-    table.add_row("table5", "the paper's Table 5: tokens at scale=paper")
+    for suite in SUITES.values():
+        table.add_row(suite.name, suite.summary)
     _show(table)
     return 0
 

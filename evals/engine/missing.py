@@ -25,29 +25,43 @@ def open_inputs(config: RunConfig, rows: Sequence[Row], cache_dir: Path) -> Data
     is (nothing is downloaded for a dataset that is not here). Where some tokenizers can be measured the run goes on,
     and the others are rows that say what they lack. At scale=mini raises DatasetError.
     """
-    dataset, lacking = None, []
-    try:
-        dataset = open_dataset(
-            config.dataset.name,
-            root=config.dataset.root,
-            limit=config.limit,
-            on_bad_image=config.on_bad_image,
-            cache_dir=cache_dir,
-            expect=config.dataset.expect,
-        )
-    except DatasetError as error:
-        if config.scale != "paper" or isinstance(error, BadPictures):
-            raise
-        lacking.append(f"dataset {config.dataset.name}: {error}")
+    return open_all([config], rows, cache_dir)[0]
+
+
+def open_all(configs: Sequence[RunConfig], rows: Sequence[Row], cache_dir: Path) -> list[Dataset]:
+    """The datasets of several runs that differ in nothing else, as `open_inputs` opens one.
+
+    Raises MissingInputs with all that any of them lacks.
+    """
+    config, datasets, lacking = configs[0], [], []
+    for one in configs:
+        try:
+            datasets.append(_open(one, cache_dir))
+        except DatasetError as error:
+            if one.scale != "paper" or isinstance(error, BadPictures):
+                raise
+            lacking.append(f"dataset {one.dataset.name}: {error}")
     if config.scale == "paper":
         tokenizers = [row for row in rows if row.name not in (*CALIBRATION_FIRST, *CALIBRATION_LAST)]
-        missing = {row.label: found for row in tokenizers if (found := _of_row(row, download=dataset is not None))}
-        if dataset is None or (tokenizers and len(missing) == len(tokenizers)):
+        missing = {row.label: found for row in tokenizers if (found := _of_row(row, download=not lacking))}
+        if lacking or (tokenizers and len(missing) == len(tokenizers)):
             for label, found in missing.items():
                 lacking += [f"tokenizer {label}: {line}" for line in _told(found, label)]
             lacking += _of_metrics(config)
-            raise MissingInputs(_message(config, lacking, [r.name for r in tokenizers if r.label not in missing]))
-    return dataset
+            here = [row.name for row in tokenizers if row.label not in missing]
+            raise MissingInputs(_message(configs, lacking, here))
+    return datasets
+
+
+def _open(config: RunConfig, cache_dir: Path) -> Dataset:
+    return open_dataset(
+        config.dataset.name,
+        root=config.dataset.root,
+        limit=config.limit,
+        on_bad_image=config.on_bad_image,
+        cache_dir=cache_dir,
+        expect=config.dataset.expect,
+    )
 
 
 def _of_row(row: Row, download: bool) -> list[tuple[WeightsSource, str]]:
@@ -100,10 +114,12 @@ def _told(missing: Sequence[tuple[WeightsSource, str]], name: str) -> list[str]:
     return told
 
 
-def _message(config: RunConfig, lacking: Sequence[str], here: Sequence[str]) -> str:
+def _message(configs: Sequence[RunConfig], lacking: Sequence[str], here: Sequence[str]) -> str:
     listed = "".join(f"\n  {place}. {line}" for place, line in enumerate(lacking, start=1))
     rest = ", ".join(dict.fromkeys(here)) or "none"
+    roots = " ".join(f"roots.{config.dataset.name}=DIR" for config in configs)
     return (
-        f"suite={config.suite} scale=paper lacks {len(lacking)}:{listed}\n"
+        f"suite={configs[0].suite} scale=paper lacks {len(lacking)}:{listed}\n"
         f"Tokenizers whose weights are here: {rest}. `python -m evals list` names other ways to give weights."
+        + (f"\nThe folders of all its datasets in one command: {roots}" if len(configs) > 1 else "")
     )

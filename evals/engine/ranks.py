@@ -78,6 +78,14 @@ class Ranks:
         if self._mark is not None:
             self._mark.unlink(missing_ok=True)
 
+    def part(self, name: str) -> Ranks:
+        """The same processes for one of several runs: what is told and claimed in one part is not heard in another."""
+        if self.store is None:
+            return Ranks(self.rank, self.size, self.local)
+        from torch.distributed import PrefixStore
+
+        return Ranks(self.rank, self.size, self.local, PrefixStore(name, self.store))
+
     def check_shared(self, folder: Path) -> None:
         """Raises RankError on a rank that does not see in `folder` what rank 0 writes there."""
         if self.size == 1:

@@ -50,7 +50,7 @@ def resolve_rows(tokenizers: Any, preset: str, calibration: bool, options: dict[
     wanted = as_list(tokenizers)
     if not wanted:
         raise ConfigError("tokenizers is empty: name one, a list [a,b], or all")
-    given = {_full_name(name, preset, known): dict(values or {}) for name, values in options.items()}
+    given = _options_by_row(options, preset, known)
     named = [_full_name(name, preset, known) for name in wanted if name != "all"]
     optional = [*(known if "all" in wanted else ()), *(CALIBRATION_FIRST + CALIBRATION_LAST if calibration else ())]
     loaded = {name: _rows(name, preset, given.get(name, {})) for name in dict.fromkeys([*named, *optional])}
@@ -68,7 +68,19 @@ def _belongs(row: Row, preset: str) -> bool:
     return row.cls is None or (row.cls.scale in ("any", preset) and not row.cls.ablation)
 
 
+def _options_by_row(options: dict[str, Any], preset: str, known: list[str]) -> dict[str, dict[str, Any]]:
+    """The options by full name. Raises ConfigError where two names of one tokenizer give one option."""
+    given: dict[str, dict[str, Any]] = {}
+    for name, values in options.items():
+        full = _full_name(name, preset, known)
+        for key in given.get(full, {}).keys() & (values or {}).keys():
+            raise ConfigError(f"options.{name}.{key}: {full} has got {key} under another of its names; give it once")
+        given[full] = given.get(full, {}) | dict(values or {})
+    return given
+
+
 def _full_name(name: str, preset: str, known: list[str]) -> str:
+    name = registry.canonical("tokenizers", name)
     if preset == "mini" and f"{name}-mini" in known:
         return f"{name}-mini"
     if name not in known:

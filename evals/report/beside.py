@@ -89,7 +89,7 @@ def beside(run: RunRecord, row: RowRecord) -> dict[str, Beside]:
     """By column name, what the paper has for a row's figures; empty where nothing can be compared."""
     if row.status != "ok" or incomparable_run(run) or incomparable_row(row):
         return {}
-    figures = figures_of(row_key(row), run.dataset)
+    figures = {figure.column: figure for figure in figures_of(row_key(row), run.dataset).values()}
     return {
         name: compared(value, figures[name])
         for name, value in row.cells.items()

@@ -7,6 +7,7 @@ import datetime
 import json
 import socket
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from evals.config import ConfigError, RunConfig
 from evals.datasets.base import Dataset
 from evals.engine import measures
 from evals.engine.execute import Job, RowWork, execute, remove_damaged, shown_in
-from evals.engine.missing import open_inputs
+from evals.engine.missing import open_all, open_inputs
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import ENDED, POLL, RankError, Ranks
 from evals.engine.reduce import LostPiece, PerImage, describe, reduce_row
@@ -62,6 +63,13 @@ def run(config: RunConfig, quiet: bool = False, ranks: Ranks | None = None) -> F
     record.seconds = round(time.time() - started, 2)
     record.complete = True
     return Finished(record, folder, {row.label: values for row, values in finished if row.status == "ok"}, job)
+
+
+def require_inputs(configs: Sequence[RunConfig]) -> None:
+    """Raises MissingInputs with all that any of several runs of the same rows lacks, before the first one begins."""
+    config = configs[0]
+    rows = resolve_rows(config.tokenizers, config.weights, config.calibration, config.options)
+    open_all(configs, rows, Cache(Path(config.out) / "cache").root / "index")
 
 
 def assist(config: RunConfig, ranks: Ranks) -> None:

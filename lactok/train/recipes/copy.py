@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lactok.data.batches import rng
-from lactok.models.lactok import LaCTok, LaCTokConfig
+from lactok.models.lactok import LacTok, LacTokConfig
 from lactok.models.ladd import LatentDecoder, build_controlnet
 from lactok.models.ladd_keymap import to_official
 from lactok.models.mini_parts import CopyFileConfig
@@ -63,7 +63,7 @@ class CopyRecipe(Recipe):
         super().__init__(options, total_steps, seed)
         parts = load_parts(options)
         self._base = parts.base
-        self.config = LaCTokConfig(parts.vq.config, parts.decoder, parts.autoencoder)
+        self.config = LacTokConfig(parts.vq.config, parts.decoder, parts.autoencoder)
         self.frozen["vq"], self.frozen["unet"], self.frozen["vae"] = parts.vq, parts.unet, parts.vae
         self._check_sizes(options)
         self.control = build_controlnet(parts.decoder)
@@ -76,10 +76,10 @@ class CopyRecipe(Recipe):
             if size % self.config.vq.downsample_factor:
                 raise ValueError(f"encoder_sizes has {size}: expected multiples of {self.config.vq.downsample_factor}")
 
-    def lactok(self) -> LaCTok:
+    def lactok(self) -> LacTok:
         """The whole network, of the parts that stand here."""
         decoder = LatentDecoder(self.config.decoder, self.frozen["unet"], self.control)
-        return LaCTok(self.config, self.frozen["vq"], decoder, self.frozen["vae"])
+        return LacTok(self.config, self.frozen["vq"], decoder, self.frozen["vae"])
 
     @property
     def image_size(self) -> int:
