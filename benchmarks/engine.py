@@ -44,10 +44,10 @@ from evals.config import RunConfig, compose_config
 from evals.engine import execute
 from evals.engine.execute import Job
 from evals.engine.seeds import image_seed
-from evals.environment import precision
-from evals.protocol import evaluation_picture, native_pictures, reconstruction, to_tensor
-from evals.store import Cache
-from evals.suites import recon
+from evals.engine.environment import precision
+from evals.tasks.protocol import evaluation_picture, native_pictures, reconstruction, to_tensor
+from evals.engine.store import Cache
+from evals.engine import run as engine
 
 PIXELS = ("psnr", "ssim")  # what the script computes with scikit-image
 

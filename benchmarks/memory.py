@@ -85,7 +85,7 @@ def wait(process: subprocess.Popen) -> tuple[int, int, resource.struct_rusage]:
 def available() -> tuple[list[str], list[str]]:
     """Metrics that can be computed here, and why the others can't."""
     from evals.engine import measures
-    from evals.protocol import Protocol
+    from evals.tasks.protocol import Protocol
 
     names = METRICS.split(",")
     plan = measures.plan(names, "effnet", Protocol("paper-1024", eval_size=1024, fit="squash"))

@@ -37,7 +37,7 @@ from evals.metrics.inception import Inception
 from evals.metrics.lpips import LpipsAlex
 from evals.metrics.psnr import Psnr
 from evals.metrics.ssim import Ssim
-from evals.protocol import to_tensor
+from evals.tasks.protocol import to_tensor
 from lactok.features import inception, lpips
 from lactok.seeded import TensorSpec, manifest_of, seeded_state_dict
 from lactok.weights import MissingWeights, load_state_dict, locate

@@ -46,7 +46,7 @@ from rich.table import Column, Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tokenizer_networks import TOKENIZERS, Subject
-from evals.environment import choose_device, describe_device, package_versions, precision
+from evals.engine.environment import choose_device, describe_device, package_versions, precision
 from lactok.interface import Codes
 from lactok.weights import MissingWeights
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from evals.protocol import Protocol
+from evals.tasks.protocol import Protocol
 from evals.suites.catalog import ENCODER_SIZES, SUITES, Suite
 from lactok.registry import canonical, unknown
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from evals.config import RunConfig
     from evals.engine.ranks import Ranks
-    from evals.suites.recon import Finished
+    from evals.engine.run import Finished
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     from evals.config import ConfigError, compose_runs
     from evals.datasets.base import DatasetError
     from evals.engine.ranks import RankError, join
-    from evals.store import StoreError
+    from evals.engine.store import StoreError
     from lactok.registry import RegistryError
 
     try:
@@ -51,7 +51,7 @@ def _measure(runs: list[RunConfig], ranks: Ranks, argv: list[str]) -> int:
 
     What all runs lack is told before the first one begins.
     """
-    from evals.suites import recon
+    from evals.engine import run as engine
 
     parts = {run.dataset.name: ranks.part(run.dataset.name) for run in runs}
     if ranks.rank:
@@ -82,7 +82,7 @@ def _write_table(run: RunConfig) -> None:
 def publish(finished: Finished, argv: list[str]) -> int:
     """Write the run's record, tables, report and contact sheet; print the table; return the exit status."""
     from evals.report.console import print_run
-    from evals.suites.output import write_run
+    from evals.report.output import write_run
 
     paths = write_run(finished, shlex.join(["python", "-m", "evals.run", *argv]))
     print_run(finished.record)

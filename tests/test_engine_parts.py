@@ -7,10 +7,10 @@ import torch
 
 from evals.datasets.base import Sample
 from evals.engine.batches import Batcher
-from evals.engine.guard import PluginError, check_codes, check_images
+from evals.engine.checks import PluginError, check_codes, check_images
 from evals.engine.seeds import image_seed
-from evals.engine.work import CHUNK, Conditions, Keys, chunks_of
-from evals.protocol import Protocol
+from evals.engine.job import CHUNK, Conditions, Keys, chunks_of
+from evals.tasks.protocol import Protocol
 from lactok.interface import Codes, TokenizerInfo
 
 INFO = TokenizerInfo("test", ids_per_image=4, vocabulary=10, input_size=8, output_size=8)

@@ -24,7 +24,7 @@ from evals.datasets.sources.base import DataError, MissingData
 from evals.datasets.sources.shards import ParquetSource
 from evals.datasets.sources.tarred import TarSource, expand
 from evals.datasets.sources.zipped import ZipSource
-from evals.suites import recon
+from evals.engine import run as engine
 from tests import twins
 
 

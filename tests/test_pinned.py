@@ -15,7 +15,7 @@ from skimage import data
 from baselines.calibration.adapter import DownsampleBits, MeanColour, ThumbnailOptions
 from evals.engine import work
 from evals.metrics.registry import METRICS, make_probe
-from evals.protocol import Protocol, evaluation_picture, native_pictures, reconstruction, to_tensor
+from evals.tasks.protocol import Protocol, evaluation_picture, native_pictures, reconstruction, to_tensor
 from lactok.interface import NoOptions
 from lactok.registry import load
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from evals.protocol import Protocol, evaluation_picture, native_pictures, reconstruction, to_tensor
+from evals.tasks.protocol import Protocol, evaluation_picture, native_pictures, reconstruction, to_tensor
 
 MINI = Protocol("mini-128", eval_size=128, fit="squash", effnet_size=128)
 

@@ -19,8 +19,8 @@ from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import RankError, Ranks, join
 from evals.record import read
 from evals.run import main
-from evals.store import StoreError
-from evals.suites import recon
+from evals.engine.store import StoreError
+from evals.engine import run as engine
 from lactok import registry
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 

@@ -17,7 +17,7 @@ from evals.report.contact import LABELS, contact_sheet, wrapped
 from evals.report.markdown import MOST_LEFT_OUT, cell, render, write_report
 from evals.report.rate import rate_points
 from evals.report.table import interval_text, number_text, raw_frame, shown_table
-from evals.store import StoreError
+from evals.engine.store import StoreError
 
 PSNR = ColumnRecord("PSNR", "higher", 2, "dB", "mean over pictures", per_image=True)
 PERC = ColumnRecord("perc-effnet", "lower", 4, "", "perceptual distance", per_image=True)
@@ -383,7 +383,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_old_report(tmp_path, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("evals.store._write_synced", full)
+    monkeypatch.setattr("evals.engine.store._write_synced", full)
     with pytest.raises(StoreError, match="the disk is full"):
         write_report(make_run(complete=False), tmp_path)
     assert (tmp_path / "report.md").read_text() == before

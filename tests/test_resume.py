@@ -11,7 +11,7 @@ import pytest
 from evals import store
 from evals.config import compose_config
 from evals.run import main
-from evals.suites import recon
+from evals.engine import run as engine
 from lactok import registry
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 

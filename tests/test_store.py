@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from evals import store
-from evals.store import Cache, StoreError, key_of, write_atomically
+from evals.engine.store import Cache, StoreError, key_of, write_atomically
 
 
 @pytest.fixture

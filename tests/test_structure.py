@@ -29,7 +29,7 @@ LIGHT = [
     "evals.run",
     "evals.config",
     "evals.record",
-    "evals.store",
+    "evals.engine.store",
     "evals.report.markdown",
     "evals.report.console",
     "evals.datasets.registry",

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.store import write_atomically
+from evals.engine.store import write_atomically
 
 if TYPE_CHECKING:
-    from evals.suites.recon import Finished
+    from evals.engine.run import Finished
 
 HELP = """\
 usage: python -m evals check FILE [--update] [key=value ...]
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
         return 2
     from evals.config import ConfigError
     from evals.datasets.base import DatasetError
-    from evals.store import StoreError
+    from evals.engine.store import StoreError
     from lactok.registry import RegistryError
 
     path = Path(files[0])
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
 def measure(overrides: list[str]) -> dict[str, Any]:
     """The present figures of the run that a file's overrides name, made in an empty store that is then removed."""
     from evals.config import compose_config
-    from evals.suites import recon
+    from evals.engine import run as engine
 
     with tempfile.TemporaryDirectory(prefix="lactok-check-") as out:
         return snapshot(recon.run(compose_config([*overrides, f"out='{out}'"]), quiet=True), overrides)

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     from evals.datasets.base import DatasetError
     from evals.datasets.sources.base import DataError
-    from evals.store import StoreError
+    from evals.engine.store import StoreError
 
     try:
         return _dispatch(argv[0], argv[1:])

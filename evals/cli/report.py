@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     except SystemExit as done:
         return int(done.code or 0)
 
-    from evals.store import StoreError
+    from evals.engine.store import StoreError
     from lactok.registry import unknown
 
     if args.table not in PAPER_TABLES:

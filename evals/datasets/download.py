@@ -15,7 +15,7 @@ from pathlib import Path
 
 from evals.datasets.base import DatasetError
 from evals.datasets.sources.base import DataError
-from evals.store import StoreError
+from evals.engine.store import StoreError
 
 _PIECE = 2**20  # bytes a read
 _TIMEOUT = 60.0  # seconds without a byte

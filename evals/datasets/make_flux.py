@@ -19,7 +19,7 @@ from evals.datasets import coco
 from evals.datasets.base import DatasetError
 from evals.datasets.flux import MANIFEST, PICTURES, SETTINGS, Made, manifest_line, read_manifest
 from evals.datasets.sources.base import MissingData
-from evals.store import append_line, write_atomically
+from evals.engine.store import append_line, write_atomically
 
 REPOSITORY = "black-forest-labs/FLUX.1-dev"
 # The revision that public projects pin, e.g. in the paths of their model caches.

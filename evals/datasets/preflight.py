@@ -24,7 +24,7 @@ from evals.datasets import picture
 from evals.datasets.meter import Meter
 from evals.datasets.picture import PictureError, decode, read_bytes
 from evals.datasets.sources.base import DataError, PictureSource, file_stamp
-from evals.store import StoreError, write_atomically
+from evals.engine.store import StoreError, write_atomically
 
 # Threads that decode (Pillow releases the interpreter's lock); more would only hold more pictures in memory.
 MAX_THREADS = 16

@@ -6,8 +6,10 @@ import contextlib
 import platform
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -81,6 +83,16 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+def process_origin(device: torch.device) -> dict[str, Any]:
+    """What is recorded with every artifact of the process that made it; evals.record.Origin has the fields."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "versions": package_versions(),
+        "code_revision": code_revision(),
+    }
+
+
 def package_versions() -> dict[str, str]:
     """Versions of what can move a number, and of Python."""
     found = {"python": platform.python_version()}
@@ -90,9 +102,10 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+@cache
 def code_revision() -> str:
     """The checkout's commit, marked when files differ from it; the installed version outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent.parent
     git = ["git", "-C", str(root)]
     try:
         top = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True)

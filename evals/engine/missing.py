@@ -8,7 +8,7 @@ from pathlib import Path
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import BadPictures, Dataset, DatasetError
 from evals.datasets.registry import open_dataset
-from evals.engine.measures import metric_names
+from evals.metrics.plan import metric_names
 from evals.engine.rows import CALIBRATION_FIRST, CALIBRATION_LAST, Row
 from evals.metrics.registry import METRICS
 from lactok.weights import HubWeights, MissingWeights, WeightsError, WeightsSource, locate

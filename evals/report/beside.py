@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from evals.metrics.intervals import RFID_EVIDENCE, RFID_EVIDENCE_N
-from evals.protocol import Protocol
+from evals.tasks.protocol import Protocol
 from evals.published.tables import PublishedFigure, published
 from evals.record import RowRecord, RunRecord, Value
 from lactok import registry

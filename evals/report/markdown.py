@@ -27,7 +27,7 @@ from evals.report.table import (
     shown_table,
     speed_frame,
 )
-from evals.store import write_atomically
+from evals.engine.store import write_atomically
 
 # Unreadable pictures that the report names; run.json has them all.
 MOST_LEFT_OUT = 50

@@ -17,7 +17,7 @@ from pathlib import Path
 from evals.datasets.base import BadPicture
 from evals.datasets.sources.base import DataError, PictureSource, file_stamp
 from evals.datasets.sources.safety import MAX_RATIO, check_length, check_size, damaged, refused, safe_name
-from evals.store import StoreError
+from evals.engine.store import StoreError
 
 _BLOCK = 512  # bytes of a tar record (POSIX.1-1988 ustar)
 _PIECE = 2**20  # bytes that are expanded at a time
