@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from evals.typed import typed
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -24,6 +26,8 @@ PilFilter = Literal["box", "bilinear", "bicubic", "lanczos"]
 @dataclass(frozen=True)
 class Protocol:
     """The conventions of a run. `name` is a label only and does not enter the hash.
+
+    Values are normalised, so that one convention has one hash. Raises ValueError for a value of another type or range.
 
     eval_size: side in pixels of the square pictures that metrics see.
     fit: "squash" scales both sides to eval_size ("resized to 1024x1024", LacTok section 5); "crop" scales the shorter
@@ -55,11 +59,8 @@ class Protocol:
     decode: int = 1
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            allowed = _LITERALS.get(field.name)
-            value = getattr(self, field.name)
-            if allowed and value not in allowed:
-                raise ValueError(f"protocol.{field.name}={value!r}: expected one of {', '.join(map(str, allowed))}")
+        for name, value in typed(Protocol, vars(self), "protocol.").items():
+            object.__setattr__(self, name, value)
         if not 16 <= self.eval_size <= 16384:
             raise ValueError(f"protocol.eval_size={self.eval_size}: expected 16 to 16384 pixels")
         if not 32 <= self.effnet_size <= 1024:
@@ -93,17 +94,6 @@ class Protocol:
         fields = self.as_dict()
         del fields["name"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
-
-
-_LITERALS = {
-    "fit": ("squash", "crop"),
-    "eval_filter": ("box", "bilinear", "bicubic", "lanczos"),
-    "native_from": ("evaluation", "source"),
-    "native_filter": ("nearest", "bilinear", "bicubic"),
-    "back_filter": ("nearest", "bilinear", "bicubic"),
-    "rounding": ("half_up", "truncate"),
-    "ssim_window": ("uniform7", "gauss11"),
-}
 
 
 def evaluation_picture(source: np.ndarray, protocol: Protocol) -> np.ndarray:
