@@ -23,6 +23,11 @@ class BadPicture:
     reason: str
 
 
+class ChangedPicture(DatasetError):
+    """A picture is not the one that was checked: it changed since, or the index of checked pictures was wrong and has
+    been removed; the dataset can be opened anew."""
+
+
 class BadPictures(DatasetError):
     """One or more pictures can't be read; `bad` lists them all, and so does the message."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from evals.config import ConfigError, RunConfig
-from evals.datasets.base import Dataset
+from evals.datasets.base import ChangedPicture, Dataset
 from evals.engine import measures
 from evals.engine.execute import Job, RowWork, execute, remove_damaged, shown_in
 from evals.engine.missing import open_inputs
@@ -51,13 +51,22 @@ def run(config: RunConfig, quiet: bool = False, ranks: Ranks | None = None) -> F
     """
     started, ranks = time.time(), ranks or Ranks()
     try:
-        wanted, job = _plan(config, ranks)
-        record = _record(config, job, wanted, started)
-        folder = Path(config.out) / "runs" / f"{config.suite}-{config.scale}-{record.config_hash}"
-        with LiveProgress(quiet, ranks) as progress:
-            finished = _until_whole(job, wanted, progress)
+        try:
+            return _run(config, quiet, ranks, started)
+        except ChangedPicture:
+            if ranks.size > 1:  # the others hold the old list
+                raise
+            return _run(config, quiet, Ranks(), started)  # the index is gone: every picture is looked at anew
     finally:
         ranks.end()
+
+
+def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float) -> Finished:
+    wanted, job = _plan(config, ranks)
+    record = _record(config, job, wanted, started)
+    folder = Path(config.out) / "runs" / f"{config.suite}-{config.scale}-{record.config_hash}"
+    with LiveProgress(quiet, ranks) as progress:
+        finished = _until_whole(job, wanted, progress)
     record.rows = [row for row, _ in finished]
     record.seconds = round(time.time() - started, 2)
     record.complete = True
