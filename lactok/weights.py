@@ -165,13 +165,13 @@ def verify(path: Path, source: WeightsSource) -> None:
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """The file's sha256 in hex; computed once for a given path, size and modification time."""
+    """The file's sha256 in hex; computed once for a given path, size, inode, and times of change."""
     stat = os.stat(path)
-    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns)
+    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=4096)
-def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
+def _sha256_of(path: str, *stamp: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
