@@ -78,10 +78,18 @@ class RunConfig:
         for name in self.protocol:
             if name not in known:
                 raise ConfigError(unknown("key", f"protocol.{name}", [f"protocol.{k}" for k in known]))
+        from evals.datasets.picture import VERSION
+
         try:
-            return Protocol(**self.protocol)
+            protocol = Protocol(**self.protocol)
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
+        if protocol.decode != VERSION:
+            raise ConfigError(
+                f"protocol.decode={protocol.decode}: these are not the decoding rules of this version of the code; "
+                f"expected {VERSION}"
+            )
+        return protocol
 
 
 CHOICES = {

@@ -116,6 +116,56 @@ def test_tolerances_are_what_is_promised(committed: dict):
         assert with_change(column, outside)
 
 
+def one_row(**cells: float | str | None) -> dict:
+    """A snapshot of 32 pictures with one row."""
+    row = {"status": "ok", "weights": [], "cells": cells}
+    return {"protocol_hash": "p", "dataset_fingerprint": "d", "pictures": 32, "rows": {"a": row}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moves"),
+    [
+        (None, None, False), (None, 0.5, True), (0.5, None, True), ("nan", "nan", False), ("nan", 0.5, True),
+        ("inf", "inf", False), ("inf", 0.5, True), (0.5, "inf", True), ("inf", "-inf", True),
+    ],
+)  # fmt: skip
+def test_a_figure_that_is_missing_is_compared_too(before: object, after: object, moves: bool):
+    found = check.compare(one_row(PSNR=before), one_row(PSNR=after))
+    assert [m.what for m in found] == ["PSNR"] * moves
+    assert [m.what for m in check.compare(one_row(PSNR=before), one_row())] == ["PSNR"] * (before is not None)
+
+
+def test_top_1_may_move_by_one_picture_and_kid_by_rounding():
+    for column, before, inside, outside in (
+        ("top1-effnet", 0.5, 1 / 32, 2 / 32),
+        ("KID", 0.002, 1e-6, 2e-6),
+        ("KID", 0.2, 2e-5, 4e-5),
+        ("KID-std", 0.0, 1e-6, 2e-6),
+    ):
+        assert not check.compare(one_row(**{column: before}), one_row(**{column: before - inside}))
+        assert check.compare(one_row(**{column: before}), one_row(**{column: before - outside}))
+
+
+def test_every_column_is_compared_or_follows_from_the_ids():
+    from evals.metrics.registry import METRICS
+
+    columns = {column.name for name, spec in METRICS.items() if name != "codes" for column in spec.columns()}
+    columns |= {"PSNR-pooled", "KID-std"}
+    assert {"top1-effnet", "KID", "LPIPS-vgg"} < columns
+    assert [c for c in columns if check._tolerance(c, 32) is None] == []
+
+
+def test_an_error_of_the_run_is_not_blamed_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(overrides: list[str]) -> dict:
+        raise TypeError("of the engine")
+
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(one_row() | {"config": []}))
+    monkeypatch.setattr(check, "measure", broken)
+    with pytest.raises(TypeError, match="of the engine"):
+        check.main([str(path)])
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]"])
 def test_another_file_is_refused(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "x.json"

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 import unicodedata
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from evals.datasets import folder as folder_module
 from evals.datasets import make_photos, photos, picture, preflight
-from evals.datasets.base import BadPictures, DatasetError
+from evals.datasets.base import BadPictures, ChangedPicture, DatasetError
 from evals.datasets.folder import list_folder
 from evals.datasets.photos import cut, load_source
 from evals.datasets.registry import dataset_names, dataset_needs, open_dataset
@@ -208,6 +209,21 @@ def test_a_name_that_is_no_utf8(pictures, cache):
         dataset.read(dataset.samples[-1])
 
 
+def test_names_that_look_alike_when_printed_are_two_pictures(pictures, cache):
+    """A byte that is no UTF-8 beside a name that spells its escape."""
+    folder = os.fsencode(pictures)
+    save(pictures / "a\\xff.png", np.full((4, 4, 3), 10, np.uint8))
+    Image.fromarray(np.full((4, 4, 3), 20, np.uint8)).save(pictures / "other.png")
+    os.rename(os.path.join(folder, b"other.png"), os.path.join(folder, b"a\xff.png"))
+    Image.fromarray(np.full((4, 4, 3), 30, np.uint8)).save(pictures / "a\\\\xff.png")
+    Image.fromarray(np.full((4, 4, 3), 40, np.uint8)).save(pictures / "other.png")
+    os.rename(os.path.join(folder, b"other.png"), os.path.join(folder, b"a\\\xff.png"))  # a backslash, then the byte
+    dataset = open_folder(pictures, cache)
+    assert len({s.id for s in dataset.samples}) == len(dataset.samples) == 7
+    values = {s.id: int(dataset.read(s)[0, 0, 0]) for s in dataset.samples if s.id.startswith("a\\")}
+    assert values == {"a\\xff.png": 20, "a\\\\xff.png": 10, "a\\\\\\\\xff.png": 30, "a\\\\\\xff.png": 40}
+
+
 def test_a_relative_folder(pictures, cache, monkeypatch):
     monkeypatch.chdir(pictures.parent)
     assert len(open_folder("pictures", cache).samples) == 3
@@ -386,6 +402,42 @@ def test_a_second_run_looks_at_what_changed_only(spoiled, cache, monkeypatch):
     os.utime(spoiled / "a" / "one.jpg", ns=(1, 1))  # the same size, another time of change
     open_folder(spoiled, cache, on_bad_image="skip")
     assert seen == ["b.png", "one.jpg"]
+
+
+@pytest.mark.parametrize("how", ["in place", "renamed over"])
+def test_a_file_of_the_same_size_and_time_is_looked_at_again(pictures, cache, monkeypatch, how):
+    """What `cp -p`, `rsync -t` and `tar x` leave behind: other content, the old time of change."""
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    Image.fromarray(pixels).save(pictures / "b.bmp")
+    first = open_folder(pictures, cache)
+    stat = (pictures / "b.bmp").stat()
+    time.sleep(0.02)  # beyond the tick of the file system's clock
+    if how == "in place":
+        Image.fromarray(pixels + 9).save(pictures / "b.bmp")
+    else:
+        Image.fromarray(pixels + 9).save(pictures / "new.bmp")
+        os.replace(pictures / "new.bmp", pictures / "b.bmp")
+    os.utime(pictures / "b.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (pictures / "b.bmp").stat().st_size == stat.st_size
+    seen = checks(monkeypatch)
+    second = open_folder(pictures, cache)
+    assert seen == ["b.bmp"]
+    assert second.fingerprint != first.fingerprint
+    assert [int(second.read(s)[0, 0, 0]) for s in second.samples if s.id == "b.bmp"] == [9]
+
+
+def test_an_index_that_proves_wrong_is_dropped(pictures, cache, monkeypatch):
+    """A file system whose stamps tell nothing: the content tells, and the next opening has it right."""
+    monkeypatch.setattr("evals.datasets.preflight.file_stamp", lambda path: (1, 2, 3, 4))
+    open_folder(pictures, cache)
+    save(pictures / "b.png", np.zeros((4, 4, 3), np.uint8))
+    stale = open_folder(pictures, cache)
+    (sample,) = (s for s in stale.samples if s.id == "b.png")
+    with pytest.raises(ChangedPicture, match=r"b\.png"):
+        stale.read(sample)
+    right = open_folder(pictures, cache)
+    (sample,) = (s for s in right.samples if s.id == "b.png")
+    assert right.read(sample).shape == (4, 4, 3)
 
 
 def test_other_rules_or_another_pillow_look_again(pictures, cache, monkeypatch):

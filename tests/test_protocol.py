@@ -106,3 +106,49 @@ def test_rounding_happens_once(rounding: str, want: list[int]):
 def test_bad_fields_say_what_is_allowed(field: str, value: object, named: str):
     with pytest.raises(ValueError, match=named):
         dataclasses.replace(MINI, **{field: value})
+
+
+def made(*overrides: str) -> Protocol:
+    from evals.config import compose_config
+
+    return compose_config([f"protocol.{o}" for o in overrides]).make_protocol()
+
+
+def test_ways_to_write_a_value_make_one_protocol():
+    plain = made("native_antialias=false")
+    assert plain.native_antialias is False
+    for written in ("no", "off", "No", "'false'", "0", "n"):
+        same = made(f"native_antialias={written}")
+        assert same.native_antialias is False, written
+        assert same.hash == plain.hash, written
+    for written in ("yes", "on", "1", "true"):
+        assert made(f"native_antialias={written}").hash == MINI.hash, written
+    assert made("eval_size=128.0").hash == made("eval_size='128'").hash == MINI.hash
+    assert isinstance(made("eval_size=128.0").eval_size, int)
+    assert Protocol("p", 128, "squash", native_antialias="no").native_antialias is False
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("native_antialias=null", r"protocol\.native_antialias=None: expected bool"),
+        ("native_antialias=[]", r"protocol\.native_antialias=\[\]: expected bool"),
+        ("back_antialias=2", r"protocol\.back_antialias=2: expected bool"),
+        ("back_antialias=maybe", r"protocol\.back_antialias='maybe': expected bool"),
+        ("decode=banana", r"protocol\.decode='banana': expected int"),
+        ("decode=true", r"protocol\.decode=True: expected int"),
+        ("decode=2", r"protocol\.decode=2: .* expected 1"),
+        ("eval_size=100.5", r"protocol\.eval_size=100\.5: expected int"),
+        ("eval_size=null", r"protocol\.eval_size=None: expected int"),
+        ("effnet_size=[128]", r"protocol\.effnet_size=\[128\]: expected int"),
+        ("eval_size=8", r"protocol\.eval_size=8: expected 16 to 16384"),
+        ("fit=stretch", r"protocol\.fit='stretch': expected one of squash, crop"),
+        ("fit=no", r"protocol\.fit='no'"),
+        ("back_filter=null", r"protocol\.back_filter=None: expected one of nearest, bilinear, bicubic"),
+    ],
+)
+def test_values_of_another_type_are_refused(override: str, message: str):
+    from evals.config import ConfigError
+
+    with pytest.raises(ConfigError, match=message):
+        made(override)

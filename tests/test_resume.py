@@ -178,3 +178,22 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path):
     assert process.returncode == 130, errors
     assert "python -m evals.run tokenizers=slow" in errors
     assert commits(tmp_path / "out") > 0
+
+
+def test_a_stale_index_is_dropped_and_the_run_goes_on_with_the_right_content(
+    tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch
+):
+    """A file system whose stamps tell nothing, and a picture replaced between two runs."""
+    monkeypatch.setattr("evals.datasets.preflight.file_stamp", lambda path: (1, 2, 3, 4))
+    folder = pictures(tmp_path / "pictures", 3)
+    spare = pictures(tmp_path / "spare", 6) / "picture 05.png"
+
+    def run(out: str, *more: str) -> recon.Finished:
+        what = ["dataset=folder", f"dataset.root='{folder}'", "tokenizers=toy", "metrics=psnr"]
+        return recon.run(compose_config([*what, f"out='{tmp_path / out}'", *more]), quiet=True)
+
+    old = run("out")
+    spare.replace(folder / "picture 01.png")
+    again, clean = run("out", "protocol.rounding=truncate"), run("clean", "protocol.rounding=truncate")
+    assert again.record.dataset_fingerprint == clean.record.dataset_fingerprint != old.record.dataset_fingerprint
+    assert [row.cells for row in again.record.rows] == [row.cells for row in clean.record.rows]

@@ -10,7 +10,7 @@ from lactok import registry
 from tests.support import TOY, install_plugin
 
 SWEPT = (
-    "from dataclasses import dataclass, field\n"
+    "from dataclasses import dataclass, field\nfrom typing import Literal\n"
     + TOY
     + """
 
@@ -19,6 +19,15 @@ class Options:
     keep_ids: int = 64
     steps: int = 2
     sizes: list[int] = field(default_factory=list)
+    tiled: bool = False
+    seed: int | None = None
+    scale: float = 1.0
+    path: str | None = None
+    way: Literal["mean", "median"] = "mean"
+
+    def __post_init__(self):
+        if self.steps > 1000:
+            raise ValueError(f"steps={self.steps}: expected at most 1000")
 
 
 class Swept(Toy):
@@ -118,6 +127,35 @@ def test_an_option_that_takes_a_list_is_no_sweep():
 def test_options_that_are_not_declared_are_refused(options: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         resolve_rows("swept", "mini", False, options)
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({"tiled": "no"}, False), ({"tiled": "on"}, True), ({"tiled": 1}, True), ({"keep_ids": "7"}, 7),
+        ({"keep_ids": 7.0}, 7), ({"seed": None}, None), ({"seed": "3"}, 3), ({"scale": 2}, 2.0), ({"path": 5}, "5"),
+        ({"way": "median"}, "median"),
+    ],
+)  # fmt: skip
+def test_values_of_options_have_the_declared_type(given: dict, seen: object):
+    (row,) = resolve_rows("swept", "mini", False, {"swept": given})
+    value = getattr(row.options, *given)
+    assert (value, type(value)) == (seen, type(seen))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tiled": "maybe"}, {"tiled": 2}, {"tiled": None}, {"keep_ids": 1.5}, {"keep_ids": None}, {"keep_ids": True},
+        {"seed": True}, {"scale": False}, {"scale": "wide"}, {"path": True}, {"sizes": 3}, {"sizes": [1.5]},
+        {"sizes": [True]}, {"way": "mode"}, {"steps": 1001},
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_refused(given: dict):
+    (name,) = given
+    with pytest.raises(ConfigError, match=rf"options\.swept\.{name}=|steps=1001") as error:
+        resolve_rows("swept", "mini", False, {"swept": given})
+    assert "declared: keep_ids: int" in str(error.value)
 
 
 def test_calibration_rows_frame_the_table():

@@ -26,6 +26,7 @@ from baselines.flextok.transformer import (
     unpatchify,
 )
 from lactok.models.autoencoder import build_autoencoder
+from lactok.models.finite import require_finite
 
 TIME_PERIOD = 256
 """Ratio of the fastest to the slowest frequency of the time embedding (published; not the usual 10000)."""
@@ -169,8 +170,10 @@ class FlexTok(nn.Module):
             return self.vae.decode(latents.float() / self.config.vae.scaling_factor).sample
 
     def encode_latents(self, latents: Tensor) -> Encoded:
-        """Scaled latents to ids."""
+        """Scaled latents to ids. Raises FloatingPointError as the shared `VectorQuantizer` does."""
         pre_quant = self.encoder(latents)
+        if not self.training:
+            require_finite(pre_quant, "the encoder's vectors")
         codes, ids = fsq.quantize(pre_quant, self.config.levels)
         return Encoded(codes, ids, pre_quant)
 

@@ -1,14 +1,16 @@
 """Any folder of pictures, searched recursively; any file name will do.
 
-A sample's id is the file's path below the folder with forward slashes, samples are sorted by id, and a sample's
-content is the sha256 of the file. Files are taken by their ending (those of the formats that are decoded, in upper or
-lower case); other files and hidden ones (name or folder beginning with a dot) are left aside and counted in a note.
+A sample's id is the file's path below the folder with forward slashes (see `identifier`), samples are sorted by id, and
+a sample's content is the sha256 of the file. Files are taken by their ending (those of the formats that are decoded, in
+upper or lower case); other files and hidden ones (name or folder beginning with a dot) are left aside and counted in a
+note.
 Every picture is decoded once before a run starts, so that bad ones are known together and at once.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,10 +20,12 @@ from typing import Literal
 
 import numpy as np
 
-from evals.datasets.base import BadPicture, BadPictures, Dataset, DatasetError, DatasetNeeds, Sample
+from evals.datasets.base import BadPicture, BadPictures, ChangedPicture, Dataset, DatasetError, DatasetNeeds, Sample
 from evals.datasets.picture import PictureError, decode, extensions, read_bytes
 from evals.datasets.preflight import check_all
 from evals.datasets.subset import spread
+
+_ESCAPE = re.compile(r"\\x[0-9a-f]{2}")
 
 
 def open_folder(
@@ -55,7 +59,7 @@ def open_folder(
     if note:
         notes.append(note)
     samples = [Sample(i, i, checked[i].sha256) for i in good]
-    return FolderDataset(samples, {i: paths[i] for i in good}, bad, notes)
+    return FolderDataset(samples, {i: paths[i] for i in good}, bad, notes, index)
 
 
 def needs() -> DatasetNeeds:
@@ -69,19 +73,27 @@ class FolderDataset(Dataset):
     name = "folder"
 
     def __init__(
-        self, samples: list[Sample], paths: dict[str, Path], left_out: list[BadPicture], notes: list[str]
+        self,
+        samples: list[Sample],
+        paths: dict[str, Path],
+        left_out: list[BadPicture],
+        notes: list[str],
+        index: Path,
     ) -> None:
         self.samples = samples
         self.left_out = left_out
         self.notes = notes
         self._paths = paths
+        self._index = index
 
     def read(self, sample: Sample) -> np.ndarray:
-        """uint8 (H, W, 3) RGB. Raises DatasetError when the file is gone or no longer the one that was checked."""
+        """uint8 (H, W, 3) RGB. Raises DatasetError when the file is gone, ChangedPicture when it is not the one
+        that was checked."""
         path = self._paths[sample.id]
         data = read_bytes(path)
         if sha256(data).hexdigest() != sample.content:
-            raise DatasetError(
+            self._index.unlink(missing_ok=True)
+            raise ChangedPicture(
                 f"{printable(path)} has changed since the run began; leave the folder alone and run again"
             )
         try:
@@ -125,7 +137,7 @@ def list_folder(folder: Path) -> Listing:
             elif _is_folder(entry):
                 (links if entry.is_symlink() else waiting).append(path)
             elif _is_candidate(entry):
-                listing.pictures[printable(path.relative_to(folder))] = path
+                listing.pictures[identifier(path.relative_to(folder))] = path
             else:
                 listing.aside[path.suffix.lower() or "without an ending"] += 1
     return listing
@@ -145,6 +157,18 @@ def _is_candidate(entry: os.DirEntry) -> bool:
 def printable(path: Path) -> str:
     """The path as text that can be written anywhere: bytes that are no UTF-8 become backslash escapes."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def identifier(path: Path) -> str:
+    """The path as `printable` text that no other path has.
+
+    Where the text holds an escape, backslashes of the name itself are doubled: a name that spells an escape is another
+    than one that has that byte.
+    """
+    text = printable(path)
+    if _ESCAPE.search(text):
+        text = os.fsencode(path.as_posix()).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return text
 
 
 def _existing_folder(root: str | Path | None) -> Path:

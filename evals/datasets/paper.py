@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from evals.datasets.base import BadPicture, BadPictures, Dataset, DatasetError, DatasetNeeds, Sample
+from evals.datasets.base import BadPicture, BadPictures, ChangedPicture, Dataset, DatasetError, DatasetNeeds, Sample
 from evals.datasets.picture import PictureError, decode, extensions
 from evals.datasets.preflight import check_source
 from evals.datasets.sources.base import DataError, MissingData, PictureSource
@@ -130,9 +130,8 @@ def open_paper(
     if found.problem and limit is None:
         raise DatasetError(wrong_count(paper, found))
     taken = set(spread(found.ids, limit))
-    checked, note = check_source(
-        found.source, {i: n for i, n in found.members.items() if i in taken}, index_file(paper, found, cache_dir)
-    )
+    index = index_file(paper, found, cache_dir)
+    checked, note = check_source(found.source, {i: n for i, n in found.members.items() if i in taken}, index)
     bad = [BadPicture(found.source.label(found.members[i]), c.reason) for i, c in sorted(checked.items()) if c.reason]
     bad += found.source.unlisted
     if bad and on_bad_image == "stop":
@@ -151,27 +150,36 @@ def open_paper(
     notes += [f"{count:,} picture(s): {kind}" for kind, count in sorted(kinds.items())]
     notes += [f"{found.aside:,} other file(s) left aside"] * bool(found.aside) + [note] * bool(note)
     samples = [Sample(i, i, checked[i].sha256) for i in good]
-    return PaperDataset(paper.name, found, samples, bad, notes)
+    return PaperDataset(paper.name, found, samples, bad, notes, index)
 
 
 class PaperDataset(Dataset):
     """Pictures of a source; each is its own cluster."""
 
     def __init__(
-        self, name: str, found: Found, samples: list[Sample], left_out: list[BadPicture], notes: list[str]
+        self,
+        name: str,
+        found: Found,
+        samples: list[Sample],
+        left_out: list[BadPicture],
+        notes: list[str],
+        index: Path,
     ) -> None:
         self.name = name
         self.samples = samples
         self.left_out = left_out
         self.notes = notes
         self._found = found
+        self._index = index
 
     def read(self, sample: Sample) -> np.ndarray:
-        """uint8 (H, W, 3) RGB. Raises DatasetError when it is gone or no longer the one that was checked."""
+        """uint8 (H, W, 3) RGB. Raises DatasetError when it is gone, ChangedPicture when it is not the one that was
+        checked."""
         source, name = self._found.source, self._found.members[sample.id]
         data = source.read(name)
         if sha256(data).hexdigest() != sample.content:
-            raise DatasetError(f"{source.label(name)} has changed since the run began; leave it alone and run again")
+            self._index.unlink(missing_ok=True)
+            raise ChangedPicture(f"{source.label(name)} has changed since the run began; leave it alone and run again")
         try:
             return decode(data).pixels
         except PictureError as error:

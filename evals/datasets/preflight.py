@@ -1,8 +1,9 @@
 """Looks at every picture of a folder or an archive once before a run: can it be decoded, and what is its sha256?
 
-The answers are kept in an index, so that a second run is instant; an answer holds while the file's size and time of
-change are the same, and the decoding rules and Pillow's version are. An index that can't be read is made anew; one
-that can't be written costs time on the next run and nothing else.
+The answers are kept in an index, so that a second run is instant; an answer holds while the file's stamp (its size,
+times of change and inode) is the same, and the decoding rules and Pillow's version are. An index that can't be read is
+made anew; one that proves wrong when a picture is read is removed; one that can't be written costs time on the next run
+and nothing else.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ from evals.engine.store import StoreError, write_atomically
 
 # Threads that decode (Pillow releases the interpreter's lock); more would only hold more pictures in memory.
 MAX_THREADS = 16
+# Raise it when an answer's fields change.
+INDEX_VERSION = 2
 # Seconds between two writings of the index.
 SAVE_EVERY = 60.0
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a file. size: bytes; mtime_ns: time of change, -1 for an answer that must not be kept (the
+    """What is known of a file. stamp: see evals.datasets.sources.base, () for an answer that must not be kept (the
     file could not be opened); sha256: hex, of its bytes; reason: why it is no picture, "" when it is; notes: see
     evals.datasets.picture.Decoded."""
 
-    size: int
-    mtime_ns: int
+    stamp: tuple[int, ...]
     sha256: str
     reason: str = ""
     notes: tuple[str, ...] = ()
@@ -60,7 +62,7 @@ def check_source(source: PictureSource, members: Mapping[str, str], index: Path)
 
 
 def _check_all(
-    stamps: Mapping[str, Callable[[], tuple[int, int]]], look: Callable[[str], Checked], index: Path
+    stamps: Mapping[str, Callable[[], tuple[int, ...]]], look: Callable[[str], Checked], index: Path
 ) -> tuple[dict[str, Checked], str]:
     """stamps: by id, what a kept answer must still equal; look: looks at one."""
     known = _read_index(index)
@@ -84,35 +86,35 @@ def _check_all(
 def check(path: Path) -> Checked:
     """Read, hash and decode one file."""
     try:
-        stat = path.stat()
+        stamp = file_stamp(path)
         data = read_bytes(path)
     except PictureError as error:
-        return Checked(0, -1, "", error.reason)
+        return Checked((), "", error.reason)
     except OSError as error:
-        return Checked(0, -1, "", f"can't be read: {error.strerror or error}")
-    return _decoded(data, stat.st_size, stat.st_mtime_ns)
+        return Checked((), "", f"can't be read: {error.strerror or error}")
+    return _decoded(data, stamp)
 
 
 def check_member(source: PictureSource, name: str) -> Checked:
     """Read, hash and decode one member."""
     try:
-        size, mtime_ns = source.stamp(name)
+        stamp = source.stamp(name)
         data = source.read(name)
     except PictureError as error:
-        return Checked(0, -1, "", error.reason)
+        return Checked((), "", error.reason)
     except DataError as error:
-        return Checked(0, -1, "", str(error))
+        return Checked((), "", str(error))
     except OSError as error:
-        return Checked(0, -1, "", f"can't be read: {error.strerror or error}")
-    return _decoded(data, size, mtime_ns)
+        return Checked((), "", f"can't be read: {error.strerror or error}")
+    return _decoded(data, stamp)
 
 
-def _decoded(data: bytes, size: int, mtime_ns: int) -> Checked:
+def _decoded(data: bytes, stamp: tuple[int, ...]) -> Checked:
     digest = sha256(data).hexdigest()
     try:
-        return Checked(size, mtime_ns, digest, "", decode(data).notes)
+        return Checked(stamp, digest, "", decode(data).notes)
     except PictureError as error:
-        return Checked(size, mtime_ns, digest, error.reason)
+        return Checked(stamp, digest, error.reason)
 
 
 def _check_in_threads(
@@ -134,16 +136,16 @@ def _check_in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def _unchanged(stamp: Callable[[], tuple[int, int]], known: Checked) -> bool:
+def _unchanged(stamp: Callable[[], tuple[int, ...]], known: Checked) -> bool:
     try:
-        return stamp() == (known.size, known.mtime_ns)
+        return stamp() == known.stamp
     except OSError:
         return False
 
 
 def _rules() -> str:
     """What an answer depends on besides the file."""
-    return f"rules {picture.VERSION}, Pillow {PIL.__version__}"
+    return f"index {INDEX_VERSION}, rules {picture.VERSION}, Pillow {PIL.__version__}"
 
 
 def _read_index(index: Path) -> dict[str, Checked]:
@@ -151,14 +153,17 @@ def _read_index(index: Path) -> dict[str, Checked]:
         data = json.loads(index.read_bytes())
         if data["rules"] != _rules():
             return {}
-        return {i: Checked(*fields[:4], notes=tuple(fields[4])) for i, fields in data["files"].items()}
+        return {
+            i: Checked(tuple(stamp), digest, reason, tuple(notes))
+            for i, (stamp, digest, reason, notes) in data["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return {}
 
 
 def _write_index(index: Path, checked: Mapping[str, Checked]) -> str:
     """Writes the index; returns a note when that is not possible."""
-    kept = {i: dataclasses.astuple(c) for i, c in sorted(checked.items()) if c.mtime_ns >= 0}
+    kept = {i: dataclasses.astuple(c) for i, c in sorted(checked.items()) if c.stamp}
     try:
         write_atomically(index, json.dumps({"rules": _rules(), "files": kept}).encode())
     except (StoreError, OSError) as error:

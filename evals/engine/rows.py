@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from evals.config import ConfigError, as_list
 from evals.record import WeightsRecord
+from evals.typed import typed
 from lactok import registry, weights
 from lactok.interface import Tokenizer
 
@@ -124,9 +125,6 @@ def _row(name: str, cls: type[Tokenizer], options: Any, usual: dict[str, Any], s
 
 def check_options(name: str, kind: type, given: dict[str, Any]) -> Any:
     """`given` as an instance of the options dataclass `kind`. Raises ConfigError for unknown keys and wrong types."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     declared = {f.name: f for f in dataclasses.fields(kind)}
     for key in given:
         if key not in declared:
@@ -136,13 +134,11 @@ def check_options(name: str, kind: type, given: dict[str, Any]) -> Any:
                 registry.unknown("option", f"options.{name}.{key}", [f"options.{name}.{k}" for k in declared])
             )
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))
-    except OmegaConfBaseException as error:
-        key = next(iter(given))
+        return kind(**typed(kind, given, f"options.{name}."))
+    except (TypeError, ValueError, NameError) as error:
         expected = ", ".join(f"{k}: {_type_name(f)}" for k, f in declared.items())
-        raise ConfigError(
-            f"options.{name}.{getattr(error, 'key', None) or key}: {str(error).splitlines()[0]}; declared: {expected}"
-        ) from error
+        said = str(error) if str(error).startswith("options.") else f"options.{name}: {error}"
+        raise ConfigError(f"{said}; declared: {expected}") from error
 
 
 def _type_name(field: dataclasses.Field) -> str:

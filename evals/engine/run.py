@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from evals.config import ConfigError, RunConfig
-from evals.datasets.base import Dataset
+from evals.datasets.base import ChangedImage, Dataset
 from evals.engine.environment import choose_device, code_revision, describe_device, package_versions, process_origin
 from evals.engine.execute import execute, remove_damaged
 from evals.engine.job import Job
@@ -54,13 +54,22 @@ def run(config: RunConfig, quiet: bool = False, ranks: Ranks | None = None) -> F
     """
     started, ranks = time.time(), ranks or Ranks()
     try:
-        job = _plan(config, ranks)
-        record = _record(config, job, started)
-        folder = Path(config.out) / "runs" / f"{config.suite}-{config.scale}-{record.config_hash}"
-        with LiveProgress(quiet, ranks, unit=job.task.unit) as progress:
-            finished = _until_whole(job, progress)
+        try:
+            return _run(config, quiet, ranks, started)
+        except ChangedImage:
+            if ranks.size > 1:  # the others hold the old list
+                raise
+            return _run(config, quiet, Ranks(), started)  # the index is gone: every image is checked again
     finally:
         ranks.end()
+
+
+def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float) -> Finished:
+    job = _plan(config, ranks)
+    record = _record(config, job, started)
+    folder = Path(config.out) / "runs" / f"{config.suite}-{config.scale}-{record.config_hash}"
+    with LiveProgress(quiet, ranks, unit=job.task.unit) as progress:
+        finished = _until_whole(job, progress)
     record.rows = [row for row, _ in finished]
     record.missing_metrics += [f"{name}: {reason}" for name, reason in job.broken_metrics.items()]
     record.seconds = round(time.time() - started, 2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import Dataset, ImageDataset, PromptDataset
 from evals.tasks.base import Task
-from evals.tasks.generation import Generation, GenerationProtocol
+from evals.tasks.generation import Generation
+from evals.tasks.protocol import GenerationProtocol
 from evals.tasks.reconstruction import Reconstruction
 
 

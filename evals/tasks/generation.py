@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,49 +15,13 @@ from evals.engine.job import Artifact, Chunk, item_seed
 from evals.engine.models import ModelRun
 from evals.engine.store import Cache
 from evals.tasks.base import Batch, Images, Outputs, Task
+from evals.tasks.protocol import GenerationProtocol
 from lactok.interface import Generator, Recorded
 
 # Version of the step: raise it when the same inputs give another result.
 GENERATE_STEP = 1
 # Side in pixels of the black image that stands for a refused prompt where no other image says a size.
 PLACEHOLDER = 64
-
-
-@dataclass(frozen=True)
-class GenerationProtocol:
-    """The conventions of a generation run. `name` is a label only and does not enter the hash.
-
-    image_size: side in pixels to which images are resized before they are scored; None: scored as generated.
-    resize_filter: torch's antialiased filter for that, in float32, clamped to [0, 1].
-    rounding: to uint8, once: "half_up" is floor(255 x + 0.5), "truncate" is floor(255 x); both clamp first.
-    """
-
-    name: str = "as-generated"
-    image_size: int | None = None
-    resize_filter: Literal["bilinear", "bicubic"] = "bicubic"
-    rounding: Literal["half_up", "truncate"] = "half_up"
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("resize_filter", ("bilinear", "bicubic")), ("rounding", ("half_up", "truncate"))):
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"protocol.{name}={value!r}: expected one of {', '.join(allowed)}")
-        size = self.image_size
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 16 <= size <= 16384):
-            raise ValueError(f"protocol.image_size={size!r}: expected 16 to 16384 pixels, or null")
-
-    def subset(self, *fields: str) -> dict[str, object]:
-        """The named fields, for the key of a step that depends on these alone."""
-        return {name: getattr(self, name) for name in fields}
-
-    def as_dict(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
-
-    @property
-    def hash(self) -> str:
-        """First 12 hex digits of the sha256 of all fields but the name."""
-        fields = self.as_dict()
-        del fields["name"]
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Generation(Task):

@@ -1,4 +1,4 @@
-"""Every convention that moves a number, in one frozen, hashed record, and the functions that carry it out.
+"""Every convention that moves a number, in one frozen, hashed record a task, and the functions that carry it out.
 
 What published evaluators do differs on nearly every field (docs/protocol.md says who does what). A result holds its
 protocol's hash; a table never mixes hashes without saying so.
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from evals.typed import typed
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -22,8 +24,36 @@ PilFilter = Literal["box", "bilinear", "bicubic", "lanczos"]
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """The conventions of a run. `name` is a label only and does not enter the hash.
+class Conventions:
+    """What the protocols share. `name` is a label only and does not enter the hash.
+
+    Values are normalised, so that one convention has one hash. Raises ValueError for a value of another type or range.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        for name, value in typed(type(self), vars(self), "protocol.").items():
+            object.__setattr__(self, name, value)
+
+    def subset(self, *fields: str) -> dict[str, object]:
+        """The named fields, for the key of a step that depends on these alone."""
+        return {name: getattr(self, name) for name in fields}
+
+    def as_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """First 12 hex digits of the sha256 of all fields but the name."""
+        fields = self.as_dict()
+        del fields["name"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class ReconstructionProtocol(Conventions):
+    """The conventions of a reconstruction run.
 
     eval_size: side in pixels of the square images that metrics see.
     fit: "squash" scales both sides to eval_size ("resized to 1024x1024", LacTok section 5); "crop" scales the shorter
@@ -36,11 +66,10 @@ class Protocol:
     ssim_window: of the column SSIM: "uniform7" (scikit-image's default) or "gauss11" (Wang et al. 2004).
     effnet_size: input side in pixels of EfficientNet-Lite0; images of another size are resized to it
         (bilinear, antialiased).
-    decode: the version of the decoding rules of evals/datasets/image.py (EXIF applied, RGB, alpha over white, 16
+    decode: the version of the decoding rules of lactok/images/decode.py (EXIF applied, RGB, alpha over white, 16
         bits scaled, first frame).
     """
 
-    name: str
     eval_size: int
     fit: Literal["squash", "crop"]
     eval_filter: PilFilter = "bicubic"
@@ -55,19 +84,11 @@ class Protocol:
     decode: int = 1
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            allowed = _LITERALS.get(field.name)
-            value = getattr(self, field.name)
-            if allowed and value not in allowed:
-                raise ValueError(f"protocol.{field.name}={value!r}: expected one of {', '.join(map(str, allowed))}")
+        super().__post_init__()
         if not 16 <= self.eval_size <= 16384:
             raise ValueError(f"protocol.eval_size={self.eval_size}: expected 16 to 16384 pixels")
         if not 32 <= self.effnet_size <= 1024:
             raise ValueError(f"protocol.effnet_size={self.effnet_size}: expected 32 to 1024 pixels")
-
-    def subset(self, *fields: str) -> dict[str, object]:
-        """The named fields, for the key of a step that depends on these alone."""
-        return {name: getattr(self, name) for name in fields}
 
     @property
     def evaluation_fields(self) -> dict[str, object]:
@@ -84,34 +105,32 @@ class Protocol:
         """What determines the uint8 reconstruction, given the tokenizer's output."""
         return self.subset("eval_size", "back_filter", "back_antialias", "rounding")
 
-    def as_dict(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
 
-    @property
-    def hash(self) -> str:
-        """First 12 hex digits of the sha256 of all fields but the name."""
-        fields = self.as_dict()
-        del fields["name"]
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+@dataclass(frozen=True)
+class GenerationProtocol(Conventions):
+    """The conventions of a generation run.
 
+    image_size: side in pixels to which images are resized before they are scored; None: scored as generated.
+    resize_filter: torch's antialiased filter for that, in float32, clamped to [0, 1].
+    rounding: to uint8, once: "half_up" is floor(255 x + 0.5), "truncate" is floor(255 x); both clamp first.
+    """
 
-_LITERALS = {
-    "fit": ("squash", "crop"),
-    "eval_filter": ("box", "bilinear", "bicubic", "lanczos"),
-    "native_from": ("evaluation", "source"),
-    "native_filter": ("nearest", "bilinear", "bicubic"),
-    "back_filter": ("nearest", "bilinear", "bicubic"),
-    "rounding": ("half_up", "truncate"),
-    "ssim_window": ("uniform7", "gauss11"),
-}
+    image_size: int | None = None
+    resize_filter: Literal["bilinear", "bicubic"] = "bicubic"
+    rounding: Literal["half_up", "truncate"] = "half_up"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size is not None and not 16 <= self.image_size <= 16384:
+            raise ValueError(f"protocol.image_size={self.image_size}: expected 16 to 16384 pixels, or null")
 
 
-def evaluation_image(source: np.ndarray, protocol: Protocol) -> np.ndarray:
+def evaluation_image(source: np.ndarray, protocol: ReconstructionProtocol) -> np.ndarray:
     """The image that metrics see: uint8 (eval_size, eval_size, 3) from uint8 (H, W, 3). Pillow resizes."""
     return _fitted(source, protocol.eval_size, protocol)
 
 
-def _fitted(source: np.ndarray, size: int, protocol: Protocol) -> np.ndarray:
+def _fitted(source: np.ndarray, size: int, protocol: ReconstructionProtocol) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
@@ -135,7 +154,7 @@ def to_tensor(images: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def native_images(evaluation: Tensor, sources: list[np.ndarray], size: int | None, protocol: Protocol) -> Tensor:
+def native_images(evaluation: Tensor, sources: list[np.ndarray], size: int | None, protocol: ReconstructionProtocol) -> Tensor:
     """What a tokenizer of input size `size` is given: float32 (B, 3, size, size) in [0, 1].
 
     evaluation: uint8 (B, 3, E, E); sources: the B decoded originals, read only when native_from is "source".
@@ -147,7 +166,7 @@ def native_images(evaluation: Tensor, sources: list[np.ndarray], size: int | Non
     return resize(evaluation.float() / 255, size, protocol.native_filter, protocol.native_antialias).clamp(0, 1)
 
 
-def reconstruction(output: Tensor, protocol: Protocol) -> Tensor:
+def reconstruction(output: Tensor, protocol: ReconstructionProtocol) -> Tensor:
     """A tokenizer's output to the uint8 (B, 3, E, E) that metrics see: clamp, resize back, clamp, round once."""
     images = resize(output.float().clamp(0, 1), protocol.eval_size, protocol.back_filter, protocol.back_antialias)
     scaled = images.clamp(0, 1) * 255

@@ -19,7 +19,7 @@ from evals.engine.job import Artifact, Chunk, item_seed
 from evals.engine.models import Called, ModelRun
 from evals.engine.store import Cache
 from evals.tasks.base import Batch, Outputs, Task, plain
-from evals.tasks.protocol import Protocol, evaluation_image, native_images, reconstruction, to_tensor
+from evals.tasks.protocol import ReconstructionProtocol, evaluation_image, native_images, reconstruction, to_tensor
 from lactok.interface import Item, Latents, Recorded, Tokenizer, TokenizerInfo, Tokens
 
 # Versions of the steps: raise one when the same inputs give another result.
@@ -48,7 +48,7 @@ class Reconstruction(Task):
     has_references = True
     output_step, unit = "decode", "images"
 
-    def __init__(self, dataset: ImageDataset, protocol: Protocol, round_trips: int = 1) -> None:
+    def __init__(self, dataset: ImageDataset, protocol: ReconstructionProtocol, round_trips: int = 1) -> None:
         self.dataset, self.protocol, self.round_trips = dataset, protocol, round_trips
         self._pool = ThreadPoolExecutor(THREADS)
 

@@ -34,16 +34,19 @@ class PictureSource(ABC):
         PictureError when a file of a folder can't be read."""
 
     @abstractmethod
-    def stamp(self, name: str) -> tuple[int, int]:
-        """What tells that a member is unchanged: (size in bytes, time of change in ns) of the file that holds it.
-        Raises OSError when that is gone."""
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """What tells that a member is unchanged: `file_stamp` of the file that holds it, and in an archive its own
+        size in bytes. Raises OSError when that is gone."""
 
     @abstractmethod
     def label(self, name: str) -> str:
         """A member for a message: its path, or "ARCHIVE: NAME"."""
 
 
-def file_stamp(path: Path) -> tuple[int, int]:
-    """(size in bytes, time of change in ns). Raises OSError."""
+def file_stamp(path: Path) -> tuple[int, int, int, int]:
+    """(size in bytes, time of change in ns, the same of the inode, the inode's number). Raises OSError.
+
+    The first two are kept by `cp -p`, `rsync -t` and `tar x`; no program can set the third.
+    """
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino

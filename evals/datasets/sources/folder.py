@@ -26,7 +26,7 @@ class FolderSource(PictureSource):
             raise PictureError(printable(path), f"{path.stat().st_size:,} bytes; at most {MAX_MEMBER:,} are read")
         return read_bytes(path)
 
-    def stamp(self, name: str) -> tuple[int, int]:
+    def stamp(self, name: str) -> tuple[int, ...]:
         return file_stamp(self._paths[name])
 
     def label(self, name: str) -> str:

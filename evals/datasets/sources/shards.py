@@ -38,7 +38,7 @@ class ParquetSource(PictureSource):
             raise DataError(f"{self.label(name)} has no image.bytes: get the shard again")
         return data
 
-    def stamp(self, name: str) -> tuple[int, int]:
+    def stamp(self, name: str) -> tuple[int, ...]:
         return file_stamp(self._places[name][0])
 
     def label(self, name: str) -> str:

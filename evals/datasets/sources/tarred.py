@@ -48,8 +48,8 @@ class TarSource(PictureSource):
             raise DataError(f"{self.label(name)} can't be read: {error.strerror or error}") from error
         return check_length(data, size, name, self.where)
 
-    def stamp(self, name: str) -> tuple[int, int]:
-        return self._places[name][1], file_stamp(self.where)[1]
+    def stamp(self, name: str) -> tuple[int, ...]:
+        return self._places[name][1], *file_stamp(self.where)
 
     def label(self, name: str) -> str:
         return f"{self.where}: {name}"
@@ -90,12 +90,12 @@ def _index(plain: Path, archive: Path) -> dict[str, tuple[int, int]]:
 
 
 def expand(archive: Path, cache_dir: Path) -> Path:
-    """The plain tar in a gzipped one, kept in the cache under a name made from path, size and time of change.
+    """The plain tar in a gzipped one, kept in the cache under a name made from its path and stamp.
 
     Raises DataError when the archive is cut off, or would become more than 200 times as large; StoreError when the
     cache can't be written.
     """
-    size, changed = file_stamp(archive)
+    size, *changed = file_stamp(archive)
     key = sha256(f"{os.path.realpath(archive)}\n{size}\n{changed}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
     plain = cache_dir / f"expanded-{key}.tar"
     if plain.is_file():

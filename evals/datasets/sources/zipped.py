@@ -39,8 +39,8 @@ class ZipSource(PictureSource):
             raise DataError(f"{self.label(name)} can't be read ({error}): get the archive again") from error
         return check_length(data, info.file_size, name, self.where)
 
-    def stamp(self, name: str) -> tuple[int, int]:
-        return self._infos[name].file_size, file_stamp(self.where)[1]
+    def stamp(self, name: str) -> tuple[int, ...]:
+        return self._infos[name].file_size, *file_stamp(self.where)
 
     def label(self, name: str) -> str:
         return f"{self.where}: {name}"
