@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from evals.tasks.protocol import Protocol
-from evals.suites.catalog import ENCODER_SIZES, SUITES, Suite
-from lactok.registry import canonical, unknown
+from evals.suites.catalog import ENCODER_SIZES, Suite, suites
+from evals.tasks.protocol import Conventions, GenerationProtocol, ReconstructionProtocol
+from lactok.registry import canonical, entries, unknown
 
 
 class ConfigError(Exception):
@@ -56,6 +56,8 @@ class RunConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     protocol: dict[str, Any] = field(default_factory=dict)
     tokenizers: Any = "all"
+    generators: Any = "all"
+    round_trips: int = 1
     calibration: bool = True
     metrics: Any = "default"
     limit: int | None = None
@@ -65,26 +67,33 @@ class RunConfig:
     batch_size: int | None = None
     precision: str = "fp32"
     resident: int | None = None
-    save_pictures: bool = False
+    save_images: bool = False
     on_bad_image: str = "stop"
     out: str = "results"
+    workers: Any = "auto"
     launcher: str = "here"
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     options: dict[str, Any] = field(default_factory=dict)
 
-    def make_protocol(self) -> Protocol:
-        """The frozen protocol; raises ConfigError for an unknown field or a value out of range."""
-        known = [f.name for f in dataclasses.fields(Protocol)]
+    @property
+    def task(self) -> str:
+        """The name of the suite's task."""
+        return suites()[self.suite].task
+
+    def make_protocol(self) -> Conventions:
+        """The task's frozen protocol; raises ConfigError for an unknown field or a value out of range."""
+        kind: type[Conventions] = GenerationProtocol if self.task == "generation" else ReconstructionProtocol
+        known = [f.name for f in dataclasses.fields(kind)]
         for name in self.protocol:
             if name not in known:
                 raise ConfigError(unknown("key", f"protocol.{name}", [f"protocol.{k}" for k in known]))
-        from evals.datasets.picture import VERSION
+        from lactok.images.decode import VERSION
 
         try:
-            protocol = Protocol(**self.protocol)
+            protocol = kind(**self.protocol)
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
-        if protocol.decode != VERSION:
+        if isinstance(protocol, ReconstructionProtocol) and protocol.decode != VERSION:
             raise ConfigError(
                 f"protocol.decode={protocol.decode}: these are not the decoding rules of this version of the code; "
                 f"expected {VERSION}"
@@ -99,7 +108,9 @@ CHOICES = {
     "on_bad_image": ("stop", "skip"),
     "launcher": ("here", "slurm"),
 }
-POSITIVE = ("limit", "seeds", "batch_size", "resident")
+POSITIVE = ("limit", "seeds", "batch_size", "resident", "round_trips")
+# Former names of keys, which commands may still have.
+FORMER = {"save_pictures": "save_images"}
 
 
 def compose_runs(overrides: list[str]) -> list[RunConfig]:
@@ -142,9 +153,9 @@ def _given(overrides: list[str]) -> dict[str, str]:
 
 def _suite(given: dict[str, str]) -> Suite:
     name = given.get("suite", RunConfig.suite)
-    if name not in SUITES:
-        raise ConfigError(unknown("suite", name, list(SUITES)))
-    return SUITES[name]
+    if name not in suites():
+        raise ConfigError(unknown("suite", name, list(suites())))
+    return suites()[name]
 
 
 def _check_roots(roots: dict[str, str], suite: Suite, datasets: list[str], given: dict[str, str]) -> None:
@@ -175,7 +186,7 @@ def _compose(overrides: list[str]) -> RunConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [*_of_the_suite(_given(overrides)), *overrides]
+    overrides = [_renamed(o) for o in [*_of_the_suite(_given(overrides)), *overrides]]
     try:
         with initialize_config_module("evals.conf", version_base="1.3"):
             composed = compose("config", overrides=[_allow_new_keys(o) for o in overrides])
@@ -191,12 +202,23 @@ def _compose(overrides: list[str]) -> RunConfig:
     return config
 
 
+def _renamed(override: str) -> str:
+    """The override under the key that the configuration has."""
+    key, equals, value = override.partition("=")
+    if key == "dataset":  # a name; the group of a dataset's settings has the same name
+        return f"dataset.name={value}"
+    return FORMER.get(key, key) + equals + value
+
+
 def _of_the_suite(given: dict[str, str]) -> list[str]:
     """What a suite sets where the command line does not: tokenizers, their sizes and, of a paper's table, the scale."""
     suite = _suite(given)
-    usual = {} if suite.table is None else {"scale": "paper"}
+    usual = dict(suite.settings) | ({} if suite.table is None else {"scale": "paper"})
+    if suite.task == "generation":
+        usual.setdefault("protocol", "as-generated")
     scale = given.get("scale", usual.get("scale", RunConfig.scale))
-    usual["tokenizers"] = f"[{','.join(suite.tokenizers)}]" if suite.tokenizers != ("all",) else "all"
+    for key, names in (("tokenizers", suite.tokenizers), ("generators", suite.generators)):
+        usual[key] = f"[{','.join(names)}]" if names != ("all",) else "all"
     named = as_list(given["tokenizers"].strip("[]")) if "tokenizers" in given else suite.tokenizers
     named = [canonical("tokenizers", name) for name in named]
     for name in suite.sized:
@@ -226,6 +248,10 @@ def _check(config: RunConfig) -> None:
     for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes"):
         if getattr(config.slurm, name) < 1:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
+    if config.dataset.name not in (names := entries("datasets")):
+        raise ConfigError(unknown("dataset", config.dataset.name, list(names)))
+    if config.workers != "auto" and (not isinstance(config.workers, int) or config.workers < 1):
+        raise ConfigError(f"workers={config.workers}: expected auto, or a whole number of at least 1")
     if config.dataset.expect is not None and config.dataset.expect < 1:
         raise ConfigError(f"dataset.expect={config.dataset.expect}: expected a whole number of at least 1")
     if not 0 <= config.seed < 2**63:
@@ -244,7 +270,7 @@ def _explain(overrides: list[str], error: Exception) -> str:
         base = key.lstrip("+~")
         if base.split(".")[0] not in RunConfig.__dataclass_fields__:
             return unknown("key", base, list(RunConfig.__dataclass_fields__)) + "; see `python -m evals.run --help`"
-        if base in ("scale", "dataset", "protocol") and value not in (names := group_names(base)):
+        if base in ("scale", "protocol") and value not in (names := group_names(base)):
             return unknown(base, value, names)
         if base.startswith("dataset.") and base not in (
             known := [f"dataset.{k}" for k in DatasetConfig.__dataclass_fields__]

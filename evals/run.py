@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(runs: list[RunConfig], ranks: Ranks, argv: list[str]) -> int:
-    """The runs in turn, then the paper's table that they belong to; raises as `recon.run` does.
+    """The runs in turn, then the paper's table that they belong to; raises as `engine.run` does.
 
     What all runs lack is told before the first one begins.
     """
@@ -56,12 +56,12 @@ def _measure(runs: list[RunConfig], ranks: Ranks, argv: list[str]) -> int:
     parts = {run.dataset.name: ranks.part(run.dataset.name) for run in runs}
     if ranks.rank:
         for run in runs:
-            recon.assist(run, parts[run.dataset.name])
+            engine.assist(run, parts[run.dataset.name])
         return 0
     try:
         if len(runs) > 1:
-            recon.require_inputs(runs)
-        status = max([publish(recon.run(run, ranks=parts[run.dataset.name]), argv) for run in runs])
+            engine.require_inputs(runs)
+        status = max([publish(engine.run(run, ranks=parts[run.dataset.name]), argv) for run in runs])
     finally:
         for part in parts.values():  # where one has failed, the ranks that wait for the next ones end, too
             part.end()
@@ -71,9 +71,9 @@ def _measure(runs: list[RunConfig], ranks: Ranks, argv: list[str]) -> int:
 
 def _write_table(run: RunConfig) -> None:
     """The paper's table from all its runs so far, where the run was of one of its datasets at the paper's scale."""
-    from evals.suites.catalog import SUITES
+    from evals.suites.catalog import suites
 
-    if run.scale == "paper" and run.dataset.name in SUITES[run.suite].datasets:
+    if run.scale == "paper" and run.dataset.name in suites()[run.suite].datasets:
         from evals.cli.report import write
 
         write(run.suite, Path(run.out), run.make_protocol().hash)

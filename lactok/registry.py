@@ -1,6 +1,7 @@
 """Names to lazily imported plugins, through entry points.
 
-Groups: tokenizers, generators, recipes, features, metrics, datasets, conformance; the entry-point group is `lactok.<group>`.
+Groups: tokenizers, generators, recipes, features, metrics, datasets, suites, conformance, calibration;
+the entry-point group is `lactok.<group>`.
 Nothing is imported until it is asked for, and a plugin that breaks on import is named while the rest go on.
 """
 
@@ -13,7 +14,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-GROUPS = ("tokenizers", "generators", "recipes", "features", "metrics", "datasets", "conformance")
+GROUPS = ("tokenizers", "generators", "recipes", "features", "metrics", "datasets", "suites", "conformance", "calibration")
 ALIASES = {"tokenizers": {"lactok-l": "lactok-t", "lactok-l-star": "lactok-t-star"}}
 """By group, other names that users may type and what each stands for. LacTok-L is LacTok-T in the paper's version at
 CVPR 2026 (known second hand)."""

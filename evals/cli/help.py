@@ -1,6 +1,6 @@
 """The text of `python -m evals.run --help`. Imports nothing that takes time."""
 
-from evals.suites.catalog import SUITES
+from evals.suites.catalog import suites
 
 TEXT = f"""\
 Measure image tokenizers: encode and decode every picture, score the reconstructions, write a table.
@@ -15,7 +15,7 @@ Measure image tokenizers: encode and decode every picture, score the reconstruct
 Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" when a value has spaces, = or brackets):
 
   suite=recon             what to measure:                                                                [recon]
-{chr(10).join(f"      {suite.name:<20}{suite.summary}" for suite in SUITES.values())}
+{chr(10).join(f"      {suite.name:<20}{suite.summary}" for suite in suites().values())}
   roots.NAME=DIR          of table1, table2, table4, table5: the folder of each dataset. They mean scale=paper, run on
                           their datasets in turn and write the paper's table to OUT/tables; dataset=NAME
                           dataset.root=DIR runs on one alone (docs/paper_tables.md)

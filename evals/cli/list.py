@@ -107,10 +107,10 @@ def _datasets() -> int:
 
 
 def _suites() -> int:
-    from evals.suites.catalog import SUITES
+    from evals.suites.catalog import suites
 
     table = _table("Suites (suite=NAME)", "name", "what")
-    for suite in SUITES.values():
+    for suite in suites().values():
         table.add_row(suite.name, suite.summary)
     _show(table)
     return 0
