@@ -24,8 +24,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from evals.config import ConfigError, compose_runs
     from evals.datasets.base import DatasetError
+    from evals.engine.job import CHUNK
     from evals.engine.ranks import RankError, join
     from evals.engine.store import StoreError
+    from evals.engine.workers import attach, started, worker_count
     from lactok.registry import RegistryError
 
     try:
@@ -35,7 +37,11 @@ def main(argv: list[str] | None = None) -> int:
 
             print(submit(runs[0], argv))
             return 0
-        return _measure(runs, join(), argv)
+        ranks = attach() or join()
+        if ranks.size > 1 or "WORLD_SIZE" in os.environ:
+            return _measure(runs, ranks, argv)
+        with started(worker_count(runs[0], CHUNK), argv) as ranks:
+            return _measure(runs, ranks, argv)
     except (ConfigError, DatasetError, StoreError, RegistryError, RankError) as error:
         if os.environ.get("RANK", "0") == "0":  # rank 0 tells what stopped another one, too
             print(f"error: {error}", file=sys.stderr)

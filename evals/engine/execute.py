@@ -74,11 +74,22 @@ def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
         for run in job.runs:
             if run.identity is None and run.status == "ok":
                 run.identify()
+    job.ranks.publish(begun(attempt, job.ranks.rank), True)
     active = [run for run in job.runs if run.status == "ok"]
     progress.start(len(active) * len(job.chunks))
     size = job.resident or max(1, len(active))
     for number, first in enumerate(range(0, len(active), size)):
-        _run_group(job, active[first : first + size], progress, f"{attempt}/{number}")
+        group = active[first : first + size]
+        try:
+            _run_group(job, group, progress, f"{attempt}/{number}")
+        finally:
+            for run in group:
+                run.stop()
+
+
+def begun(attempt: int, rank: int) -> str:
+    """The key under which a rank publishes that it is about to claim chunks."""
+    return f"begun/{attempt}/{rank}"
 
 
 def _run_group(job: Job, group: list[ModelRun], progress: Progress, counter: str) -> None:
@@ -88,7 +99,8 @@ def _run_group(job: Job, group: list[ModelRun], progress: Progress, counter: str
 
     def incomplete() -> Iterator[Chunk]:
         for chunk in _claimed(job, counter):
-            if _references_missing(job, chunk) or any(_missing(job, run, chunk).any for run in group):
+            going = [run for run in group if run.status == "ok"]
+            if going and (_references_missing(job, chunk) or any(_missing(job, run, chunk).any for run in going)):
                 yield chunk
             else:
                 for run in group:
@@ -96,8 +108,6 @@ def _run_group(job: Job, group: list[ModelRun], progress: Progress, counter: str
 
     for batch in load_ahead(job.task, incomplete(), job.device):
         _run_chunk(job, group, batch, progress)
-    for run in group:
-        run.stop()
 
 
 def _claimed(job: Job, counter: str) -> Iterator[Chunk]:

@@ -36,12 +36,18 @@ class RankError(Exception):
 
 @dataclass
 class Ranks:
-    """This process among `size`. rank: its number, 0 reduces and writes; local: its number on this machine."""
+    """This process among `size`. rank: its number, 0 reduces and writes; local: its number on this machine.
+
+    watch: called by rank 0 while it waits; raises RankError when a process that it started has ended.
+    started_here: whether rank 0 started the others, and need not wait for one that has not begun.
+    """
 
     rank: int = 0
     size: int = 1
     local: int = 0
     store: Store | None = None
+    watch: Callable[[], None] = lambda: None
+    started_here: bool = False
     _counters: dict[str, int] = field(default_factory=dict)
     _mark: Path | None = None
 
@@ -69,6 +75,7 @@ class Ranks:
             if self.rank and self.poll(ENDED):
                 raise RankError("rank 0 has ended")
             meanwhile()
+            self.watch()
             time.sleep(POLL)
         return json.loads(self.store.get(key))
 
@@ -81,10 +88,10 @@ class Ranks:
     def part(self, name: str) -> Ranks:
         """The same processes for one of several runs: what is published and claimed in one part is not seen in another."""
         if self.store is None:
-            return Ranks(self.rank, self.size, self.local)
+            return Ranks(self.rank, self.size, self.local, watch=self.watch, started_here=self.started_here)
         from torch.distributed import PrefixStore
 
-        return Ranks(self.rank, self.size, self.local, PrefixStore(name, self.store))
+        return Ranks(self.rank, self.size, self.local, PrefixStore(name, self.store), self.watch, self.started_here)
 
     def check_shared(self, folder: Path) -> None:
         """Raises RankError on a rank that does not see in `folder` what rank 0 writes there."""

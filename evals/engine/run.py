@@ -17,7 +17,7 @@ import torch
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import ChangedImage, Dataset
 from evals.engine.environment import choose_device, code_revision, describe_device, package_versions, process_origin
-from evals.engine.execute import execute, remove_damaged
+from evals.engine.execute import begun, execute, remove_damaged
 from evals.engine.job import Job
 from evals.engine.missing import open_all
 from evals.engine.models import Conditions, ModelRun
@@ -175,6 +175,8 @@ def _execute_all(job: Job, progress: LiveProgress, attempt: int) -> None:
     """Until every rank is done. Raises RankError when one stopped."""
     execute(job, progress, attempt)
     for rank in range(1, job.ranks.size):
+        if job.ranks.started_here and job.ranks.poll(begun(attempt, rank)) is None:
+            continue  # all chunks are done, so it will claim none
         found = job.ranks.wait(_done(attempt, rank), progress.refresh)
         if isinstance(found, str):
             raise RankError(f"{found}\nAll finished work is kept; the same command resumes")
