@@ -37,7 +37,9 @@ class Codes:
             raise ValueError("Codes holds either ids or latents, exactly one of the two")
 
     def __len__(self) -> int:
-        return len(self.ids if self.ids is not None else self.latents)
+        held = self.ids if self.ids is not None else self.latents
+        assert held is not None, "Codes without ids and latents: expected exactly one of the two"
+        return len(held)
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are set, by name (what the store writes)."""
@@ -75,8 +77,12 @@ class TrainingCompute:
         def both(a: float | None, b: float | None) -> float | None:
             return None if a is None and b is None else (a or 0) + (b or 0)
 
-        hours = {name: both(getattr(self, name), getattr(part, name)) for name in ("core_hours", "gpu_hours")}
-        return dataclasses.replace(self, gpu=self.gpu or part.gpu, **hours)
+        return dataclasses.replace(
+            self,
+            gpu=self.gpu or part.gpu,
+            core_hours=both(self.core_hours, part.core_hours),
+            gpu_hours=both(self.gpu_hours, part.gpu_hours),
+        )
 
     def __str__(self) -> str:
         parts = []
