@@ -151,7 +151,10 @@ def _read_index(index: Path) -> dict[str, Checked]:
         data = json.loads(index.read_bytes())
         if data["rules"] != _rules():
             return {}
-        return {i: Checked(*fields[:4], notes=tuple(fields[4])) for i, fields in data["files"].items()}
+        return {
+            i: Checked(size, mtime_ns, sha256, reason, tuple(notes))
+            for i, (size, mtime_ns, sha256, reason, notes) in data["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return {}
 
