@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ def sources(repo: str) -> tuple[WeightsSource, WeightsSource]:
             "expected OWNER/NAME, OWNER/NAME/SUBFOLDER or an existing folder"
         )
     owner, name, *subfolder = repo.split("/")
-    return tuple(HubWeights(f"{owner}/{name}", "/".join([*subfolder, file])) for file in (WEIGHTS_FILE, CONFIG_FILE))
+    weights, config = ("/".join([*subfolder, file]) for file in (WEIGHTS_FILE, CONFIG_FILE))
+    return HubWeights(f"{owner}/{name}", weights), HubWeights(f"{owner}/{name}", config)
 
 
 def build(config: Mapping[str, Any]) -> AutoencoderKL:
@@ -104,7 +105,7 @@ def current_names(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
 class AutoencoderKLTokenizer(Tokenizer):
     """A diffusers `AutoencoderKL`; pictures of any size that its factor divides."""
 
-    Options = AutoencoderKLOptions
+    Options: ClassVar[type] = AutoencoderKLOptions
     scale = "paper"
     code_licence = "Apache-2.0 (diffusers)"
     weights_licence = "that of the repository named by options.autoencoder-kl.repo (sd-vae-ft-mse: MIT)"
@@ -130,7 +131,7 @@ class AutoencoderKLTokenizer(Tokenizer):
         return model, 2 ** (len(model.config.block_out_channels) - 1)
 
     @classmethod
-    def weights(cls, options: AutoencoderKLOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         tensors, config = sources(options.repo)
         return override(tensors, options.weights), config
 
@@ -192,7 +193,7 @@ class AutoencoderMini(AutoencoderKLTokenizer):
     weights_licence = LICENCE
 
     @classmethod
-    def weights(cls, options: AutoencoderMiniOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         return (autoencoder.MINI.source(options.weights),)
 
     def _load(self) -> tuple[AutoencoderKL, int]:

@@ -28,6 +28,7 @@ class _PassThrough(Tokenizer):
         return Codes(latents=images)
 
     def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+        assert codes.latents is not None, "codes with ids, expected latents: the picture itself"
         return codes.latents
 
 
@@ -64,6 +65,7 @@ class MeanColour(Tokenizer):
         return Codes(ids=(mean * 255 + 0.5).floor().clamp(0, 255).long())
 
     def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+        assert codes.ids is not None, "codes with latents, expected ids: the mean colour"
         return (codes.ids.float() / 255)[:, :, None, None].expand(-1, -1, 16, 16)
 
 
@@ -105,6 +107,7 @@ class DownsampleBits(Tokenizer):
         return Codes(ids=(small * (self.levels - 1)).round().long().flatten(1))
 
     def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+        assert codes.ids is not None, "codes with latents, expected ids: the thumbnail's levels"
         return codes.ids.float().view(-1, 3, self.side, self.side) / (self.levels - 1)
 
 

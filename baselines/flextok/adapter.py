@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from baselines.flextok.checkpoint_config import parse_config, read_config
-from baselines.flextok.config import FlexTokConfig, published, shape_differences
+from baselines.flextok.config import FlexTokConfig, VAEConfig, published, shape_differences
 from baselines.flextok.keymap import load_official, meta_model
 from baselines.flextok.model import FlexTok
 from baselines.flextok.sampler import Sampling, image_noise
@@ -254,6 +254,6 @@ class FlexTokMini(FlexTokTokenizer):
     def _load(self) -> FlexTok:
         flextok, made = MINI.load(lambda made: FlexTok(made.build_config(FlexTokConfig)), self.options.weights)
         vae, config, of_vae = autoencoder.load_mini_autoencoder(self.options.autoencoder)
-        flextok.vae, flextok.config = vae, dataclasses.replace(flextok.config, vae=config)
+        flextok.vae, flextok.config = vae, dataclasses.replace(flextok.config, vae=VAEConfig(**vars(config)))
         self._training = made.training.on_top_of(of_vae.training)
         return flextok

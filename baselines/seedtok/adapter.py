@@ -75,8 +75,8 @@ class SeedTok(Tokenizer):
     here both follow from the picture's seed.
     """
 
-    Options = SeedTokOptions
-    path_options = ("weights", "vit", "unclip")
+    Options: ClassVar[type] = SeedTokOptions
+    path_options: ClassVar[tuple[str, ...]] = ("weights", "vit", "unclip")
     scale = "paper"
     code_licence = "Apache-2.0, parts BSD-3-Clause (LAVIS)"
     weights_licence = "Apache-2.0 (seed-tokenizer-2), OpenRAIL++-M (SD 2.1 unCLIP), not stated (eva_vit_g)"
@@ -111,7 +111,7 @@ class SeedTok(Tokenizer):
         return model, painter
 
     @classmethod
-    def weights(cls, options: SeedTokOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         """The quantizer, the ViT, then each file of the painter's folder."""
         quantizer = cls.QUANTIZER if options.weights is None else LocalWeights(options.weights)
         vit = cls.VIT if options.vit is None else LocalWeights(options.vit)
@@ -163,8 +163,8 @@ class SeedTok(Tokenizer):
         if len(seeds) != len(ids):
             raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
         # picture by picture, so that none depends on what else is in the batch
-        embeds = [self.model.image_embeds(self.model.lift(one[None])).float() for one in ids]
-        embeds = torch.cat([*embeds, torch.empty(0, self.model.config.image_features_dim, device=ids.device)])
+        rows = [self.model.image_embeds(self.model.lift(one[None])).float() for one in ids]
+        embeds = torch.cat([*rows, torch.empty(0, self.model.config.image_features_dim, device=ids.device)])
         return self.unclip.paint(embeds, seeds, self.sampling).float()
 
 
@@ -178,7 +178,7 @@ class SeedTokMini(SeedTok):
     weights_licence = LICENCE
 
     @classmethod
-    def weights(cls, options: SeedTokMiniOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         return MINI.source(options.weights), autoencoder.MINI.source(options.autoencoder)
 
     @property

@@ -42,7 +42,7 @@ class TiTokMiniOptions:
 class TiTokS128(Tokenizer):
     """TiTok-S-128 trained on ImageNet at 256 pixels: 128 ids of 4096, decoded by MaskGIT-VQGAN's pixel decoder."""
 
-    Options = TiTokOptions
+    Options: ClassVar[type] = TiTokOptions
     scale = "paper"
     code_licence = "Apache-2.0"
     weights_licence = "Apache-2.0 by the model class; the repository's readme says research use only (ImageNet)"
@@ -56,7 +56,7 @@ class TiTokS128(Tokenizer):
         self.model = model.eval().requires_grad_(False).to(device)
 
     @classmethod
-    def weights(cls, options: TiTokOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         return (override(cls.SOURCE, options.weights),)
 
     def _load(self) -> tuple[TiTok, TrainingCompute | None]:
@@ -113,7 +113,7 @@ class TiTokMini(TiTokS128):
     weights_licence = LICENCE
 
     @classmethod
-    def weights(cls, options: TiTokMiniOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         return (MINI.source(options.weights),)
 
     def _load(self) -> tuple[TiTok, TrainingCompute | None]:

@@ -117,7 +117,7 @@ def list_folder(folder: Path) -> Listing:
     it lies inside, else by the first link in order."""
     listing = Listing()
     seen: set[tuple[int, int]] = set()
-    waiting, links = [folder], []
+    waiting, links = [folder], list[Path]()
     while waiting or links:
         here = waiting.pop() if waiting else links.pop(0)
         try:

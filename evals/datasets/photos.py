@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -100,11 +101,11 @@ class PhotosDataset(Dataset):
 @cache
 def listed_tiles() -> tuple[Tile, ...]:
     """The committed list."""
-    with (files("evals.datasets") / "photos.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Tile(line["id"], line["source"], int(line["scale"]), int(line["x"]), int(line["y"]), line["sha256"])
-            for line in csv.DictReader(file)
-        )
+    text = (files("evals.datasets") / "photos.csv").read_text(encoding="utf-8")
+    return tuple(
+        Tile(line["id"], line["source"], int(line["scale"]), int(line["x"]), int(line["y"]), line["sha256"])
+        for line in csv.DictReader(io.StringIO(text))
+    )
 
 
 def data_folder() -> Path | None:

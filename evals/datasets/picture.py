@@ -147,7 +147,9 @@ def _is_transparent(image: Image.Image) -> bool:
         return False
     if image.mode.startswith("I"):
         return bool((np.asarray(image) == image.info["transparency"]).any())
-    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    assert not isinstance(lowest, tuple), f"extrema {lowest} of one channel, expected a number"
+    return lowest < 255
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

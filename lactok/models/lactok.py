@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
 from lactok.models.ladd import LatentDecoder, LatentDecoderConfig
 from lactok.models.samplers import NoiseSchedule, Sampler
 from lactok.models.vq import Encoded, VQConfig, VQEncoder
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class LacTok(nn.Module):
     latents are scaled by config.autoencoder.scaling_factor.
     """
 
-    def __init__(self, config: LacTokConfig, vq: VQEncoder, decoder: LatentDecoder, vae: nn.Module) -> None:
+    def __init__(self, config: LacTokConfig, vq: VQEncoder, decoder: LatentDecoder, vae: AutoencoderKL) -> None:
         super().__init__()
         self.config, self.vq, self.decoder, self.vae = config, vq, decoder, vae
 

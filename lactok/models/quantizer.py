@@ -54,6 +54,8 @@ class VectorQuantizer(nn.Module):
     track_usage: keep the float buffer `codebook_used` of the latest ids, which published checkpoints hold.
     """
 
+    codebook_used: Tensor
+
     def __init__(
         self,
         codebook_size: int,

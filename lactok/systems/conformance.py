@@ -207,11 +207,14 @@ class _Checks:
         if name in _INSIDE:
             return lambda: self._inside_call()[name]
         if match := _NOISE.fullmatch(name):
-            return lambda: self._noise(*match.groups())
+            other, t, scale, disabled = match.groups()
+            return lambda: self._noise(other, t, scale, disabled)
         if match := _ADDED.fullmatch(name):
-            return lambda: self.config.schedule.noised(case["sample"], case["sampling_noise_1"], int(match[1]))
+            added = int(match[1])
+            return lambda: self.config.schedule.noised(case["sample"], case["sampling_noise_1"], added)
         if match := _STEP.fullmatch(name):
-            return lambda: self._sampling()[f"{match[1]}{match[2]}"]
+            step = f"{match[1]}{match[2]}"
+            return lambda: self._sampling()[step]
         return None
 
     def merged_line(self, name: str) -> CheckLine | None:
@@ -236,7 +239,7 @@ class _Checks:
         return dataclasses.replace(plain, note="the case holds the weight after the adapter was taken out again")
 
     def _condition(self, codes: Tensor) -> Tensor:
-        return self.model.decoder.condition(codes, tuple(self.case["sample"].shape[-2:]))
+        return self.model.decoder.condition(codes, self.case["sample"].shape[-2:])
 
     def _noise(self, other: str | None, t: str, scale: str, disabled: str | None) -> Tensor:
         codes = self.model.lookup(self.case["alt_tokens"]) if other else self.case["quant"]

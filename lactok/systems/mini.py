@@ -98,7 +98,7 @@ class LacTokMini(LacTokTokenizer):
     weights_licence = LICENCE
     COPY: ClassVar[Miniature]
     ACCELERATOR: ClassVar[str | None] = None
-    path_options = ("weights", "base", "autoencoder", "vq", "adapter")
+    path_options: ClassVar[tuple[str, ...]] = ("weights", "base", "autoencoder", "vq", "adapter")
 
     @classmethod
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:

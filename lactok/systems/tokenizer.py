@@ -209,7 +209,7 @@ def official_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor
     return state
 
 
-def _unpublished(what: str, name: str, command: str, where: str) -> UnpublishedWeights:
+def _unpublished(what: str, name: str, command: str, where: str) -> WeightsSource:
     return UnpublishedWeights(
         what, f"train one by `python -m lactok.train {command}`{where} and name it by options.{name}.weights=PATH"
     )

@@ -58,7 +58,8 @@ class TarSource(PictureSource):
 class _Headers(io.FileIO):
     """A tar of which headers are read: one that declares a name or attributes of more than 1 MiB is damaged."""
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
+        size = -1 if size is None else size
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header at byte {self.tell():,} declares {size:,} bytes")
         return super().read(size)
