@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOY = """
 import torch
 import torch.nn.functional as F
-from lactok.interface import Codes, Tokenizer, TokenizerInfo
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens
 
 
 class Toy(Tokenizer):
@@ -25,11 +25,11 @@ class Toy(Tokenizer):
 
     @property
     def info(self):
-        return TokenizerInfo("toy", ids_per_image=64, vocabulary=256, input_size=64, output_size=64,
+        return TokenizerInfo("toy", tokens_per_image=64, codebook_size=256, input_size=64, output_size=64,
                              deterministic=not self.noise)
 
     def encode(self, images):
-        return Codes(ids=(F.adaptive_avg_pool2d(images.mean(1), 8) * 255).round().long().flatten(1))
+        return Tokens((F.adaptive_avg_pool2d(images.mean(1), 8) * 255).round().long().flatten(1))
 
     def decode(self, codes, seeds):
         grey = (codes.ids.view(-1, 1, 8, 8).float() / 255).expand(-1, 3, 8, 8)

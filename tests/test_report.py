@@ -69,7 +69,7 @@ def make_run(**changes) -> RunRecord:
             "a-mini",
             "a-mini",
             family="A",
-            ids_per_image=64,
+            tokens_per_image=64,
             vocabulary=1024,
             bits_per_image=640.0,
             input_size=64,
