@@ -24,7 +24,7 @@ from evals.engine.rows import Identity, Row, identify
 from evals.engine.seeds import image_seed
 from evals.engine.source import Originals, read_chunks
 from evals.engine.work import Chunk, Keys
-from evals.environment import precision
+from evals.environment import describe_device, precision
 from evals.metrics.base import Probe
 from evals.protocol import Protocol, native_pictures, reconstruction
 from evals.store import Cache, StoreError, key_of
@@ -189,7 +189,7 @@ def _missing(job: Job, work: RowWork, chunk: Chunk) -> Missing:
         for repeat in repeats
     }
     shown = shown_in(job, chunk)
-    contact = bool(shown) and not has("contact", keys.contact(chunk, identity, shown))
+    contact = bool(shown) and not has("contact", keys.contact(chunk, identity, repeats[0], shown))
     pictures = (
         [r for r in repeats if not has("pictures", keys.pictures(chunk, identity, r))] if job.save_pictures else []
     )
@@ -276,19 +276,20 @@ def _reconstruct(
         else:
             codes = codes if codes is not None else _codes(job, work, originals, evaluation)
             pictures, timed = _decode(job, work, chunk, codes, repeat)
-            job.cache.write("timing", job.keys.pictures(chunk, identity, repeat), {}, _timing(timed, chunk))
+            job.cache.write("timing", job.keys.pictures(chunk, identity, repeat), {}, _timing(job, timed, chunk))
         if repeat in missing.pictures:
             key = job.keys.pictures(chunk, identity, repeat)
             job.cache.write("pictures", key, {"pictures": pictures.cpu().numpy()}, {})
         if missing.contact and repeat in (None, 0):
             shown = shown_in(job, chunk)
-            key = job.keys.contact(chunk, identity, shown)
+            key = job.keys.contact(chunk, identity, repeat, shown)
             job.cache.write("contact", key, {"pictures": pictures[shown].cpu().numpy()}, {"shown": shown})
         yield repeat, pictures
 
 
-def _timing(timed: Timed, chunk: Chunk) -> dict[str, Any]:
-    return {"images": len(chunk), "threads": torch.get_num_threads(), **dataclasses.asdict(timed)}
+def _timing(job: Job, timed: Timed, chunk: Chunk) -> dict[str, Any]:
+    made_on = {"device": describe_device(job.device), "threads": torch.get_num_threads()}
+    return {"images": len(chunk), **made_on, **dataclasses.asdict(timed)}
 
 
 def _codes(job: Job, work: RowWork, originals: Originals, evaluation: Tensor) -> Codes:
@@ -310,7 +311,7 @@ def _codes(job: Job, work: RowWork, originals: Originals, evaluation: Tensor) ->
     codes = Codes.cat(parts)
     if codes.ids is not None:
         arrays = {name: t.cpu().numpy().astype(np.int32) for name, t in codes.tensors().items()}
-        job.cache.write("ids", key, arrays, _timing(timed, originals.chunk))
+        job.cache.write("ids", key, arrays, _timing(job, timed, originals.chunk))
     return codes
 
 

@@ -204,7 +204,7 @@ def _code_cells(job: Job, work: RowWork) -> dict[str, Value]:
 
 
 def _speed(job: Job, work: RowWork) -> dict[str, Any]:
-    """Images a second of encode and decode (median over chunks), batch, threads, peak memory."""
+    """Images a second of encode and decode (median over chunks), machines, batch, threads, peak memory."""
     identity, repeats = work.identity.parts, work.repeats(job.seeds)
     encode = [job.cache.read("ids", job.keys.ids(c, identity)) for c in job.chunks] if work.info.ids_per_image else []
     decode = [job.cache.read("timing", job.keys.pictures(c, identity, r)) for c in job.chunks for r in repeats]
@@ -215,5 +215,7 @@ def _speed(job: Job, work: RowWork) -> dict[str, Any]:
             found[f"{name}_images_per_second"] = float(np.median([m["images"] / m["seconds"] for m in metas]))
             found[f"{name}_batch"] = sorted({m["batch"] for m in metas})
             found["threads"] = sorted({m["threads"] for m in metas})
+            machines = {m.get("device", "a machine that was not recorded") for m in metas}
+            found["timed_on"] = sorted(machines.union(found.get("timed_on", ())))
             found["peak_mib"] = max(found.get("peak_mib", 0.0), *(m["peak_mib"] for m in metas))
     return found

@@ -96,9 +96,9 @@ class Keys:
         """The uint8 reconstructions. repeat: which decoding; None for a deterministic tokenizer."""
         return key_of(**self._decoded(chunk, identity, repeat))
 
-    def contact(self, chunk: Chunk, identity: dict[str, Any], shown: Sequence[int]) -> str:
+    def contact(self, chunk: Chunk, identity: dict[str, Any], repeat: int | None, shown: Sequence[int]) -> str:
         """The reconstructions of the samples (indices in the chunk) that the contact sheet shows."""
-        return key_of(decoded=self._decoded(chunk, identity, 0), shown=list(shown))
+        return key_of(decoded=self._decoded(chunk, identity, repeat), shown=list(shown))
 
     def scores(self, chunk: Chunk, identity: dict[str, Any], repeat: int | None, probe: dict[str, Any]) -> str:
         """A probe's per-image values and feature rows of the reconstructions."""

@@ -224,7 +224,7 @@ def contact_pictures(finished: Finished) -> tuple[np.ndarray, list[tuple[str, np
     rows = []
     for work in job.rows:
         if work.status == "ok":
-            keys = [job.keys.contact(c, work.identity.parts, shown_in(job, c)) for c in chunks]
+            keys = [job.keys.contact(c, work.identity.parts, work.repeats(1)[0], shown_in(job, c)) for c in chunks]
             kept = [job.cache.read("contact", key) for key in keys]
             if all(kept):
                 rows.append((work.row.label, _hwc(np.concatenate([k.arrays["pictures"] for k in kept]))))
