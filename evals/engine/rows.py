@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import itertools
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,8 @@ CALIBRATION_FIRST = ("identity", "resize-64", "resize-256")
 CALIBRATION_LAST = ("downsample-bits", "mean-colour")
 # downsample-bits spends what the reference tokenizer's ids cost: llamagen-mini (64 x 10), llamagen (256 x 14).
 REFERENCE_BITS = {"mini": 640, "paper": 3584}
+# Top-level packages of this project, whose files determine results wherever they are installed.
+PROJECT = ("lactok", "baselines", "evals")
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,10 @@ class Identity:
 
 
 def identify(row: Row) -> Identity:
-    """Name, version, options, checkpoints' sha256, and the sha256 of the file that defines the plugin.
+    """Name, version, options, checkpoints' sha256, and the sha256 of the files that define the plugin's class.
 
-    The last makes an edit of a plugin's own file enough to measure it anew. Finds (and may download) the checkpoints;
-    raises lactok.weights.WeightsError.
+    The last makes an edit of one of them, or of one that the class inherits from, enough to measure it anew. Finds (and
+    may download) the checkpoints; raises lactok.weights.WeightsError.
     """
     records = []
     for source in row.cls.weights(row.options):
@@ -172,8 +175,33 @@ def identify(row: Row) -> Identity:
 
 
 def _source_hash(cls: type) -> str:
-    try:
-        path = inspect.getsourcefile(cls)
-    except TypeError:  # defined in an interactive session
-        path = None
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else ""
+    """16 hex digits of the content of `hashed_files`, wherever they lie; "" where there are none."""
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in hashed_files(cls)]
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16] if digests else ""
+
+
+def hashed_files(cls: type) -> list[Path]:
+    """The files that define `cls` and what it inherits from, each once, but for those of installed dependencies.
+
+    A dependency is what lies in the standard library or in site-packages and is neither this project's nor of the
+    package that `cls` itself is from.
+    """
+    own = {*PROJECT, _package(cls)}
+    found: dict[Path, None] = {}
+    for ancestor in inspect.getmro(cls):
+        try:
+            file = inspect.getsourcefile(ancestor)
+        except (TypeError, OSError):  # a builtin, or defined in an interactive session
+            continue
+        if file and (_package(ancestor) in own or not _is_installed(Path(file).resolve())):
+            found[Path(file)] = None
+    return list(found)
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
+
+
+def _is_installed(file: Path) -> bool:
+    standard = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
+    return bool({"site-packages", "dist-packages"} & set(file.parts) or standard & set(file.parents))
