@@ -125,6 +125,8 @@ def test_keys_change_with_what_determines_a_piece():
     seed = Keys(protocol, Conditions("cpu", "fp32", 1))
     assert seed.pictures(chunk, {}, None) == keys.pictures(chunk, {}, None), "no noise, no seed"
     assert seed.pictures(chunk, {}, 0) != keys.pictures(chunk, {}, 0)
+    assert seed.contact(chunk, {}, None, [0]) == keys.contact(chunk, {}, None, [0])
+    assert seed.contact(chunk, {}, 0, [0]) != keys.contact(chunk, {}, 0, [0])
     assert keys.pictures(chunk, {}, 1) != keys.pictures(chunk, {}, 0)
     renamed = chunks_of([Sample("b", "b", "1" * 64)])[0]
     assert keys.scores(renamed, {}, None, {}) == keys.scores(chunk, {}, None, {}), "a name determines nothing"

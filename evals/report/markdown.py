@@ -26,6 +26,7 @@ from evals.report.table import (
     raw_frame,
     shown_table,
     speed_frame,
+    timed_on,
 )
 from evals.engine.store import write_atomically
 
@@ -90,7 +91,7 @@ def _template():
     environment.filters["cell"] = cell
     environment.globals |= {
         "ids": _ids, "bits": bits_text, "decoding": _decoding,
-        "known": _known, "rate": _rate, "peak": _peak,
+        "known": _known, "rate": _rate, "peak": _peak, "timed_on": timed_on,
     }  # fmt: skip
     return environment.get_template("report.md.j2")
 

@@ -220,8 +220,19 @@ def _facts(run: RunRecord, row: RowRecord) -> dict[str, object]:
 
 
 def speed_frame(run: RunRecord) -> pd.DataFrame:
-    """What was timed, one line a row: apart from the table, whose figures are the same in every run."""
+    """What was timed, one line a row: apart from the table, whose figures are the same in every run.
+
+    device: of the machine that it was timed on, which may have been an earlier run's.
+    """
     names = ("encode_images_per_second", "decode_images_per_second", "peak_mib")
     return pd.DataFrame(
-        [{"tokenizer": row.label, "device": run.device} | {n: row.conditions.get(n) for n in names} for row in run.rows]
+        [
+            {"tokenizer": row.label, "device": timed_on(row)} | {n: row.conditions.get(n) for n in names}
+            for row in run.rows
+        ]
     )
+
+
+def timed_on(row: RowRecord) -> str:
+    """The machines that a row's speeds were measured on; "–" where it has none or a record does not say."""
+    return "; ".join(row.conditions.get("timed_on", ())) or NOTHING
