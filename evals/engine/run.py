@@ -24,12 +24,13 @@ from evals.engine.models import Conditions, ModelRun
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import ENDED, POLL, RankError, Ranks
 from evals.engine.reduce import LostArtifact, PerImage, reduce_row
-from evals.engine.rows import resolve_rows
+from evals.engine.rows import Wanted, resolve_rows
 from evals.engine.store import Cache
 from evals.metrics.plan import plan
 from evals.record import RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
-from evals.tasks.build import make_task
+from evals.tasks.build import make_task, task_class
+from lactok.interface import Generator
 
 # Images on the contact sheet.
 SHOWN = 8
@@ -80,7 +81,7 @@ def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float) -> Finish
 def require_inputs(configs: Sequence[RunConfig]) -> None:
     """Raises MissingInputs with all that any of several runs of the same rows lacks, before the first one begins."""
     config = configs[0]
-    rows = resolve_rows(config.tokenizers, config.weights, config.calibration, config.options)
+    rows = resolve_rows(_wanted(config))
     open_all(configs, rows, Cache(Path(config.out) / "cache").root / "index")
 
 
@@ -127,9 +128,16 @@ def _merge(job: Job, rank: int, found: list) -> None:
     job.broken_metrics |= broken
 
 
+def _wanted(config: RunConfig) -> Wanted:
+    takes = task_class(config).takes
+    group = "generators" if Generator in takes else "tokenizers"
+    names = config.generators if group == "generators" else config.tokenizers
+    return Wanted(group, names, config.weights, config.calibration, config.options, takes)
+
+
 def _plan(config: RunConfig, ranks: Ranks) -> Job:
     device = choose_device(config.device, ranks)
-    rows = resolve_rows(config.tokenizers, config.weights, config.calibration, config.options)
+    rows = resolve_rows(_wanted(config))
     cache = Cache(Path(config.out) / "cache", process_origin(device))
     ranks.check_shared(cache.root)
     with ranks.zero_first("dataset"):
@@ -137,10 +145,6 @@ def _plan(config: RunConfig, ranks: Ranks) -> Job:
     if not dataset.items:
         raise ConfigError(f"dataset {config.dataset.name} has no items")
     task = make_task(config, dataset)
-    for row in rows:
-        if row.cls is not None and not issubclass(row.cls, task.takes):
-            kinds = " or ".join(kind.__name__ for kind in task.takes)
-            raise ConfigError(f"{row.name} is no {kinds}: task {task.name} can't run it")
     conditions = Conditions(device, config.precision, config.seed)
     batch_size = config.batch_size or _batch_size(task, device)
     return Job(
