@@ -117,17 +117,24 @@ def _suites() -> int:
 
 
 def _metrics() -> int:
-    from evals.metrics.registry import METRICS
+    from evals.metrics.plan import UnusableMetric, metric_class
+    from lactok import registry
 
-    table = _table("Metrics (metrics=[NAME,...])", "name", "what", "needs", "here")
-    missing = []
-    for name, spec in METRICS.items():
-        needs, here, reasons = _here(spec.weights())
-        missing += reasons
-        table.add_row(name, spec.summary, needs, here)
+    table = _table("Metrics (metrics=[NAME,...])", "name", "what", "package", "needs", "here")
+    broken, missing = 0, []
+    for name, entry in registry.entries("metrics").items():
+        try:
+            cls = metric_class(name)
+            needs, here, reasons = _here(cls.weights())
+            missing += reasons
+            table.add_row(name, cls.summary, entry.distribution, needs, here)
+        except (registry.RegistryError, UnusableMetric) as error:
+            broken = 1
+            table.add_row(name, "?", entry.distribution, "?", "broken")
+            missing.append(f"metric {name}: {error}")
     _show(table)
     _show_missing(missing)
-    return 0
+    return broken
 
 
 def _protocols() -> int:

@@ -1,6 +1,6 @@
 """95 % intervals of a table's figures, clustered by source.
 
-Tiles of one photograph resemble each other, so the sources are what is resampled, not the pictures. With few sources
+Tiles of one photograph resemble each other, so the sources are what is resampled, not the images. With few sources
 a plain percentile bootstrap is too narrow; its percentiles are widened as Hesterberg (2015, "What teachers should know
 about the bootstrap") proposes: so far that they agree with Student's t for normal data.
 """
@@ -16,7 +16,7 @@ LEVEL = 0.95
 MIN_CLUSTERS = 3  # fewer sources say next to nothing about how sources vary
 MAX_GROUPS = 20  # of the jackknife: with more sources they are gathered into ten groups
 GROUPS = 10
-# At N pictures or fewer, smaller differences of rFID are no evidence: another draw of pictures moves it as much.
+# At N pictures or fewer, smaller differences of rFID are no evidence: another draw of images moves it as much.
 RFID_EVIDENCE = 0.3
 RFID_EVIDENCE_N = 5000
 
@@ -26,7 +26,7 @@ Interval = tuple[float, float] | tuple[None, None]
 def cluster_bootstrap(values: np.ndarray, clusters: Sequence[str], resamples: int = 1000, seed: int = 0) -> Interval:
     """Interval of the mean of `values` (N,), resampling whole clusters. Deterministic in its arguments.
 
-    clusters: the source of each value; where all differ this is the ordinary bootstrap over pictures. Infinite values
+    clusters: the source of each value; where all differ this is the ordinary bootstrap over images. Infinite values
     are left out, as they are from the mean. (None, None) with fewer than three clusters.
     """
     values = np.asarray(values, dtype=np.float64)

@@ -9,15 +9,16 @@ Both leave out the border where the window does not fit (3 or 5 pixels).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from evals.metrics.base import Column, Probe
-from evals.metrics.tiles import for_each, tiles
+from evals.metrics.base import Column, ImageMetric
+from evals.metrics.image.tiles import for_each, tiles
+from lactok.interface import Item
 
 WindowName = Literal["uniform7", "gauss11"]
 
@@ -30,7 +31,7 @@ TAPS = tuple(w / sum(_WEIGHTS) for w in _WEIGHTS)
 
 
 @dataclass(frozen=True)
-class SsimView:
+class SsimEmbedding:
     """images: uint8 (B, 3, H, W). local: what the window sums to around each pixel, (B, 3, H - k + 1, W - k + 1):
     int16 sums for uniform7, float64 weighted means for gauss11."""
 
@@ -49,47 +50,54 @@ class _Window:
     quarter_ssim: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-class Ssim(Probe):
-    """Mean SSIM of each picture. window: "uniform7" or "gauss11"."""
+class Ssim(ImageMetric):
+    """Mean SSIM of each image. window: "uniform7" or "gauss11"."""
 
     name = "ssim"
+    summary = "SSIM with the protocol's window (uniform7)"
     columns = (Column("SSIM", "higher", digits=4, note="window as the protocol says; RGB mean, data range 255"),)
+    protocol_fields: ClassVar[tuple[str, ...]] = ("ssim_window",)
 
     def __init__(self, window: WindowName = "uniform7") -> None:
         if window not in WINDOWS:
             raise ValueError(f"SSIM window {window!r}: expected {' or '.join(WINDOWS)}")
         self.window = WINDOWS[window]
 
-    def view(self, images: Tensor) -> SsimView:
-        """The pictures and their local sums. Raises ValueError for pictures smaller than the window."""
+    @classmethod
+    def build(cls, device: torch.device, settings: Mapping[str, Any]) -> Ssim:
+        """With the protocol's window."""
+        return cls(settings["ssim_window"])
+
+    def embed(self, images: Tensor, items: Sequence[Item]) -> SsimEmbedding:
+        """The images and their local sums. Raises ValueError for images smaller than the window."""
         size = self.window.size
         count, channels, height, width = images.shape
         if min(height, width) < size:
-            raise ValueError(f"pictures of {height}x{width} pixels; the SSIM window needs {size}x{size} or more")
+            raise ValueError(f"images of {height}x{width} pixels; the SSIM window needs {size}x{size} or more")
         local = torch.empty(
             (count, channels, height - size + 1, width - size + 1), dtype=self.window.dtype, device=images.device
         )
         parts = tiles(local.shape[1:], size - 1, images.device)
 
-        def work(picture: int, part: int) -> None:
-            pixels = images[picture][parts[part].grown(size - 1)].to(self.window.dtype)
-            local[picture][parts[part].index] = self.window.local(pixels)
+        def work(image: int, part: int) -> None:
+            pixels = images[image][parts[part].grown(size - 1)].to(self.window.dtype)
+            local[image][parts[part].index] = self.window.local(pixels)
 
         for_each(work, count, len(parts))
-        return SsimView(images, local)
+        return SsimEmbedding(images, local)
 
-    def compare(self, originals: SsimView, reconstructions: SsimView) -> dict[str, Tensor]:
+    def score(self, reference: SsimEmbedding, embedding: SsimEmbedding, items: Sequence[Item]) -> dict[str, Tensor]:
         """The column's values, float64 (B,). Raises ValueError when shapes differ."""
-        x, y = originals, reconstructions
+        x, y = reference, embedding
         if x.images.shape != y.images.shape:
-            raise ValueError(f"pictures of shapes {tuple(x.images.shape)} and {tuple(y.images.shape)}")
+            raise ValueError(f"images of shapes {tuple(x.images.shape)} and {tuple(y.images.shape)}")
         parts = tiles(x.local.shape[1:], self.window.size - 1, x.local.device)
         sums = torch.empty(len(x.local), len(parts), dtype=torch.float64, device=x.local.device)
 
-        def work(picture: int, part: int) -> None:
+        def work(image: int, part: int) -> None:
             pixels, local = parts[part].grown(self.window.size - 1), parts[part].index
-            images, means = (x.images[picture][pixels], y.images[picture][pixels]), (x.local, y.local)
-            sums[picture, part] = self.window.quarter_ssim(*images, *(m[picture][local] for m in means)).sum()
+            values = x.images[image][pixels], y.images[image][pixels], x.local[image][local], y.local[image][local]
+            sums[image, part] = self.window.quarter_ssim(*values).sum()
 
         for_each(work, len(sums), len(parts))
         return {self.columns[0].name: 4 * sums.sum(dim=1) / x.local[0].numel()}
@@ -99,10 +107,16 @@ class SsimGauss11(Ssim):
     """SSIM with the Gaussian window under a name of its own, whatever window the protocol names."""
 
     name = "ssim-gauss11"
+    summary = "SSIM with the 11-tap Gaussian window"
     columns = (Column("SSIM-gauss11", "higher", digits=4, note="11-tap Gaussian window (Wang et al. 2004)"),)
+    protocol_fields = ()
 
     def __init__(self) -> None:
         super().__init__("gauss11")
+
+    @classmethod
+    def build(cls, device: torch.device, settings: Mapping[str, Any]) -> SsimGauss11:
+        return cls()
 
 
 def _sum7(x: Tensor) -> Tensor:

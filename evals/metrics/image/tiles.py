@@ -1,4 +1,4 @@
-"""Pictures cut into tiles that stay in a processor's cache while a chain of elementwise operations passes over them.
+"""Images cut into tiles that stay in a processor's cache while a chain of elementwise operations passes over them.
 
 The chain runs on one thread: operations on a tile take microseconds, and threads that must meet after each of them lose
 more than they gain (twenty times slower, measured, where another process uses one of two cores).
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 ELEMENTS = 65_536  # of a tile with its border; int32: 256 KiB, so that several fit a second-level cache of 1 MiB
-WIDTH = 1100  # wider pictures are cut between columns too, or a tile would be nearly all border
+WIDTH = 1100  # wider images are cut between columns too, or a tile would be nearly all border
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Tile:
 
     def grown(self, border: int) -> tuple[slice, slice, slice]:
         """The index of the tile with `border` more rows and columns at its end."""
-        grow = (slice(s.start, s.stop + border) for s in (self.rows, self.columns))
-        return self.channels, *grow
+        rows, columns = (slice(s.start, s.stop + border) for s in (self.rows, self.columns))
+        return self.channels, rows, columns
 
 
 def tiles(shape: Sequence[int], border: int, device: torch.device) -> list[Tile]:
@@ -50,13 +50,13 @@ def _even(length: int, most: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def for_each(work: Callable[[int, int], None], pictures: int, parts: int) -> None:
-    """Call work(picture, part) for all numbers of both, with torch held to one thread on CPUs."""
+def for_each(work: Callable[[int, int], None], images: int, parts: int) -> None:
+    """Call work(image, part) for all numbers of both, with torch held to one thread on CPUs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for picture in range(pictures):
+        for image in range(images):
             for part in range(parts):
-                work(picture, part)
+                work(image, part)
     finally:
         torch.set_num_threads(threads)

@@ -2,18 +2,20 @@
 
 |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), with means m and sample covariances S (n - 1). With centred rows
 A = (X - m) / sqrt(n - 1) the last trace is the sum of the singular values of A1 A2^T. That form is symmetric, needs no
-matrix root and no offset on the diagonal, and stays exact for singular covariances (fewer pictures than dimensions).
+matrix root and no offset on the diagonal, and stays exact for singular covariances (fewer images than dimensions).
 All in float64; the result is not clipped, so it may be negative by a rounding error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from evals.metrics.base import Column, Distance
+from evals.metrics.base import Column, SetMetric
 from evals.metrics.intervals import RFID_EVIDENCE, RFID_EVIDENCE_N, Interval, jackknife_groups, jackknife_interval
 
 
@@ -45,29 +47,38 @@ def check_features(a: Tensor, b: Tensor) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise FeatureError(f"features of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected (N1, D) and (N2, D)")
     if min(len(a), len(b)) < 2:
-        raise FeatureError(f"sets of {len(a)} and {len(b)} pictures; a distance needs at least 2 in each")
+        raise FeatureError(f"sets of {len(a)} and {len(b)} images; a distance needs at least 2 in each")
     if not (a.isfinite().all() and b.isfinite().all()):
         raise FeatureError("features that are not finite")
 
 
-def jackknife_frechet(a: Tensor, b: Tensor, clusters: Sequence[str]) -> Interval:
-    """95 % interval of the distance between two sets over the same pictures, leaving out sources.
+def jackknife_frechet(features: Sequence[Tensor], reference: Tensor, clusters: Sequence[str]) -> Interval:
+    """95 % interval of the mean over seed indices of the distance to `reference`, leaving out clusters.
 
-    a, b: (N, D), row i of both belonging to clusters[i]. (None, None) with fewer than three sources, or where a
-    replicate would keep fewer than two pictures.
+    features: one (N, D) a seed index; reference: (N, D); row i of each belongs to clusters[i]. A replicate leaves one
+    group of clusters out of every set and is the mean over seed indices of what remains, as the figure is: the
+    interval holds for the mean, not for one seed index. (None, None) with fewer than three clusters, or where a
+    replicate would keep fewer than two images. Raises FeatureError where the sets are not of the same items.
     """
-    check_features(a, b)
-    if not len(a) == len(b) == len(clusters):
-        raise FeatureError(f"{len(a)} and {len(b)} rows with {len(clusters)} clusters: expected the same pictures")
-    kept = [torch.from_numpy(~mask).to(a.device) for mask in jackknife_groups(clusters)]
+    for rows in features:
+        check_features(reference, rows)
+        if not len(reference) == len(rows) == len(clusters):
+            raise FeatureError(
+                f"{len(reference)} and {len(rows)} rows with {len(clusters)} clusters: expected the same images"
+            )
+    kept = [torch.from_numpy(~mask).to(reference.device) for mask in jackknife_groups(clusters)]
     if any(int(keep.sum()) < 2 for keep in kept):
         return None, None
-    a, b = a.double(), b.double()
+    estimate = float(np.mean([frechet_distance(reference, rows) for rows in features]))
+    replicates = np.mean([_left_out(reference.double(), rows.double(), kept) for rows in features], axis=0)
+    return jackknife_interval(estimate, replicates.tolist())
+
+
+def _left_out(a: Tensor, b: Tensor, kept: Sequence[Tensor]) -> list[float]:
+    """The distance between the kept rows of a and b, float64 (N, D), for each mask."""
     if len(a) <= a.shape[1]:
-        estimates = _from_products(a - a.mean(dim=0), b - b.mean(dim=0), a.mean(dim=0) - b.mean(dim=0), kept)
-    else:
-        estimates = [frechet_distance(a[keep], b[keep]) for keep in kept]
-    return jackknife_interval(frechet_distance(a, b), estimates)
+        return _from_products(a - a.mean(dim=0), b - b.mean(dim=0), a.mean(dim=0) - b.mean(dim=0), kept)
+    return [frechet_distance(a[keep], b[keep]) for keep in kept]
 
 
 def _from_products(a: Tensor, b: Tensor, difference: Tensor, kept: Sequence[Tensor]) -> list[float]:
@@ -90,10 +101,10 @@ def _from_products(a: Tensor, b: Tensor, difference: Tensor, kept: Sequence[Tens
 
 
 def bias_note(count: int, dim: int) -> str:
-    """A sentence where a Fréchet distance over `count` pictures is known to be biased upwards; "" elsewhere.
+    """A sentence where a Fréchet distance over `count` images is known to be biased upwards; "" elsewhere.
 
-    Below D + 1 pictures the covariances are singular; the bias falls as 1/N (Chong and Forsyth 2020), and published
-    figures use 50,000 (rFID) or at least 5,000 pictures.
+    Below D + 1 images the covariances are singular; the bias falls as 1/N (Chong and Forsyth 2020), and published
+    figures use 50,000 (rFID) or at least 5,000 images.
     """
     if count <= dim:
         return f"N={count} is no more than the {dim} dimensions: singular covariances, strongly biased; ranks only"
@@ -102,27 +113,28 @@ def bias_note(count: int, dim: int) -> str:
     return ""
 
 
-class Frechet(Distance):
-    """A Fréchet distance on the features of one probe. dim: their width."""
+class Frechet(SetMetric):
+    """A Fréchet distance on the features of one image metric, of paired sets. dim: their width."""
 
-    dim: int
+    dim: ClassVar[int]
 
-    def compute(self, originals: Tensor, reconstructions: Tensor) -> dict[str, float]:
-        return {self.columns[0].name: frechet_distance(originals, reconstructions)}
+    def compute(self, features: Tensor, reference_features: Tensor) -> dict[str, float]:
+        return {self.columns[0].name: frechet_distance(reference_features, features)}
 
-    def interval(self, originals: Tensor, reconstructions: Tensor, clusters: Sequence[str]) -> Interval:
-        """By the jackknife over sources; (None, None) with fewer than three of them."""
-        return jackknife_frechet(originals, reconstructions, clusters)
+    def interval(self, features: Sequence[Tensor], reference_features: Tensor, clusters: Sequence[str]) -> Interval:
+        """By the jackknife over clusters; (None, None) with fewer than three of them."""
+        return jackknife_frechet(features, reference_features, clusters)
 
     def note(self, count: int) -> str:
         return bias_note(count, self.dim)
 
 
 class Rfid(Frechet):
-    """Reconstruction FID: Inception-v3's 2048-d features, against the very pictures that were encoded."""
+    """Reconstruction FID: Inception-v3's 2048-d features, against the very images that were encoded."""
 
     name = "rfid"
-    probe = "inception"
+    summary = "reconstruction FID"
+    features_of = "inception"
     columns = (Column("rFID", "lower", digits=3, note="Fréchet distance, torch-fidelity's Inception-v3 (2048-d)"),)
     dim = 2048
 
@@ -138,6 +150,7 @@ class FdEffnet(Frechet):
     """The Fréchet distance on EfficientNet-Lite0's 1280-d features."""
 
     name = "fd-effnet"
-    probe = "effnet"
+    summary = "Fréchet distance on EfficientNet-Lite0"
+    features_of = "effnet"
     columns = (Column("FD-effnet", "lower", digits=1, note="Fréchet distance, EfficientNet-Lite0 (1280-d)"),)
     dim = 1280
