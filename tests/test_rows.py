@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from evals.config import ConfigError, compose_config
-from evals.engine.rows import Row, hashed_files, identify, resolve_rows
+from evals.engine.rows import Row, , identify, resolve_rows
+from lactok.registry import hashed_files
 from lactok import registry
 from tests.support import TOY, install_plugin
 

@@ -21,9 +21,13 @@ from evals.engine.job import Chunk, Job
 from evals.engine.load import load_ahead
 from evals.engine.models import ModelRun
 from evals.engine.store import StoreError
+from evals.metrics.base import ImageMetric
 from evals.metrics.plan import MetricPlan
 from evals.tasks.base import Batch, Images, Outputs, pack_images, plain, unpack_images
 from lactok.interface import Item
+
+
+ImagePlan = MetricPlan[ImageMetric]
 
 
 class Progress(Protocol):
@@ -39,7 +43,7 @@ class Missing:
     """What the cache lacks of one row for one chunk. scores, images: by seed index."""
 
     run: ModelRun
-    scores: dict[int, list[MetricPlan]]
+    scores: dict[int, list[ImagePlan]]
     contact: bool = False
     images: list[int] = field(default_factory=list)
     tokens: bool = False
@@ -132,17 +136,19 @@ def _missing(job: Job, run: ModelRun, chunk: Chunk) -> Missing:
     return missing
 
 
-def _scorable(job: Job, run: ModelRun) -> list[MetricPlan]:
+def _scorable(job: Job, run: ModelRun) -> list[ImagePlan]:
     return [p for p in job.metrics.image if p.name not in job.broken_metrics and p.name not in run.metric_errors]
 
 
-def _references_missing(job: Job, chunk: Chunk) -> list[MetricPlan]:
+def _references_missing(job: Job, chunk: Chunk) -> list[ImagePlan]:
     if not job.task.has_references:
         return []
     return [
         p
         for p in job.metrics.image
-        if p.has_features and p.name not in job.broken_metrics and not job.cache.has(job.reference_features(chunk, p))
+        if p.cls.feature_dim
+        and p.name not in job.broken_metrics
+        and not job.cache.has(job.reference_features(chunk, p))
     ]
 
 
@@ -164,7 +170,7 @@ def _run_chunk(job: Job, group: list[ModelRun], batch: Batch, progress: Progress
         progress.advance(run.row.label, len(batch.chunk), worked=True)
 
 
-def _wanted(missing: Missing, seed_index: int, plan: MetricPlan) -> bool:
+def _wanted(missing: Missing, seed_index: int, plan: ImagePlan) -> bool:
     return missing.run.status == "ok" and plan in missing.scores[seed_index]
 
 
@@ -197,7 +203,7 @@ def _outputs(job: Job, missing: Missing, batch: Batch) -> Iterator[tuple[int, Ou
     next(fresh, None)  # lets a task that has only tokens to make run
 
 
-def _score(job: Job, plan: MetricPlan, batch: Batch, wanted: list[Scored]) -> None:
+def _score(job: Job, plan: ImagePlan, batch: Batch, wanted: list[Scored]) -> None:
     """One metric over the references (once) and all images of a chunk; commits values and features."""
     keep_references = plan in _references_missing(job, batch.chunk)
     if not wanted and not keep_references:
@@ -242,7 +248,7 @@ def _score(job: Job, plan: MetricPlan, batch: Batch, wanted: list[Scored]) -> No
 
 
 def _one(
-    metric: Any, plan: MetricPlan, one: Scored, part: slice, reference: Any, items: Sequence[Item], device: torch.device
+    metric: Any, plan: ImagePlan, one: Scored, part: slice, reference: Any, items: Sequence[Item], device: torch.device
 ) -> dict[str, Tensor]:
     """The values and features of one model's images; a metric that fails on them is noted in the row."""
     if plan.name in one.run.metric_errors:
@@ -251,7 +257,7 @@ def _one(
         with isolated(), precision("fp32", device):
             embedded = metric.embed(_stacked(one.outputs.images, part), items)
             arrays = dict(metric.score(reference, embedded, items))
-            if plan.has_features:
+            if plan.cls.feature_dim:
                 arrays["features"] = metric.features(embedded)
             return {name: values.clone() for name, values in arrays.items()}
     except Exception as error:
@@ -261,7 +267,7 @@ def _one(
         return {}
 
 
-def _joined(one: Scored, items: Sequence[Item], plan: MetricPlan) -> dict[str, np.ndarray] | None:
+def _joined(one: Scored, items: Sequence[Item], plan: ImagePlan) -> dict[str, np.ndarray] | None:
     """A chunk's arrays; refused items are marked. None where a value is NaN: then the row fails, by name."""
     arrays = {name: torch.cat([part[name] for part in one.arrays]).cpu().numpy() for name in one.arrays[0]}
     refused = one.outputs.refused
@@ -307,5 +313,3 @@ def remove_damaged(job: Job) -> None:
             tokens = job.task.tokens(run, chunk) if run.status == "ok" else None
             if tokens is not None:
                 job.cache.read(tokens)
-
-

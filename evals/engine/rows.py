@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
 import itertools
 import json
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,9 +15,6 @@ from evals.record import WeightsRecord
 from evals.typed import typed
 from lactok import registry, weights
 from lactok.interface import Model
-
-# Top-level packages of this project, whose files determine results wherever they are installed.
-PROJECT = ("lactok", "baselines", "evals")
 
 
 @dataclass(frozen=True)
@@ -209,40 +203,7 @@ def identify(row: Row) -> Identity:
         "version": row.cls.version,
         "options": options,
         "weights": [r.sha256 for r in records],
-        "source": _source_hash(row.cls),
+        "source": registry.source_hash(row.cls),
     }
     json.dumps(parts)  # an identity that is no plain JSON has no key
     return Identity(parts, tuple(records))
-
-
-def _source_hash(cls: type) -> str:
-    """16 hex digits of the content of `hashed_files`, wherever they lie; "" where there are none."""
-    digests = [hashlib.sha256(path.read_bytes()).digest() for path in hashed_files(cls)]
-    return hashlib.sha256(b"".join(digests)).hexdigest()[:16] if digests else ""
-
-
-def hashed_files(cls: type) -> list[Path]:
-    """The files that define `cls` and what it inherits from, each once, but for those of installed dependencies.
-
-    A dependency is what lies in the standard library or in site-packages and is neither this project's nor of the
-    package that `cls` itself is from.
-    """
-    own = {*PROJECT, _package(cls)}
-    found: dict[Path, None] = {}
-    for ancestor in inspect.getmro(cls):
-        try:
-            file = inspect.getsourcefile(ancestor)
-        except (TypeError, OSError):  # a builtin, or defined in an interactive session
-            continue
-        if file and (_package(ancestor) in own or not _is_installed(Path(file).resolve())):
-            found[Path(file)] = None
-    return list(found)
-
-
-def _package(cls: type) -> str:
-    return cls.__module__.partition(".")[0]
-
-
-def _is_installed(file: Path) -> bool:
-    standard = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
-    return bool({"site-packages", "dist-packages"} & set(file.parts) or standard & set(file.parents))

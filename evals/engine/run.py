@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from evals.engine.ranks import ENDED, POLL, RankError, Ranks
 from evals.engine.reduce import LostArtifact, PerImage, reduce_row
 from evals.engine.rows import Wanted, resolve_rows
 from evals.engine.store import Cache
-from evals.metrics.plan import plan
-from evals.record import RowRecord, RunRecord
+from evals.metrics.plan import PlannedColumn, plan
+from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
 from evals.tasks.build import make_task, task_class
 from lactok.interface import Generator
@@ -235,13 +236,18 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         left_out=[dataclasses.asdict(bad) for bad in job.dataset.left_out],
         notes=list(job.dataset.notes),
         missing_metrics=list(job.metrics.missing),
-        columns=list(job.metrics.columns),
+        columns=[_column(planned) for planned in job.metrics.columns],
         device=describe_device(job.device),
         ranks=job.ranks.size,
         versions=package_versions(),
         code_revision=code_revision(),
         started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _column(planned: PlannedColumn) -> ColumnRecord:
+    kind: Literal["image", "set", "token"] = "token" if planned.kind == "tokens" else planned.kind
+    return ColumnRecord(**vars(planned.column), kind=kind)
 
 
 def contact_images(finished: Finished) -> tuple[list[np.ndarray], list[tuple[str, list[np.ndarray]]]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from evals.config import ConfigError, as_list
+from evals.tasks.protocol import Conventions
 from lactok import registry
 from lactok.weights import WeightsError, locate, sha256_of
 
@@ -23,12 +25,14 @@ Kind = Literal["image", "set", "tokens"]
 M_co = TypeVar("M_co", bound="Metric", covariant=True)
 
 
-class Conventions(typing.Protocol):
-    """What is read of a task's protocol."""
+class TaskFacts(typing.Protocol):
+    """What is read of a task."""
 
-    def subset(self, *fields: str) -> dict[str, object]:
-        """The named fields with their values."""
-        ...
+    @property
+    def protocol(self) -> Conventions: ...
+
+    @property
+    def has_references(self) -> bool: ...
 
 
 class UnusableMetric(Exception):
@@ -49,6 +53,11 @@ class MetricPlan(Generic[M_co]):
     @property
     def name(self) -> str:
         return self.cls.name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The values of the metric's `protocol_fields`."""
+        return self.identity["protocol"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,10 @@ class Plan:
     tokens: list[MetricPlan[TokenMetric]] = field(default_factory=list)
     columns: list[PlannedColumn] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+
+    def features_of(self, plan: MetricPlan[SetMetric]) -> MetricPlan[ImageMetric]:
+        """The image metric whose features a set metric reads."""
+        return next(image for image in self.image if image.name == plan.cls.features_of)
 
 
 def metric_names(wanted: Any, features: str) -> list[str]:
@@ -102,28 +115,38 @@ def metric_class(name: str) -> type[Metric]:
 
 
 def identity(cls: type[Metric], protocol: Conventions) -> dict[str, Any]:
-    """What determines a metric's values, its network's weights included. Raises lactok.weights.WeightsError."""
+    """What determines a metric's values, its network's weights and its code included. Raises lactok.weights.WeightsError."""
     return {
         "name": cls.name,
         "version": cls.version,
         "protocol": protocol.subset(*cls.protocol_fields),
         "weights": [sha256_of(locate(source)) for source in cls.weights()],
+        "source": registry.source_hash(cls),
     }
 
 
-def plan(wanted: Any, features: str, protocol: Conventions) -> Plan:
+def metric_classes(wanted: Any, features: str) -> dict[str, type[Metric]]:
+    """The classes that `metrics=` names and that can be imported, by name. Raises ConfigError for an unknown name."""
+    found = {}
+    for name in metric_names(wanted, features):
+        with contextlib.suppress(registry.RegistryError, UnusableMetric):
+            found[name] = metric_class(name)
+    return found
+
+
+def plan(wanted: Any, features: str, task: TaskFacts) -> Plan:
     """What `metrics=` names, in that order. Raises ConfigError for an unknown name.
 
     A metric that can't be imported, whose network's weights are not here, or that fills a column of another one is
     listed in `missing`.
     """
-    return _Planner(metric_names(wanted, features), protocol).plan()
+    return _Planner(metric_names(wanted, features), task).plan()
 
 
 class _Planner:
-    def __init__(self, names: Sequence[str], protocol: Conventions) -> None:
+    def __init__(self, names: Sequence[str], task: TaskFacts) -> None:
         self.names = names
-        self.protocol = protocol
+        self.task, self.protocol = task, task.protocol
         self.image: dict[str, MetricPlan[ImageMetric]] = {}  # in the order in which they are needed
         self.found = Plan()
 
@@ -143,6 +166,7 @@ class _Planner:
 
         cls = metric_class(name)
         self._check_columns(cls)
+        self._check_references(cls)
         determined = identity(cls, self.protocol)
         kind: Kind = "tokens"
         if issubclass(cls, ImageMetric):
@@ -165,6 +189,13 @@ class _Planner:
         if not (issubclass(source, ImageMetric) and source.feature_dim > 0):
             raise UnusableMetric(f"it reads features of {source.name!r}, which gives none")
         return MetricPlan(source, identity(source, self.protocol), columns_wanted=False)
+
+    def _check_references(self, cls: type[Metric]) -> None:
+        from evals.metrics.base import ImageMetric, SetMetric
+
+        compares = issubclass(cls, SetMetric) or (issubclass(cls, ImageMetric) and cls.needs_reference)
+        if compares and not self.task.has_references:
+            raise UnusableMetric("it compares with reference images, which this task has none of")
 
     def _check_columns(self, cls: type[Metric]) -> None:
         filled = {planned.column.name: planned.metric for planned in self.found.columns}

@@ -96,7 +96,9 @@ class Reconstruction(Task):
                 yield self._recorded(run, batch, seed_index)
             return
         artifact = self.tokens(run, batch.chunk)
-        encoded = self._stored(artifact, batch, run, cache) or self._encode(run, batch.references, batch, artifact, cache)
+        encoded = self._stored(artifact, batch, run, cache) or self._encode(
+            run, batch.references, batch, artifact, cache
+        )
         for seed_index in seed_indices:
             outputs = self._decode(run, batch, encoded, seed_index)
             for _ in range(1, self.round_trips):
@@ -208,7 +210,9 @@ def _outputs(called: Called[Tensor], references: Tensor, refused: dict[int, str]
 
 def _joined(parts: list[Tokens | Latents]) -> Tokens | Latents:
     tokens = [p for p in parts if isinstance(p, Tokens)]
-    return Tokens.cat(tokens) if len(tokens) == len(parts) else Latents.cat([p for p in parts if isinstance(p, Latents)])
+    return (
+        Tokens.cat(tokens) if len(tokens) == len(parts) else Latents.cat([p for p in parts if isinstance(p, Latents)])
+    )
 
 
 def _spread(tokens: Tokens, positions: list[int], count: int) -> Tokens:
