@@ -100,7 +100,6 @@ def main(argv: list[str]) -> int:
 def measure(overrides: list[str]) -> dict[str, Any]:
     """The present figures of the run that a file's overrides name, made in an empty store that is then removed."""
     from evals.config import compose_config
-    from evals.engine import run as engine
 
     with tempfile.TemporaryDirectory(prefix="lactok-check-") as out:
         return snapshot(recon.run(compose_config([*overrides, f"out='{out}'"]), quiet=True), overrides)

@@ -26,7 +26,6 @@ from evals.metrics.plan import MetricPlan
 from evals.tasks.base import Batch, Images, Outputs, pack_images, plain, unpack_images
 from lactok.interface import Item
 
-
 ImagePlan = MetricPlan[ImageMetric]
 
 
@@ -71,8 +70,8 @@ class Scored:
 def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
     """Make every artifact of the job that the cache lacks, together with the other ranks, if any.
 
-    Failures of rows and metrics are noted in the job; StoreError and DatasetError are raised. attempt: a number that all
-    ranks share and no earlier call of this run had.
+    Failures of rows and metrics are noted in the job; StoreError and DatasetError are raised. attempt: a number that
+    all ranks share and no earlier call of this run had.
     """
     with job.ranks.zero_first(f"rows/{attempt}"):
         for run in job.runs:
@@ -300,7 +299,7 @@ def _stacked(images: Images, part: slice) -> Tensor:
 
 
 def remove_damaged(job: Job) -> None:
-    """Read every artifact that the job's figures are made from; reading removes a damaged one (evals/engine/store.py)."""
+    """Read every artifact that the job's figures are made from; reading removes a damaged one."""
     for chunk in job.chunks:
         for plan in job.metrics.image:
             if job.task.has_references:

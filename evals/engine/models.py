@@ -1,4 +1,4 @@
-"""A row in execution: its model is built when its group starts, and every call into it is isolated, batched, checked."""
+"""A row in execution: its model is built when its group starts; every call into it is isolated, batched and checked."""
 
 from __future__ import annotations
 

@@ -25,7 +25,6 @@ import safetensors
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-
 _log = logging.getLogger("lactok")
 
 

@@ -115,7 +115,7 @@ def metric_class(name: str) -> type[Metric]:
 
 
 def identity(cls: type[Metric], protocol: Conventions) -> dict[str, Any]:
-    """What determines a metric's values, its network's weights and its code included. Raises lactok.weights.WeightsError."""
+    """What determines a metric's values: its weights and code too. Raises lactok.weights.WeightsError."""
     return {
         "name": cls.name,
         "version": cls.version,

@@ -12,9 +12,9 @@ from functools import cache
 from typing import Any
 
 from evals.metrics.intervals import RFID_EVIDENCE, RFID_EVIDENCE_N
-from evals.tasks.protocol import Protocol
 from evals.published.tables import PublishedFigure, published
 from evals.record import RowRecord, RunRecord, Value
+from evals.tasks.protocol import Protocol
 from lactok import registry
 
 # The reconstruction tables; Tables 3 and 6 are of text-to-image systems.

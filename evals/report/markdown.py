@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from evals.engine.store import write_atomically
 from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.report.beside import beside, incomparable_row, incomparable_run
 from evals.report.rate import rate_picture
@@ -28,7 +29,6 @@ from evals.report.table import (
     speed_frame,
     timed_on,
 )
-from evals.engine.store import write_atomically
 
 # Unreadable pictures that the report names; run.json has them all.
 MOST_LEFT_OUT = 50

@@ -9,7 +9,6 @@ from evals.tasks.generation import Generation
 from evals.tasks.protocol import GenerationProtocol, ReconstructionProtocol
 from evals.tasks.reconstruction import Reconstruction
 
-
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Reconstruction, Generation)}
 
 

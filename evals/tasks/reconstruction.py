@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -127,9 +127,9 @@ class Reconstruction(Task):
         batch: Batch,
         artifact: Artifact | None,
         cache: Cache,
-        without: dict[int, str] | Any = None,
+        without: Mapping[int, str] | None = None,
     ) -> _Encoded:
-        """images: uint8 (B, 3, E, E). without: positions that an earlier step refused. Stores the tokens as `artifact`."""
+        """Stores tokens as `artifact`. images: uint8 (B, 3, E, E); without: positions that an earlier step refused."""
         info = run.info
         assert isinstance(info, TokenizerInfo)
         tokenizer = run.built()
