@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -213,7 +214,8 @@ def _score(job: Job, plan: ImagePlan, batch: Batch, wanted: list[Scored]) -> Non
         with isolated():
             metric, batcher = job.metric(plan)
 
-        def score(part: slice) -> None:
+        def score(start: int, of_range: slice) -> None:
+            part = slice(start + of_range.start, start + of_range.stop)
             items = batch.chunk.items[part]
             embedded = None
             if references is not None:
@@ -228,7 +230,7 @@ def _score(job: Job, plan: ImagePlan, batch: Batch, wanted: list[Scored]) -> Non
                 one.arrays.append(arrays)
 
         for start, stop in _same_sizes([one.outputs.images for one in wanted], len(batch.chunk)):
-            batcher.run(stop - start, lambda part, start=start: score(slice(part.start + start, part.stop + start)))
+            batcher.run(stop - start, partial(score, start))
     except (StoreError, KeyboardInterrupt):
         raise
     except Exception as error:  # the metric fails on the references themselves, or can't be built
@@ -272,8 +274,8 @@ def _joined(one: Scored, items: Sequence[Item], plan: ImagePlan) -> dict[str, np
     refused = one.outputs.refused
     for name, values in arrays.items():
         bad = np.isnan(values.reshape(len(values), -1)).any(axis=1)
-        for place in np.flatnonzero(bad):
-            if int(place) not in refused:
+        for place in np.flatnonzero(bad).tolist():
+            if place not in refused:
                 one.run.fail(NotANumber(f"{plan.name} gave NaN ({name}) for {items[place].id}"))
                 return None
     if refused:

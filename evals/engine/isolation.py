@@ -122,7 +122,7 @@ def _defaults() -> list[Callable[[], None]]:
 
 def _random() -> list[Callable[[], None]]:
     """The global random states; those of GPUs where CUDA is in use, NumPy's where it is loaded."""
-    states: list[tuple[Callable[[Any], None], Any]] = [
+    states: list[tuple[Callable[[Any], object], Any]] = [
         (random.setstate, random.getstate()),
         (torch.random.default_generator.set_state, torch.random.default_generator.get_state()),
     ]
@@ -131,7 +131,12 @@ def _random() -> list[Callable[[], None]]:
         states.append((numpy.random.set_state, numpy.random.get_state()))
     if torch.cuda.is_initialized():
         states += [(gpu.set_state, gpu.get_state()) for gpu in torch.cuda.default_generators]
-    return [lambda put=put, state=state: put(state) for put, state in states]
+
+    def put_back() -> None:
+        for put, state in states:
+            put(state)
+
+    return [put_back]
 
 
 def _process() -> list[Callable[[], None]]:

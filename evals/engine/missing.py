@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import BadImages, Dataset, DatasetError, DatasetRequest
@@ -49,7 +50,7 @@ def open_all(configs: Sequence[RunConfig], rows: Sequence[Row], cache_dir: Path)
 
 def _open(config: RunConfig, cache_dir: Path) -> Dataset:
     dataset = config.dataset
-    stop_or_skip = "skip" if config.on_bad_image == "skip" else "stop"
+    stop_or_skip: Literal["stop", "skip"] = "skip" if config.on_bad_image == "skip" else "stop"
     request = DatasetRequest(cache_dir, dataset.root, config.limit, stop_or_skip, dataset.expect)
     return open_dataset(dataset.name, request)
 

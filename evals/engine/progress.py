@@ -145,6 +145,7 @@ class LiveProgress:
         return sum(s.items for s in states) / max(now - self._began, 1e-6)
 
     def _show(self, now: float) -> None:
+        assert self._bar is not None
         groups = [("", self._states)]
         if self.ranks.size > 1:
             groups += [(f"rank {rank} ", [state]) for rank, state in enumerate(self._states)]

@@ -71,6 +71,7 @@ class Ranks:
 
     def wait(self, key: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """The value of `key`, once a rank has published it. Raises RankError when rank 0 has ended."""
+        assert self.store is not None, "a process alone has nothing to wait for"
         while not self.store.check([key]):
             if self.rank and self.poll(ENDED):
                 raise RankError("rank 0 has ended")

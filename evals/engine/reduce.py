@@ -63,13 +63,13 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         record.cells |= image_cells(plan, scores.values, items, scores.kept)
         for name, values in scores.values.items():
             per_image.values[name] = np.where(scores.kept, values, np.nan)
-    for plan in job.metrics.sets:
-        record.cells |= _set_cells(job, run, plan, reading, items)
+    for of_sets in job.metrics.sets:
+        record.cells |= _set_cells(job, run, of_sets, reading, items)
     tokens = reading.tokens()
     if tokens is not None:
         record.keys["tokens"] = [artifact.key for c in job.chunks if (artifact := job.task.tokens(run, c))]
-        for plan in job.metrics.tokens:
-            record.cells |= _token_cells(plan, tokens, run.info)
+        for of_tokens in job.metrics.tokens:
+            record.cells |= _token_cells(of_tokens, tokens, run.info)
     record.speed = _speed(job, run, reading)
     record.origins = [Origin(**origin) for origin in reading.origins]
     return record, per_image

@@ -126,7 +126,7 @@ def _merge(job: Job, rank: int, found: list) -> None:
             run.status, run.error, run.trace = status, f"on rank {rank}: {error}", trace
         run.metric_errors |= metric_errors
         run.refused |= refused
-    job.broken_metrics |= broken
+    job.broken_metrics.update(broken)
 
 
 def _wanted(config: RunConfig) -> Wanted:

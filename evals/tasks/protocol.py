@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -155,7 +156,7 @@ def to_tensor(images: list[np.ndarray]) -> Tensor:
 
 
 def native_images(
-    evaluation: Tensor, sources: list[np.ndarray], size: int | None, protocol: ReconstructionProtocol
+    evaluation: Tensor, sources: Sequence[np.ndarray], size: int | None, protocol: ReconstructionProtocol
 ) -> Tensor:
     """What a tokenizer of input size `size` is given: float32 (B, 3, size, size) in [0, 1].
 

@@ -46,6 +46,7 @@ class Reconstruction(Task):
     takes = (Tokenizer, Recorded)
     dataset_kind = ImageDataset
     has_references = True
+    protocol: ReconstructionProtocol
     output_step, unit = "decode", "images"
 
     def __init__(self, dataset: ImageDataset, protocol: ReconstructionProtocol, round_trips: int = 1) -> None:
