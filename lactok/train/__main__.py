@@ -29,7 +29,8 @@ def main(arguments: list[str]) -> int:
     except (TrainConfigError, RegistryError) as error:
         return _fail(str(error), 2)
 
-    from lactok.data.pictures import DataError
+    from lactok.data.folder import DataError
+    from lactok.files import WriteError
     from lactok.train.loop import TrainingDiverged, train
     from lactok.train.run_folder import RunFolderError
     from lactok.weights import WeightsError
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
         if (chain.settings[0] if chain else config).dry_run:
             return _dry(chain.compose_all() if chain else [(config, recipe_class)])
         return _chain(chain) if chain else _one(train(config, recipe_class))
-    except (DataError, RunFolderError, WeightsError) as error:
+    except (DataError, RunFolderError, WeightsError, WriteError) as error:
         return _fail(str(error), 2)
     except TrainingDiverged as error:
         return _fail(str(error), 1)

@@ -14,18 +14,26 @@ import zlib
 from hashlib import sha256
 from pathlib import Path
 
-from evals.datasets.base import BadPicture
-from evals.datasets.sources.base import DataError, PictureSource, file_stamp
-from evals.datasets.sources.safety import MAX_RATIO, check_length, check_size, damaged, refused, safe_name
-from evals.store import StoreError
+from evals.datasets.base import BadImage, DataError
+from evals.datasets.images.sources.base import (
+    MAX_RATIO,
+    ImageSource,
+    check_length,
+    check_size,
+    damaged,
+    file_stamp,
+    refused,
+    safe_name,
+)
+from lactok.files import WriteError
 
 _BLOCK = 512  # bytes of a tar record (POSIX.1-1988 ustar)
-_PIECE = 2**20  # bytes that are expanded at a time
+_READ = 2**20  # bytes that are expanded at a time
 _MAX_HEADER = 2**20  # bytes of one extended header; tarfile reads them into memory
 _STALE = 3600.0  # seconds without a write after which an expansion was killed
 
 
-class TarSource(PictureSource):
+class TarSource(ImageSource):
     """Members of an uncompressed tar. Raises DataError for one that is cut off or holds what it must not.
 
     archive: the name for messages, where `plain` was expanded from it.
@@ -33,7 +41,7 @@ class TarSource(PictureSource):
 
     def __init__(self, plain: Path, archive: Path | None = None) -> None:
         self.where = archive or plain
-        self.unlisted: list[BadPicture] = []
+        self.unlisted: list[BadImage] = []
         self._plain = plain
         self._places = _index(plain, self.where)
         self.members = list(self._places)
@@ -48,8 +56,8 @@ class TarSource(PictureSource):
             raise DataError(f"{self.label(name)} can't be read: {error.strerror or error}") from error
         return check_length(data, size, name, self.where)
 
-    def stamp(self, name: str) -> tuple[int, int]:
-        return self._places[name][1], file_stamp(self.where)[1]
+    def stamp(self, name: str) -> tuple[int, ...]:
+        return self._places[name][1], *file_stamp(self.where)
 
     def label(self, name: str) -> str:
         return f"{self.where}: {name}"
@@ -58,7 +66,8 @@ class TarSource(PictureSource):
 class _Headers(io.FileIO):
     """A tar of which headers are read: one that declares a name or attributes of more than 1 MiB is damaged."""
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
+        size = -1 if size is None else size
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header at byte {self.tell():,} declares {size:,} bytes")
         return super().read(size)
@@ -90,12 +99,12 @@ def _index(plain: Path, archive: Path) -> dict[str, tuple[int, int]]:
 
 
 def expand(archive: Path, cache_dir: Path) -> Path:
-    """The plain tar in a gzipped one, kept in the cache under a name made from path, size and time of change.
+    """The plain tar in a gzipped one, kept in the cache under a name made from its path and stamp.
 
-    Raises DataError when the archive is cut off, or would become more than 200 times as large; StoreError when the
+    Raises DataError when the archive is cut off, or would become more than 200 times as large; WriteError when the
     cache can't be written.
     """
-    size, changed = file_stamp(archive)
+    size, *changed = file_stamp(archive)
     key = sha256(f"{os.path.realpath(archive)}\n{size}\n{changed}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
     plain = cache_dir / f"expanded-{key}.tar"
     if plain.is_file():
@@ -111,11 +120,11 @@ def expand(archive: Path, cache_dir: Path) -> Path:
         except OSError as error:
             raise _unwritable(cache_dir, archive, error) from error
         with target, gzip.open(archive, "rb") as source:
-            while piece := _next_piece(source, archive):
-                if target.tell() + len(piece) > MAX_RATIO * size + _PIECE:
+            while block := _next_bytes(source, archive):
+                if target.tell() + len(block) > MAX_RATIO * size + _READ:
                     raise refused(archive, archive.name, f"it expands to more than {MAX_RATIO} times its size")
                 try:
-                    target.write(piece)
+                    target.write(block)
                 except OSError as error:
                     raise _unwritable(cache_dir, archive, error) from error
         os.replace(part, plain)
@@ -124,15 +133,15 @@ def expand(archive: Path, cache_dir: Path) -> Path:
     return plain
 
 
-def _next_piece(source: gzip.GzipFile, archive: Path) -> bytes:
+def _next_bytes(source: gzip.GzipFile, archive: Path) -> bytes:
     try:
-        return source.read(_PIECE)
+        return source.read(_READ)
     except (EOFError, zlib.error, OSError) as error:
         raise damaged(archive, error) from error
 
 
-def _unwritable(cache_dir: Path, archive: Path, error: OSError) -> StoreError:
-    return StoreError(
+def _unwritable(cache_dir: Path, archive: Path, error: OSError) -> WriteError:
+    return WriteError(
         f"can't expand {archive} into {cache_dir}: {error.strerror or error}. It needs room for the plain tar there: "
         f"free some, name another folder by out=DIR, or expand it yourself (`gunzip -k {archive}`)"
     )
