@@ -95,15 +95,23 @@ def _show_missing(missing: list[str]) -> None:
 
 
 def _datasets() -> int:
-    from evals.datasets.registry import dataset_names, dataset_needs
+    from evals.datasets.base import DatasetError
+    from evals.datasets.registry import dataset_class, dataset_names
 
     table = _table("Datasets (dataset=NAME)", "name", "what", "here")
+    broken = []
     for name in dataset_names():
-        needs = dataset_needs(name)
+        try:
+            needs = dataset_class(name).needs()
+        except DatasetError as error:
+            table.add_row(name, "?", "broken")
+            broken.append(str(error))
+            continue
         here = {True: f"yes: {needs.where}", False: "no", None: "give dataset.root=DIR"}[needs.here]
         table.add_row(name, needs.summary, here)
     _show(table)
-    return 0
+    _show_missing(broken)
+    return int(bool(broken))
 
 
 def _suites() -> int:

@@ -1,6 +1,6 @@
-"""Makes FLUX-5K: a picture for each prompt of a file, by FLUX.1-dev, with a seed that follows from the prompt.
+"""Makes FLUX-5K: an image for each prompt of a file, by FLUX.1-dev, with a seed that follows from the prompt.
 
-Killed at any moment, the same command goes on: a picture is written whole or not at all, then recorded; what is
+Killed at any moment, the same command resumes: an image is written whole or not at all, then recorded; what is
 recorded and unchanged is not made again. A folder that was begun with other settings or prompts is refused.
 """
 
@@ -15,17 +15,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from evals.datasets import coco
-from evals.datasets.base import DatasetError
-from evals.datasets.flux import MANIFEST, PICTURES, SETTINGS, Made, manifest_line, read_manifest
-from evals.datasets.sources.base import MissingData
-from evals.engine.store import append_line, write_atomically
+from evals.datasets.base import DatasetError, MissingData
+from evals.datasets.images import coco
+from evals.datasets.images.flux import IMAGES, MANIFEST, SETTINGS, Made, manifest_line, read_manifest
+from evals.datasets.prompts.prompts import read_text
+from lactok.files import append_line, write_atomically
 
 REPOSITORY = "black-forest-labs/FLUX.1-dev"
 # The revision that public projects pin, e.g. in the paths of their model caches.
 REVISION = "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
 
-# (prompt, seed) to a picture.
+# (prompt, seed) to an image.
 Painter = Callable[[str, int], Image.Image]
 
 
@@ -45,25 +45,23 @@ class Settings:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """A text file's lines, or of a COCO captions json the first caption (smallest id) of each picture, by picture.
+    """A text file's lines, or of a COCO captions json the first caption (smallest id) of each image, by image.
 
     Raises MissingData, DatasetError for an empty line, no line or more than 5,000, DataError for a bad json.
     """
     if not path.is_file():
         raise MissingData(
             f"prompts={path} does not exist (absolute: {path.absolute()}): expected a text file of a prompt a line, or "
-            "COCO's captions_val2017.json, of which the first caption of each picture is taken"
+            "COCO's captions_val2017.json, of which the first caption of each image is taken"
         )
     if path.suffix == ".json":
-        first = {c.picture: c.text for c in reversed(coco.parse_captions(path.read_bytes(), str(path)))}
-        prompts = [first[picture] for picture in sorted(first)]
+        first = {c.image: c.text for c in reversed(coco.parse_captions(path.read_bytes(), str(path)))}
+        prompts = [first[image] for image in sorted(first)]
     else:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    if not 1 <= len(prompts) <= PICTURES or not all(prompts):
+        prompts = [line.strip() for line in read_text(path).splitlines()]
+    if not 1 <= len(prompts) <= IMAGES or not all(prompts):
         empty = next((f"; line {n} is empty" for n, prompt in enumerate(prompts, 1) if not prompt), "")
-        raise DatasetError(
-            f"prompts={path} has {len(prompts):,} prompts{empty}: expected 1 to {PICTURES:,}, none empty"
-        )
+        raise DatasetError(f"prompts={path} has {len(prompts):,} prompts{empty}: expected 1 to {IMAGES:,}, none empty")
     return prompts
 
 
@@ -78,9 +76,9 @@ def settings_for(prompts: list[str]) -> Settings:
 
 
 def pending(prompts: list[str], out: Path) -> list[int]:
-    """Begin the folder, or go on with it: the indices of the prompts whose pictures are not there as recorded.
+    """Begin the folder, or resume it: the indices of the prompts whose images are not there as recorded.
 
-    Raises DatasetError for a folder that was begun otherwise, StoreError when it can't be written.
+    Raises DatasetError for a folder that was begun otherwise, WriteError when it can't be written.
     """
     _begin(settings_for(prompts), out)
     kept = [made for made in read_manifest(out) if _as_recorded(out, made)]
@@ -90,7 +88,7 @@ def pending(prompts: list[str], out: Path) -> list[int]:
 
 
 def make(prompts: list[str], todo: Iterable[int], out: Path, paint: Painter) -> Iterator[Made]:
-    """Paint, write and record the pictures of `todo`, one after another. Raises StoreError."""
+    """Paint, write and record the images of `todo`, one after another. Raises WriteError."""
     for index in todo:
         seed = seed_of(index, prompts[index])
         buffer = io.BytesIO()

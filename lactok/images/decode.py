@@ -1,12 +1,12 @@
-"""A picture file to the uint8 RGB array that everything downstream starts from.
+"""An image file to the uint8 RGB array that evaluation and training start from.
 
-The rules, whose version is `Protocol.decode`: the EXIF orientation is applied; alpha is composited over white; grey,
-palette, CMYK (Adobe's inverted one too) and YCbCr become RGB as Pillow converts them, without colour profiles; 16-bit
-samples are scaled to 8 bits by v * 255 / 65535, rounded; of several frames the first one is taken. A file that can't
-be decoded whole is refused.
+The rules, whose version is the protocol's `decode`: the EXIF orientation is applied; alpha is composited over white;
+grey, palette, CMYK (Adobe's inverted one too) and YCbCr become RGB as Pillow converts them, without colour profiles;
+16-bit samples are scaled to 8 bits by v * 255 / 65535, rounded; of several frames the first one is taken. A file that
+can't be decoded whole is refused.
 
-Two limits of Pillow: it reduces pictures with more than one 16-bit channel (RGB, RGBA, grey with alpha) itself, by
-keeping the high byte of each sample, which is at most 1 of 255 away from the rounded value (pictures that were widened
+Two limits of Pillow: it reduces images with more than one 16-bit channel (RGB, RGBA, grey with alpha) itself, by
+keeping the high byte of each sample, which is at most 1 of 255 away from the rounded value (images that were widened
 from 8 bits by v * 257 come back exactly); and floating-point samples have no stated range, so they are refused.
 """
 
@@ -23,13 +23,11 @@ import numpy as np
 import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from evals.datasets.base import DatasetError
-
 # The version of the rules above: raise it when the same file gives other pixels.
 VERSION = 1
 
-# Pillow's own warning threshold, a quarter of a GiB at 3 bytes a pixel: few enough that several pictures decode at
-# once in a few GB. A picture may be as wide as it likes below that.
+# Pillow's own warning threshold, a quarter of a GiB at 3 bytes a pixel: few enough that several images decode at
+# once in a few GB. An image may be as wide as it likes below that.
 MAX_PIXELS = 89_478_485
 
 # Formats that Pillow names but that hold no raster it can decode by itself: EPS starts Ghostscript, the others need a
@@ -53,13 +51,16 @@ NOTE_ALPHA = "alpha composited over white"
 NOTE_SIXTEEN = "16-bit colour: Pillow keeps the high byte of each sample"
 
 
-class PictureError(DatasetError):
-    """A file can't be used as a picture. path: as it was given ("<bytes>" for bytes); reason: one line."""
+class ImageError(Exception):
+    """A file can't be used as an image. path: as it was given ("<bytes>" for bytes); reason: one line."""
 
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
         self.reason = reason
-        super().__init__(f"{path}: {reason}")
+        super().__init__(path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Decoded:
 
 
 def decode(source: str | os.PathLike | bytes) -> Decoded:
-    """The picture in a file, or in the bytes of one. Safe to call from threads.
+    """The image in a file, or in the bytes of one. Safe to call from threads.
 
-    Raises PictureError for a file that can't be read, is empty, truncated or damaged, is no picture, has
+    Raises ImageError for a file that can't be read, is empty, truncated or damaged, is no image, has
     floating-point samples, or has more than MAX_PIXELS pixels.
     """
     if isinstance(source, bytes):
@@ -82,11 +83,11 @@ def decode(source: str | os.PathLike | bytes) -> Decoded:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """A file's bytes. Raises PictureError, with the system's reason, when it can't be read."""
+    """A file's bytes. Raises ImageError, with the system's reason, when it can't be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise PictureError(os.fspath(path), f"can't be read: {error.strerror or error}") from error
+        raise ImageError(os.fspath(path), f"can't be read: {error.strerror or error}") from error
 
 
 @cache
@@ -103,30 +104,46 @@ def extensions() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in decoded)
 
 
+def has_image_ending(name: str) -> bool:
+    """Whether a file's name ends as those of the decoded formats do, in upper or lower case."""
+    return os.path.splitext(name)[1].lower() in extensions()
+
+
+def holds_image(path: str | os.PathLike) -> bool:
+    """Whether a file begins as one of the decoded formats does, whatever its name; its pixels are not read."""
+    try:
+        with Image.open(path, formats=formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True  # `decode` will say that it is too large
+    except Exception:  # Pillow's plugins raise nearly every built-in error on files that are none of theirs
+        return False
+
+
 def _decode(data: bytes, name: str) -> Decoded:
     if not data:
-        raise PictureError(name, "the file is empty (0 bytes)")
-    # Another package may have set it; half a picture must never be scored.
+        raise ImageError(name, "the file is empty (0 bytes)")
+    # Another package may have set it; half an image must never be scored.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise PictureError(name, _too_large(image.width * image.height, f"{image.width} x {image.height}, "))
+                raise ImageError(name, _too_large(image.width * image.height, f"{image.width} x {image.height}, "))
             sixteen = _is_sixteen_bit_colour(image)
             image.load()
             orientation = image.getexif().get(_ORIENTATION_TAG)
             alpha = _is_transparent(image)
             rgb = _to_rgb(image)
             notes = ((NOTE_FRAMES, getattr(image, "is_animated", False)), (NOTE_ALPHA, alpha), (NOTE_SIXTEEN, sixteen))
-    except PictureError as error:
-        raise PictureError(name, error.reason) from error
+    except ImageError as error:
+        raise ImageError(name, error.reason) from error
     except UnidentifiedImageError as error:
-        raise PictureError(name, f"not a picture in a format that Pillow {PIL.__version__} reads") from error
+        raise ImageError(name, f"not an image in a format that Pillow {PIL.__version__} reads") from error
     except Image.DecompressionBombError as error:
         seen = re.search(r"\d+", str(error))
-        raise PictureError(name, _too_large(int(seen[0])) if seen else str(error)) from error
+        raise ImageError(name, _too_large(int(seen[0])) if seen else str(error)) from error
     except Exception as error:  # Pillow's plugins raise nearly every built-in error on damaged files
-        raise PictureError(name, f"can't be decoded whole: {str(error) or type(error).__name__}") from error
+        raise ImageError(name, f"can't be decoded whole: {str(error) or type(error).__name__}") from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     return Decoded(np.array(rgb, dtype=np.uint8, order="C"), tuple(note for note, applies in notes if applies))
@@ -147,15 +164,13 @@ def _is_transparent(image: Image.Image) -> bool:
         return False
     if image.mode.startswith("I"):
         return bool((np.asarray(image) == image.info["transparency"]).any())
-    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
-    assert not isinstance(lowest, tuple), f"extrema {lowest} of one channel, expected a number"
-    return lowest < 255
+    return bool((np.asarray(image.convert("RGBA").getchannel("A")) < 255).any())
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded picture to mode RGB."""
+    """A loaded image to mode RGB."""
     if image.mode == "F":
-        raise PictureError("", "floating-point samples have no stated range: convert it to 8 or 16 bits")
+        raise ImageError("", "floating-point samples have no stated range: convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
         return _from_sixteen_bits(image)
     if image.has_transparency_data:
@@ -169,7 +184,7 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     samples = np.asarray(image)
     low, high = int(samples.min()), int(samples.max())
     if low < 0 or high > 65535:
-        raise PictureError("", f"integer samples from {low} to {high}: expected 0 to 65535; convert it to 16 bits")
+        raise ImageError("", f"integer samples from {low} to {high}: expected 0 to 65535; convert it to 16 bits")
     scaled = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if "transparency" in image.info:
         scaled[samples == image.info["transparency"]] = 255

@@ -1,4 +1,4 @@
-"""MSCOCO 2017's validation pictures: 5,000, with their captions where the annotations are there."""
+"""MSCOCO 2017's validation images: 5,000, with their captions where the annotations are there."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from evals.datasets.download import Download
-from evals.datasets.paper import PaperSet, all_of, is_picture
-from evals.datasets.sources.base import DataError
-from evals.datasets.sources.zipped import ZipSource
+from evals.datasets.base import DataError
+from evals.datasets.images.download import Download
+from evals.datasets.images.paper import PaperDataset, is_image
+from evals.datasets.images.sources.zipped import ZipSource
 
-PICTURES = 5_000
 _STEM = re.compile(r"\d{12}")
 
 # Sizes and hashes: as stated, alike, by several public projects that pin the publisher's files (ParlAI's COCO builder
-# among them, for the pictures).
+# among them, for the images).
 FILES = (
     Download(
         "http://images.cocodataset.org/zips/val2017.zip",
@@ -36,21 +35,15 @@ CAPTIONS = "annotations/captions_val2017.json"
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption of a picture; number: its id in the annotations; picture: the sample's id."""
+    """One caption of an image; number: its id in the annotations; image: the item's id."""
 
     number: int
-    picture: str
+    image: str
     text: str
 
 
-def sample_id(name: str) -> str | None:
-    """ "val2017/000000000139.jpg" to "000000000139"; None for any other name."""
-    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return stem if _STEM.fullmatch(stem) and is_picture(name) else None
-
-
 def captions(root: Path) -> list[Caption]:
-    """All captions below `root`, by picture and number; [] when the annotations are not there.
+    """All captions below `root`, by image and number; [] when the annotations are not there.
 
     Looked for: annotations/captions_val2017.json, captions_val2017.json, and the former in
     annotations_trainval2017.zip. Raises DataError for a file that can't be read as such.
@@ -68,7 +61,7 @@ def captions(root: Path) -> list[Caption]:
 
 
 def parse_captions(data: bytes, label: str) -> list[Caption]:
-    """The annotations of a captions json, by picture and number. Raises DataError, naming `label`."""
+    """The annotations of a captions json, by image and number. Raises DataError, naming `label`."""
     try:
         found = [
             Caption(int(a["id"]), f"{int(a['image_id']):012d}", " ".join(str(a["caption"]).split()))
@@ -76,18 +69,25 @@ def parse_captions(data: bytes, label: str) -> list[Caption]:
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{label} is no COCO captions file ({type(error).__name__}: {error}): get it again") from error
-    return sorted(found, key=lambda c: (c.picture, c.number))
+    return sorted(found, key=lambda c: (c.image, c.number))
 
 
-SET = PaperSet(
-    name="coco-val2017",
-    expected=PICTURES,
-    summary="MSCOCO 2017 validation, 5,000 pictures: val2017.zip or its folder",
-    archives=("val2017.zip",),
-    shards=(),
-    folders=("val2017", "."),
-    sample_id=sample_id,
-    obtain="`python -m evals data get coco-val2017 root=DIR` downloads it (0.8 GB and 0.25 GB of annotations), or "
-    f"place {FILES[0].url} there",
-    choose=all_of(PICTURES),
-)
+class CocoVal2017(PaperDataset):
+    """MSCOCO 2017's validation images."""
+
+    name = "coco-val2017"
+    expected = 5_000
+    summary = "MSCOCO 2017 validation, 5,000 images: val2017.zip or its folder"
+    obtain = (
+        "`python -m evals data get coco-val2017 root=DIR` downloads it (0.8 GB and 0.25 GB of annotations), or "
+        f"place {FILES[0].url} there"
+    )
+    downloads = FILES
+    archives = ("val2017.zip",)
+    folders = ("val2017", ".")
+
+    @staticmethod
+    def item_id(name: str) -> str | None:
+        """ "val2017/000000000139.jpg" to "000000000139"; None for any other name."""
+        stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        return stem if _STEM.fullmatch(stem) and is_image(name) else None

@@ -14,18 +14,26 @@ import zlib
 from hashlib import sha256
 from pathlib import Path
 
-from evals.datasets.base import BadPicture
-from evals.datasets.sources.base import DataError, PictureSource, file_stamp
-from evals.datasets.sources.safety import MAX_RATIO, check_length, check_size, damaged, refused, safe_name
-from evals.engine.store import StoreError
+from evals.datasets.base import BadImage, DataError
+from evals.datasets.images.sources.base import (
+    MAX_RATIO,
+    ImageSource,
+    check_length,
+    check_size,
+    damaged,
+    file_stamp,
+    refused,
+    safe_name,
+)
+from lactok.files import WriteError
 
 _BLOCK = 512  # bytes of a tar record (POSIX.1-1988 ustar)
-_PIECE = 2**20  # bytes that are expanded at a time
+_READ = 2**20  # bytes that are expanded at a time
 _MAX_HEADER = 2**20  # bytes of one extended header; tarfile reads them into memory
 _STALE = 3600.0  # seconds without a write after which an expansion was killed
 
 
-class TarSource(PictureSource):
+class TarSource(ImageSource):
     """Members of an uncompressed tar. Raises DataError for one that is cut off or holds what it must not.
 
     archive: the name for messages, where `plain` was expanded from it.
@@ -33,7 +41,7 @@ class TarSource(PictureSource):
 
     def __init__(self, plain: Path, archive: Path | None = None) -> None:
         self.where = archive or plain
-        self.unlisted: list[BadPicture] = []
+        self.unlisted: list[BadImage] = []
         self._plain = plain
         self._places = _index(plain, self.where)
         self.members = list(self._places)
@@ -93,7 +101,7 @@ def _index(plain: Path, archive: Path) -> dict[str, tuple[int, int]]:
 def expand(archive: Path, cache_dir: Path) -> Path:
     """The plain tar in a gzipped one, kept in the cache under a name made from its path and stamp.
 
-    Raises DataError when the archive is cut off, or would become more than 200 times as large; StoreError when the
+    Raises DataError when the archive is cut off, or would become more than 200 times as large; WriteError when the
     cache can't be written.
     """
     size, *changed = file_stamp(archive)
@@ -112,11 +120,11 @@ def expand(archive: Path, cache_dir: Path) -> Path:
         except OSError as error:
             raise _unwritable(cache_dir, archive, error) from error
         with target, gzip.open(archive, "rb") as source:
-            while piece := _next_piece(source, archive):
-                if target.tell() + len(piece) > MAX_RATIO * size + _PIECE:
+            while block := _next_bytes(source, archive):
+                if target.tell() + len(block) > MAX_RATIO * size + _READ:
                     raise refused(archive, archive.name, f"it expands to more than {MAX_RATIO} times its size")
                 try:
-                    target.write(piece)
+                    target.write(block)
                 except OSError as error:
                     raise _unwritable(cache_dir, archive, error) from error
         os.replace(part, plain)
@@ -125,15 +133,15 @@ def expand(archive: Path, cache_dir: Path) -> Path:
     return plain
 
 
-def _next_piece(source: gzip.GzipFile, archive: Path) -> bytes:
+def _next_bytes(source: gzip.GzipFile, archive: Path) -> bytes:
     try:
-        return source.read(_PIECE)
+        return source.read(_READ)
     except (EOFError, zlib.error, OSError) as error:
         raise damaged(archive, error) from error
 
 
-def _unwritable(cache_dir: Path, archive: Path, error: OSError) -> StoreError:
-    return StoreError(
+def _unwritable(cache_dir: Path, archive: Path, error: OSError) -> WriteError:
+    return WriteError(
         f"can't expand {archive} into {cache_dir}: {error.strerror or error}. It needs room for the plain tar there: "
         f"free some, name another folder by out=DIR, or expand it yourself (`gunzip -k {archive}`)"
     )

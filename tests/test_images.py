@@ -1,7 +1,8 @@
-"""decode: the right pixels from every kind of picture, and a clear refusal of what is none."""
+"""decode: the right pixels from every kind of image, and a clear refusal of what is none."""
 
 import io
 import os
+import pickle
 import struct
 import zlib
 from contextlib import nullcontext
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from evals.datasets import picture
-from evals.datasets.photos import load_source
-from evals.datasets.picture import PictureError, decode
+from evals.datasets.images.photos import load_source
+from lactok.images import decode as rules
+from lactok.images.decode import ImageError, decode, has_image_ending, holds_image
 
 
 @pytest.fixture(scope="module")
 def cat() -> np.ndarray:
-    """A real picture, not square: uint8 (90, 120, 3)."""
+    """A real image, not square: uint8 (90, 120, 3)."""
     return load_source("chelsea.png")[60:150, 100:220].copy()
 
 
@@ -41,7 +42,7 @@ def png16(samples: np.ndarray) -> bytes:
 
 
 def refused(data: bytes | os.PathLike) -> str:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode(data)
     return caught.value.reason
 
@@ -65,7 +66,7 @@ def test_file_and_bytes_give_the_same(cat, tmp_path):
     assert np.array_equal(decode(str(path)).pixels, decode(data).pixels)
 
 
-# What a camera stores for each orientation: the transform that makes the stored picture from the upright one.
+# What a camera stores for each orientation: the transform that makes the stored image from the upright one.
 STORED = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -114,7 +115,7 @@ def test_alpha_is_composited_over_white(cat):
     assert np.abs(decoded.pixels - over_white(cat, alpha)).max() <= 1
     assert np.array_equal(decoded.pixels[:, 0], np.full_like(cat[:, 0], 255))
     assert np.array_equal(decoded.pixels[:, -1], cat[:, -1])
-    assert decoded.notes == (picture.NOTE_ALPHA,)
+    assert decoded.notes == (rules.NOTE_ALPHA,)
 
 
 def test_opaque_alpha_changes_nothing(cat):
@@ -138,7 +139,7 @@ def test_transparent_palette_entry_is_white(format):
     decoded = decode(encoded(image, format, transparency=0))
     assert decoded.pixels[0, 0].tolist() == [255, 255, 255]
     assert decoded.pixels[1, 3].tolist() == [200, 10, 30]
-    assert decoded.notes == (picture.NOTE_ALPHA,)
+    assert decoded.notes == (rules.NOTE_ALPHA,)
 
 
 def test_rgb_with_a_transparent_colour():
@@ -171,7 +172,7 @@ def test_16_bit_colour_is_at_most_one_step_off(channels):
         samples[..., -1] = 65535
     decoded = decode(png16(samples))
     assert np.abs(decoded.pixels[..., 0] - ALL_16_BITS * (255 / 65535)).max() <= 1
-    assert decoded.notes == (picture.NOTE_SIXTEEN,)
+    assert decoded.notes == (rules.NOTE_SIXTEEN,)
 
 
 def test_16_bit_colour_widened_from_8_bits_is_exact(cat):
@@ -189,7 +190,7 @@ def test_floats_are_refused():
 
 
 def test_cmyk_jpeg_is_not_inverted(cat):
-    # Pillow writes CMYK JPEG as Adobe does, inverted and marked so; read naively the picture would be a negative.
+    # Pillow writes CMYK JPEG as Adobe does, inverted and marked so; read naively the image would be a negative.
     pixels = decode(encoded(Image.fromarray(cat).convert("CMYK"), "JPEG", quality=95)).pixels
     assert np.abs(pixels.astype(int) - cat).mean() < 3
 
@@ -203,7 +204,7 @@ def test_first_frame_of_an_animation(cat, format, options):
     first = Image.fromarray(cat).quantize(64) if format == "GIF" else Image.fromarray(cat)
     decoded = decode(encoded(first, format, **moving(cat), **options))
     assert np.array_equal(decoded.pixels, np.asarray(first.convert("RGB")))
-    assert decoded.notes == (picture.NOTE_FRAMES,)
+    assert decoded.notes == (rules.NOTE_FRAMES,)
 
 
 def test_one_pixel():
@@ -223,7 +224,7 @@ def test_too_many_pixels_are_refused_with_both_numbers(side):
     with pytest.warns(Image.DecompressionBombWarning) if side == 10_000 else nullcontext():
         reason = refused(data)
     assert f"{side * side:,} pixels" in reason
-    assert f"{picture.MAX_PIXELS:,}" in reason
+    assert f"{rules.MAX_PIXELS:,}" in reason
 
 
 @pytest.mark.parametrize("part", [0.05, 0.5, 0.95])
@@ -243,19 +244,19 @@ def test_empty_file():
 
 
 @pytest.mark.parametrize("data", [b"<html>not found</html>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + b"\0" * 99])
-def test_no_picture(data):
+def test_no_image(data):
     assert refused(data)
 
 
 def test_postscript_is_never_run(tmp_path):
     path = tmp_path / "page.png"
     path.write_bytes(encoded(Image.new("RGB", (8, 8)), "EPS"))
-    assert "not a picture in a format" in refused(path)
-    assert ".eps" not in picture.extensions()
+    assert "not an image in a format" in refused(path)
+    assert ".eps" not in rules.extensions()
 
 
 def test_the_error_names_the_file(tmp_path):
-    with pytest.raises(PictureError, match="can't be read: No such file") as caught:
+    with pytest.raises(ImageError, match="can't be read: No such file") as caught:
         decode(tmp_path / "absent.png")
     assert caught.value.path == str(tmp_path / "absent.png")
 
@@ -270,5 +271,18 @@ def test_permission_denied(cat, tmp_path):
 
 def test_endings():
     expected = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".mpo"}
-    assert expected <= picture.extensions()
-    assert not picture.extensions() & {".pdf", ".mpg", ".eps", ".h5", ".txt"}
+    assert expected <= rules.extensions()
+    assert not rules.extensions() & {".pdf", ".mpg", ".eps", ".h5", ".txt"}
+
+
+def test_an_image_is_known_by_its_content_or_its_ending(cat, tmp_path):
+    files = {"cat.dat": encoded(Image.fromarray(cat), "JPEG"), "cat.png": b"", "none.txt": b"a cat", "page": b"%!PS"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    assert [holds_image(tmp_path / name) for name in files] == [True, False, False, False]
+    assert [has_image_ending(name) for name in files] == [False, True, False, False]
+
+
+def test_an_error_can_be_sent_to_another_process():
+    error = pickle.loads(pickle.dumps(ImageError("a.png", "the file is empty (0 bytes)")))
+    assert (str(error), error.reason) == ("a.png: the file is empty (0 bytes)", "the file is empty (0 bytes)")

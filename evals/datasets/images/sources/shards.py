@@ -1,4 +1,4 @@
-"""Parquet shards with a column `image` of struct{bytes, path}, as the Hugging Face hub writes picture datasets."""
+"""Parquet shards with a column `image` of struct{bytes, path}, as the Hugging Face hub writes image datasets."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from evals.datasets.base import BadPicture
-from evals.datasets.sources.base import DataError, PictureSource, file_stamp
-from evals.datasets.sources.safety import MAX_MEMBER, damaged, safe_name
+from evals.datasets.base import BadImage, DataError
+from evals.datasets.images.sources.base import MAX_MEMBER, ImageSource, damaged, file_stamp, safe_name
 
-# Row groups whose bytes are held. The hub writes about 100 pictures in one, some 11 MB for ImageNet.
+# Row groups whose bytes are held. The hub writes about 100 images in one, some 11 MB for ImageNet.
 _HELD = 4
 # Bytes of one row group, and rows that are expanded at a time: dictionaries can make a small file a huge column.
 _MAX_GROUP = 4 * 2**30
 _ROWS = 16
 
 
-class ParquetSource(PictureSource):
-    """Pictures in shards, by `image.path`. Raises DataError for a shard that is cut off or has other columns."""
+class ParquetSource(ImageSource):
+    """Images in shards, by `image.path`. Raises DataError for a shard that is cut off or has other columns."""
 
     def __init__(self, shards: list[Path], where: Path) -> None:
         self.where = where
-        self.unlisted: list[BadPicture] = []
+        self.unlisted: list[BadImage] = []
         self._places: dict[str, tuple[Path, int, int]] = {}
         for shard in shards:
             self._list(shard)
@@ -58,7 +57,7 @@ class ParquetSource(PictureSource):
                     self._places[name] = (shard, group, row)
 
     def _group(self, shard: Path, group: int) -> list[bytes | None]:
-        """The bytes of a row group's pictures; under the lock."""
+        """The bytes of a row group's images; under the lock."""
         key = (shard, group)
         if key not in self._groups:
             while len(self._groups) >= _HELD:
@@ -102,7 +101,7 @@ def _open(shard: Path) -> Any:
 
 
 def _read_group(file: Any, shard: Path, group: int) -> list[bytes | None]:
-    pictures: list[bytes | None] = []
+    images: list[bytes | None] = []
     total = 0
     for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=["image.bytes"], use_threads=False):
         values = batch.column(0).field("bytes").to_pylist()
@@ -110,14 +109,14 @@ def _read_group(file: Any, shard: Path, group: int) -> list[bytes | None]:
         total += sum(sizes)
         if max(sizes, default=0) > MAX_MEMBER or total > _MAX_GROUP:
             raise DataError(
-                f"{shard} is refused: row group {group} holds a picture of {max(sizes):,} bytes, {total:,} in all; "
+                f"{shard} is refused: row group {group} holds an image of {max(sizes):,} bytes, {total:,} in all; "
                 f"at most {MAX_MEMBER:,} and {_MAX_GROUP:,} are read"
             )
-        pictures += values
+        images += values
     expected = file.metadata.row_group(group).num_rows
-    if len(pictures) != expected:
-        raise damaged(shard, f"row group {group} has {len(pictures)} rows and declares {expected}")
-    return pictures
+    if len(images) != expected:
+        raise damaged(shard, f"row group {group} has {len(images)} rows and declares {expected}")
+    return images
 
 
 class _explained:

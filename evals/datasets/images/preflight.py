@@ -1,8 +1,8 @@
-"""Looks at every picture of a folder or an archive once before a run: can it be decoded, and what is its sha256?
+"""Looks at every image of a folder or an archive once before a run: can it be decoded, and what is its sha256?
 
 The answers are kept in an index, so that a second run is instant; an answer holds while the file's stamp (its size,
 times of change and inode) is the same, and the decoding rules and Pillow's version are. An index that can't be read is
-made anew; one that proves wrong when a picture is read is removed; one that can't be written costs time on the next run
+made anew; one that proves wrong when an image is read is removed; one that can't be written costs time on the next run
 and nothing else.
 """
 
@@ -12,22 +12,25 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import PIL
 
-from evals.datasets import picture
-from evals.datasets.meter import Meter
-from evals.datasets.picture import PictureError, decode, read_bytes
-from evals.datasets.sources.base import DataError, PictureSource, file_stamp
-from evals.engine.store import StoreError, write_atomically
+from evals.datasets.base import ChangedImage, DataError, DatasetError
+from evals.datasets.images.sources.base import ImageSource, file_stamp
+from lactok.files import WriteError, write_atomically
+from lactok.images.decode import VERSION, ImageError, decode, read_bytes
+from lactok.items import Item
+from lactok.progress import Meter
 
-# Threads that decode (Pillow releases the interpreter's lock); more would only hold more pictures in memory.
+# Threads that decode (Pillow releases the interpreter's lock); more would only hold more images in memory.
 MAX_THREADS = 16
 # Raise it when an answer's fields change.
 INDEX_VERSION = 2
@@ -37,9 +40,9 @@ SAVE_EVERY = 60.0
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a file. stamp: see evals.datasets.sources.base, () for an answer that must not be kept (the
-    file could not be opened); sha256: hex, of its bytes; reason: why it is no picture, "" when it is; notes: see
-    evals.datasets.picture.Decoded."""
+    """What is known of a file. stamp: see ImageSource.stamp, () for an answer that must not be kept (the
+    file could not be opened); sha256: hex, of its bytes; reason: why it is no image, "" when it is; notes: see
+    lactok.images.decode.Decoded."""
 
     stamp: tuple[int, ...]
     sha256: str
@@ -55,7 +58,7 @@ def check_all(paths: Mapping[str, Path], index: Path) -> tuple[dict[str, Checked
     return _check_all({i: partial(file_stamp, path) for i, path in paths.items()}, lambda i: check(paths[i]), index)
 
 
-def check_source(source: PictureSource, members: Mapping[str, str], index: Path) -> tuple[dict[str, Checked], str]:
+def check_source(source: ImageSource, members: Mapping[str, str], index: Path) -> tuple[dict[str, Checked], str]:
     """The same for members of a source: id to member name, looked at in the order given."""
     stamps = {i: partial(source.stamp, name) for i, name in members.items()}
     return _check_all(stamps, lambda i: check_member(source, members[i]), index)
@@ -88,19 +91,19 @@ def check(path: Path) -> Checked:
     try:
         stamp = file_stamp(path)
         data = read_bytes(path)
-    except PictureError as error:
+    except ImageError as error:
         return Checked((), "", error.reason)
     except OSError as error:
         return Checked((), "", f"can't be read: {error.strerror or error}")
     return _decoded(data, stamp)
 
 
-def check_member(source: PictureSource, name: str) -> Checked:
+def check_member(source: ImageSource, name: str) -> Checked:
     """Read, hash and decode one member."""
     try:
         stamp = source.stamp(name)
         data = source.read(name)
-    except PictureError as error:
+    except ImageError as error:
         return Checked((), "", error.reason)
     except DataError as error:
         return Checked((), "", str(error))
@@ -113,8 +116,29 @@ def _decoded(data: bytes, stamp: tuple[int, ...]) -> Checked:
     digest = sha256(data).hexdigest()
     try:
         return Checked(stamp, digest, "", decode(data).notes)
-    except PictureError as error:
+    except ImageError as error:
         return Checked(stamp, digest, error.reason)
+
+
+def decode_checked(read: Callable[[], bytes], label: str, item: Item, index: Path) -> np.ndarray:
+    """The pixels of an item that was checked: uint8 (H, W, 3) RGB. read: gives its file's bytes; label: names it.
+
+    Raises DatasetError when it is gone; ChangedImage when it is not the one that was checked, and removes the index.
+    """
+    try:
+        data = read()
+        if sha256(data).hexdigest() != item.content_hash:
+            index.unlink(missing_ok=True)
+            raise ChangedImage(f"{label} has changed since the run began; leave it alone and run again")
+        return decode(data).pixels
+    except ImageError as error:
+        raise DatasetError(f"{label}: {error.reason}") from error
+
+
+def count_notes(checked: Iterable[Checked]) -> list[str]:
+    """A line for each kind of note on images, with the number of images."""
+    kinds = Counter(note for answer in checked for note in answer.notes)
+    return [f"{count:,} image(s): {note}" for note, count in sorted(kinds.items())]
 
 
 def _check_in_threads(
@@ -124,7 +148,7 @@ def _check_in_threads(
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     saved = time.monotonic()
     try:
-        with Meter(len(todo), "checking pictures") as meter:
+        with Meter(len(todo), "checking images") as meter:
             futures = {pool.submit(look, i): i for i in todo}
             for future in as_completed(futures):
                 found[futures[future]] = future.result()
@@ -145,7 +169,7 @@ def _unchanged(stamp: Callable[[], tuple[int, ...]], known: Checked) -> bool:
 
 def _rules() -> str:
     """What an answer depends on besides the file."""
-    return f"index {INDEX_VERSION}, rules {picture.VERSION}, Pillow {PIL.__version__}"
+    return f"index {INDEX_VERSION}, rules {VERSION}, Pillow {PIL.__version__}"
 
 
 def _read_index(index: Path) -> dict[str, Checked]:
@@ -166,7 +190,7 @@ def _write_index(index: Path, checked: Mapping[str, Checked]) -> str:
     kept = {i: dataclasses.astuple(c) for i, c in sorted(checked.items()) if c.stamp}
     try:
         write_atomically(index, json.dumps({"rules": _rules(), "files": kept}).encode())
-    except (StoreError, OSError) as error:
+    except (WriteError, OSError) as error:
         reason = error.__cause__ or error
-        return f"the index of checked pictures was not kept ({reason}): the next run checks them again"
+        return f"the index of checked images was not kept ({reason}): the next run checks them again"
     return ""

@@ -1,8 +1,8 @@
-"""Makes photos.csv: `python -m evals.datasets.make_photos`. The rules, in this order:
+"""Makes photos.csv: `python -m evals.datasets.images.make_photos`. The rules, in this order:
 
 1. Sources: the natural colour photographs that scikit-image's wheel holds. Left out: the right view of the stereo
    pair (its left view is in), hubble_deep_field (a composite of exposures, mostly black), retina and ihc (medical,
-   false or stained colours), color, logo, horse, phantom, chessboard (drawn), and all grey pictures.
+   false or stained colours), color, logo, horse, phantom, chessboard (drawn), and all grey images.
 2. Two scales: native, and shrunk by two.
 3. Candidates on a grid of 32 pixels, so tiles overlap; none with a luma standard deviation below 12 of 255: at native
    scale half of the rocket's tiles are bare sky.
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evals.datasets.photos import TILE, Tile, cut, load_source, pixel_hash, scaled
+from evals.datasets.images.photos import TILE, Tile, cut, load_source, pixel_hash, scaled
 
 SOURCES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 STRIDE = 32
@@ -36,17 +36,17 @@ def make_tiles() -> list[Tile]:
 
 
 def _of_source(source: str) -> list[Tile]:
-    picture = load_source(source)
-    half = _of_scale(source, scaled(picture, 2), 2, HALF_SCALE_TILES)
-    return half + _of_scale(source, picture, 1, TILES_A_SOURCE - len(half))
+    image = load_source(source)
+    half = _of_scale(source, scaled(image, 2), 2, HALF_SCALE_TILES)
+    return half + _of_scale(source, image, 1, TILES_A_SOURCE - len(half))
 
 
-def _of_scale(source: str, picture: np.ndarray, scale: int, count: int) -> list[Tile]:
-    height, width = picture.shape[:2]
+def _of_scale(source: str, image: np.ndarray, scale: int, count: int) -> list[Tile]:
+    height, width = image.shape[:2]
     corners = [(x, y) for y in range(0, height - TILE + 1, STRIDE) for x in range(0, width - TILE + 1, STRIDE)]
-    lively = [(x, y) for x, y in corners if has_content(cut(picture, x, y))]
+    lively = [(x, y) for x, y in corners if has_content(cut(image, x, y))]
     return [
-        Tile(f"{Path(source).stem}-s{scale}-x{x:03d}-y{y:03d}", source, scale, x, y, pixel_hash(cut(picture, x, y)))
+        Tile(f"{Path(source).stem}-s{scale}-x{x:03d}-y{y:03d}", source, scale, x, y, pixel_hash(cut(image, x, y)))
         for x, y in farthest_apart(lively, count)
     ]
 

@@ -10,20 +10,27 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from evals.datasets.base import BadPicture
-from evals.datasets.sources.base import DataError, PictureSource, file_stamp
-from evals.datasets.sources.safety import check_length, check_size, damaged, refused, safe_name
+from evals.datasets.base import BadImage, DataError
+from evals.datasets.images.sources.base import (
+    ImageSource,
+    check_length,
+    check_size,
+    damaged,
+    file_stamp,
+    refused,
+    safe_name,
+)
 
 _ENCRYPTED = 0x1  # general purpose bit 0 (APPNOTE 4.4.4)
 _LOCAL_HEADER = 30  # bytes of a local file header without name and extra field (APPNOTE 4.3.7)
 
 
-class ZipSource(PictureSource):
+class ZipSource(ImageSource):
     """Members of a zip archive. Raises DataError for an archive that is cut off or holds what it must not."""
 
     def __init__(self, archive: Path) -> None:
         self.where = archive
-        self.unlisted: list[BadPicture] = []
+        self.unlisted: list[BadImage] = []
         self._stamp = file_stamp(archive)
         self._lock = threading.Lock()
         self._zip: zipfile.ZipFile | None = None

@@ -15,14 +15,13 @@ from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from evals.datasets.base import BadPicture, Dataset, DatasetError, DatasetNeeds, Sample
-from evals.datasets.picture import decode
-from evals.datasets.subset import spread
+from evals.datasets.base import DatasetError, DatasetNeeds, DatasetRequest, ImageDataset, spread
+from lactok.images.decode import ImageError, decode
+from lactok.items import Item
 
 # Side of a tile in pixels: the evaluation size of protocol mini-128.
 TILE = 128
@@ -33,7 +32,7 @@ MADE_WITH = "scikit-image 0.26.0, Pillow 13.0.0"
 @dataclass(frozen=True)
 class Tile:
     """One line of photos.csv. source: file name in scikit-image's data folder; scale: 1 at native size, 2 shrunk by
-    two; x, y: left and upper edge in pixels of the picture at that scale; sha256: hex, of the pixels' bytes."""
+    two; x, y: left and upper edge in pixels of the photograph at that scale; sha256: hex, of the pixels' bytes."""
 
     id: str
     source: str
@@ -48,41 +47,18 @@ class Tile:
         return Path(self.source).stem
 
 
-def open_photos(
-    root: str | Path | None, limit: int | None, on_bad_image: Literal["stop", "skip"], cache_dir: Path
-) -> PhotosDataset:
-    """The tiles, each checked against its recorded hash. Raises DatasetError."""
-    if root is not None:
-        raise DatasetError(
-            f"dataset=photos is inside the scikit-image package and takes no root (given: {root}); "
-            "for your own pictures write dataset=folder dataset.root=DIR"
-        )
-    tiles = {tile.id: tile for tile in listed_tiles()}
-    return PhotosDataset([tiles[i] for i in spread(list(tiles), limit)])
-
-
-def needs() -> DatasetNeeds:
-    """What `photos` needs and whether it is here."""
-    tiles = listed_tiles()
-    sources = sorted({tile.source for tile in tiles})
-    folder = data_folder()
-    here = folder is not None and all((folder / source).is_file() for source in sources)
-    summary = f"{len(tiles)} tiles of {TILE} px from {len(sources)} photographs in the scikit-image package"
-    return DatasetNeeds(summary, here, folder)
-
-
-class PhotosDataset(Dataset):
+class Photos(ImageDataset):
     """Tiles of photographs; the cluster of a tile is its photograph."""
 
     name = "photos"
 
     def __init__(self, tiles: list[Tile]) -> None:
         """Decodes the photographs and compares each tile with its hash. Raises DatasetError."""
-        self.samples = [Sample(tile.id, tile.cluster, tile.sha256) for tile in tiles]
-        self.left_out: list[BadPicture] = []
-        self.notes: list[str] = []
+        self.items = [Item(tile.id, tile.cluster, tile.sha256) for tile in tiles]
+        self.left_out = []
+        self.notes = []
         self._tiles = {tile.id: tile for tile in tiles}
-        self._pictures = {
+        self._photographs = {
             (source, scale): scaled(load_source(source), scale)
             for source, scale in sorted({(tile.source, tile.scale) for tile in tiles})
         }
@@ -90,18 +66,38 @@ class PhotosDataset(Dataset):
         if differing:
             raise _other_pixels(differing, len(tiles))
 
-    def read(self, sample: Sample) -> np.ndarray:
+    @classmethod
+    def open(cls, request: DatasetRequest) -> Photos:
+        """The tiles, each checked against its recorded hash. Raises DatasetError."""
+        if request.root is not None:
+            raise DatasetError(
+                f"dataset=photos is inside the scikit-image package and takes no root (given: {request.root}); "
+                "for your own images write dataset=folder dataset.root=DIR"
+            )
+        tiles = {tile.id: tile for tile in listed_tiles()}
+        return cls([tiles[i] for i in spread(list(tiles), request.limit)])
+
+    @classmethod
+    def needs(cls) -> DatasetNeeds:
+        tiles = listed_tiles()
+        sources = sorted({tile.source for tile in tiles})
+        folder = data_folder()
+        here = folder is not None and all((folder / source).is_file() for source in sources)
+        summary = f"{len(tiles)} tiles of {TILE} px from {len(sources)} photographs in the scikit-image package"
+        return DatasetNeeds(summary, here, folder)
+
+    def read(self, item: Item) -> np.ndarray:
         """uint8 (128, 128, 3) RGB."""
-        return self._cut(self._tiles[sample.id])
+        return self._cut(self._tiles[item.id])
 
     def _cut(self, tile: Tile) -> np.ndarray:
-        return cut(self._pictures[tile.source, tile.scale], tile.x, tile.y)
+        return cut(self._photographs[tile.source, tile.scale], tile.x, tile.y)
 
 
 @cache
 def listed_tiles() -> tuple[Tile, ...]:
     """The committed list."""
-    text = (files("evals.datasets") / "photos.csv").read_text(encoding="utf-8")
+    text = (files("evals.datasets.images") / "photos.csv").read_text(encoding="utf-8")
     return tuple(
         Tile(line["id"], line["source"], int(line["scale"]), int(line["x"]), int(line["y"]), line["sha256"])
         for line in csv.DictReader(io.StringIO(text))
@@ -125,18 +121,21 @@ def load_source(source: str) -> np.ndarray:
             f"dataset=photos needs {path}, which scikit-image {version('scikit-image')} has not brought; "
             f"the list was made with {MADE_WITH}: install that version"
         )
-    return decode(path).pixels
+    try:
+        return decode(path).pixels
+    except ImageError as error:
+        raise DatasetError(f"{error}; install scikit-image again") from error
 
 
-def scaled(picture: np.ndarray, scale: int) -> np.ndarray:
-    """The picture shrunk by a whole number: means of scale x scale pixels in Pillow's integer arithmetic, so that the
+def scaled(image: np.ndarray, scale: int) -> np.ndarray:
+    """The image shrunk by a whole number: means of scale x scale pixels in Pillow's integer arithmetic, so that the
     result is the same on every machine. uint8 (H, W, 3) to (ceil(H / scale), ceil(W / scale), 3)."""
-    return picture if scale == 1 else np.asarray(Image.fromarray(picture).reduce(scale))
+    return image if scale == 1 else np.asarray(Image.fromarray(image).reduce(scale))
 
 
-def cut(picture: np.ndarray, x: int, y: int) -> np.ndarray:
+def cut(image: np.ndarray, x: int, y: int) -> np.ndarray:
     """The tile with upper left corner (x, y): uint8 (128, 128, 3), a contiguous copy."""
-    return picture[y : y + TILE, x : x + TILE].copy()
+    return image[y : y + TILE, x : x + TILE].copy()
 
 
 def pixel_hash(tile: np.ndarray) -> str:

@@ -1,10 +1,9 @@
-"""Fetches a published file over HTTP, with resume: what came is kept in FILE.part, and the same command goes on."""
+"""Fetches a published file over HTTP, with resume: what came is kept in FILE.part, and the same command resumes."""
 
 from __future__ import annotations
 
 import http.client
 import os
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,14 +12,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from evals.datasets.base import DatasetError
-from evals.datasets.sources.base import DataError
-from evals.engine.store import StoreError
+from evals.datasets.base import DataError, DatasetError
+from lactok.files import WriteError
+from lactok.progress import Meter
 
-_PIECE = 2**20  # bytes a read
+_BLOCK = 2**20  # bytes a read
 _TIMEOUT = 60.0  # seconds without a byte
 _TRIES = 5  # in a row that bring nothing
-SAY_EVERY = 10.0  # seconds between lines where the output is no terminal
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def fetch(download: Download, root: Path, pause: float = 2.0) -> Path:
     """The file, fetched unless it is there whole; its size and sha256 are checked. pause: seconds before a new try.
 
     Raises DownloadError when the server can't be reached or answers otherwise, DataError when what came is another
-    file (it is removed), StoreError when the folder can't be written.
+    file (it is removed), WriteError when the folder can't be written.
     """
     target = root / download.file
     if target.is_file():
@@ -54,8 +52,8 @@ def fetch(download: Download, root: Path, pause: float = 2.0) -> Path:
         if part.stat().st_size > download.size:
             os.truncate(part, 0)
     except OSError as error:
-        raise StoreError(f"can't write {part}: {error.strerror or error}; name another folder by root=DIR") from error
-    with _Meter(download) as meter:
+        raise WriteError(f"can't write {part}: {error.strerror or error}; name another folder by root=DIR") from error
+    with Meter(download.size, download.file, "byte", part.stat().st_size) as meter:
         _fetch_all(download, part, meter.at, pause)
     _check(part, download, remove=True)
     os.replace(part, target)
@@ -93,15 +91,15 @@ def _request(download: Download, part: Path, had: int, at: Callable[[int], None]
         with open(part, "r+b") as file:
             file.truncate(begins)
             file.seek(begins)
-            while piece := answer.read(_PIECE):
-                if file.tell() + len(piece) > download.size:
+            while block := answer.read(_BLOCK):
+                if file.tell() + len(block) > download.size:
                     raise _given_up(download, part, f"it is larger than the published {download.size:,} bytes")
                 try:
-                    file.write(piece)
+                    file.write(block)
                     file.flush()
                 except OSError as error:
-                    raise StoreError(
-                        f"can't write {part}: {error.strerror or error}. What came is kept; the same command goes on"
+                    raise WriteError(
+                        f"can't write {part}: {error.strerror or error}. What came is kept; the same command resumes"
                     ) from error
                 at(file.tell())
 
@@ -109,7 +107,7 @@ def _request(download: Download, part: Path, had: int, at: Callable[[int], None]
 def _given_up(download: Download, part: Path, reason: str) -> DownloadError:
     return DownloadError(
         f"{download.url} can't be fetched: {reason}. {part.stat().st_size:,} of {download.size:,} bytes are kept in "
-        f"{part}; the same command goes on from there, or place the file at {part.with_suffix('')} yourself"
+        f"{part}; the same command resumes from there, or place the file at {part.with_suffix('')} yourself"
     )
 
 
@@ -119,8 +117,8 @@ def _check(path: Path, download: Download, remove: bool) -> None:
     if size == download.size:
         with open(path, "rb") as file:
             digest = sha256()
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            while block := file.read(_BLOCK):
+                digest.update(block)
         seen = digest.hexdigest()
         if seen == download.sha256:
             return
@@ -130,34 +128,3 @@ def _check(path: Path, download: Download, remove: bool) -> None:
         f"{path} is not {download.url}: {size:,} bytes, sha256 {seen}; expected {download.size:,} bytes, sha256 "
         f"{download.sha256}. {'It was removed' if remove else 'Remove it'}; then run the same command again"
     )
-
-
-class _Meter:
-    """Bytes, rate and time left: a bar on a terminal, a line now and then elsewhere. On stderr."""
-
-    def __init__(self, download: Download) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as Speed
-
-        console = Console(stderr=True)
-        self._plain = not console.is_terminal
-        self._download = download
-        self._said = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=self._plain)
-        self._task = self._bar.add_task(download.file, total=download.size)
-
-    def __enter__(self) -> _Meter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def at(self, size: int) -> None:
-        self._bar.update(self._task, completed=size)
-        if self._plain and time.monotonic() - self._said > SAY_EVERY:
-            self._said = time.monotonic()
-            share = size / self._download.size
-            print(f"{self._download.file}: {size:,} bytes, {share:.0%}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Looks at every picture of a dataset in processes: reads, decodes, hashes; names what is bad, and fingerprints."""
+"""Looks at every image of a dataset in processes: reads, decodes, hashes; names what is bad, and fingerprints."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from evals.datasets.base import BadPicture, Sample, fingerprint_of
-from evals.datasets.meter import Meter
-from evals.datasets.paper import PaperSet, find
-from evals.datasets.preflight import Checked, check_member
-from evals.datasets.sources.base import PictureSource
+from evals.datasets.base import BadImage, fingerprint_of
+from evals.datasets.images.paper import PaperDataset
+from evals.datasets.images.preflight import Checked, check_member
+from evals.datasets.images.sources.base import ImageSource
+from lactok.items import Item
+from lactok.progress import Meter
 
-# Pictures that a process takes at a time.
+# Images that a process takes at a time.
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What a dataset holds. pictures: that can be read; bad: that can't, or are not the recorded ones; problem: why it
-    is not the whole dataset, "" when it is; fingerprint: of a run over these pictures (see Dataset.fingerprint)."""
+    """What a dataset holds. images: that can be read; bad: that can't, or are not the recorded ones; problem: why it
+    is not the whole dataset, "" when it is; fingerprint: of a run over these images (see Dataset.fingerprint)."""
 
     where: Path
-    pictures: int
-    bad: list[BadPicture]
+    images: int
+    bad: list[BadImage]
     problem: str
     fingerprint: str
 
 
-def verify(paper: PaperSet, root: Path, cache_dir: Path, expect: int | None, workers: int) -> Verified:
+def verify(dataset: type[PaperDataset], root: Path, cache_dir: Path, expect: int | None, workers: int) -> Verified:
     """Count, decode and fingerprint. workers: processes; 1 stays in this one. Raises MissingData and DataError."""
-    found = find(paper, root, cache_dir, expect)
-    recorded = paper.hashes(root)
+    found = dataset.find(root, cache_dir, expect)
+    recorded = dataset.hashes(root)
     names = {name: i for i, name in found.members.items()}
-    samples: dict[str, Sample] = {}
+    items: dict[str, Item] = {}
     bad = list(found.source.unlisted)
-    with Meter(len(names), "verifying pictures") as meter:
+    with Meter(len(names), "verifying images") as meter:
         for name, checked in _checked(found.source, list(names), workers):
             meter.advance()
             i = names[name]
@@ -46,10 +47,10 @@ def verify(paper: PaperSet, root: Path, cache_dir: Path, expect: int | None, wor
             if not reason and recorded.get(i, checked.sha256) != checked.sha256:
                 reason = f"its sha256 is {checked.sha256}, it was recorded with {recorded[i]}"
             if reason:
-                bad.append(BadPicture(found.source.label(name), reason))
+                bad.append(BadImage(found.source.label(name), reason))
             else:
-                samples[i] = Sample(i, i, checked.sha256)
-    good = [samples[i] for i in found.ids if i in samples]
+                items[i] = Item(i, i, checked.sha256)
+    good = [items[i] for i in found.ids if i in items]
     return Verified(found.source.where, len(good), sorted(bad, key=lambda b: b.path), found.problem,
                     fingerprint_of(good))  # fmt: skip
 
@@ -59,7 +60,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _checked(source: PictureSource, names: list[str], workers: int) -> Iterator[tuple[str, Checked]]:
+def _checked(source: ImageSource, names: list[str], workers: int) -> Iterator[tuple[str, Checked]]:
     """Each name with what is known of it, in the order given."""
     if workers == 1:
         yield from ((name, check_member(source, name)) for name in names)
@@ -74,10 +75,10 @@ def _checked(source: PictureSource, names: list[str], workers: int) -> Iterator[
             pool.shutdown(cancel_futures=True)
 
 
-_source: PictureSource | None = None  # of a worker process
+_source: ImageSource | None = None  # of a worker process
 
 
-def _open(source: PictureSource) -> None:
+def _open(source: ImageSource) -> None:
     global _source
     _source = source
 
