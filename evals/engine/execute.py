@@ -19,6 +19,7 @@ from torch import Tensor
 from evals.datasets.base import Dataset
 from evals.engine.batches import Batcher, Timed
 from evals.engine.guard import PluginError, check_codes, check_images
+from evals.engine.isolation import isolated
 from evals.engine.ranks import Ranks
 from evals.engine.rows import Identity, Row, identify
 from evals.engine.seeds import image_seed
@@ -99,7 +100,8 @@ class Job:
     def probe(self, plan: ProbePlan) -> Probe:
         """The built probe (built once)."""
         if plan.name not in self.built_probes:
-            self.built_probes[plan.name] = plan.make(self.device)
+            with isolated():
+                self.built_probes[plan.name] = plan.make(self.device)
         return self.built_probes[plan.name]
 
 
@@ -131,7 +133,7 @@ def _prepare(work: RowWork, job: Job) -> None:
     try:
         work.identity = identify(work.row)
         kept = job.cache.read("info", _info_key(work))
-        work.info = _info_from(kept.meta) if kept else _built(work, job).info
+        work.info = _info_from(kept.meta) if kept else _told_info(work, job)
         if kept is None:
             job.cache.write("info", _info_key(work), {}, dataclasses.asdict(work.info))
     except WeightsError as error:
@@ -140,6 +142,12 @@ def _prepare(work: RowWork, job: Job) -> None:
         raise
     except Exception as error:  # a plugin's constructor may fail in any way
         work.fail(error)
+
+
+def _told_info(work: RowWork, job: Job) -> TokenizerInfo:
+    tokenizer = _built(work, job)
+    with isolated():
+        return tokenizer.info
 
 
 def _info_key(work: RowWork) -> str:
@@ -154,7 +162,8 @@ def _info_from(meta: dict[str, Any]) -> TokenizerInfo:
 
 def _built(work: RowWork, job: Job) -> Tokenizer:
     if work.tokenizer is None:
-        work.tokenizer = work.row.cls(work.row.options, job.device)
+        with isolated():
+            work.tokenizer = work.row.cls(work.row.options, job.device)
         work.encode_batch = work.encode_batch or Batcher(job.batch_size, job.device)
         work.decode_batch = work.decode_batch or Batcher(job.batch_size, job.device)
     return work.tokenizer
@@ -303,7 +312,7 @@ def _codes(job: Job, work: RowWork, originals: Originals, evaluation: Tensor) ->
     native = native_pictures(evaluation, originals.sources, work.info.input_size, job.protocol)
 
     def encode(part: slice) -> Codes:
-        with precision(job.precision, job.device):
+        with isolated(), precision(job.precision, job.device):
             return check_codes(tokenizer.encode(native[part]), part.stop - part.start, work.info)
 
     parts, timed = work.encode_batch.run(len(native), encode)
@@ -320,7 +329,7 @@ def _decode(job: Job, work: RowWork, chunk: Chunk, codes: Codes, repeat: int | N
     size = work.info.output_size or job.protocol.eval_size
 
     def decode(part: slice) -> Tensor:
-        with precision(job.precision, job.device):
+        with isolated(), precision(job.precision, job.device):
             images = tokenizer.decode(codes[part], seeds[part])
         return check_images(images, part.stop - part.start, size)
 
@@ -344,7 +353,7 @@ def _score(
 
     def look(part: slice) -> list[dict[str, Tensor]]:
         """Arrays of the originals, then of each reconstruction."""
-        with precision("fp32", job.device):
+        with isolated(), precision("fp32", job.device):
             view = probe.view(evaluation[part])
             found = [{"features": probe.features(view)} if keep_originals else {}]
             for _, _, pictures in wanted:

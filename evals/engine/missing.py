@@ -8,6 +8,7 @@ from pathlib import Path
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import BadPictures, Dataset, DatasetError
 from evals.datasets.registry import open_dataset
+from evals.engine.isolation import isolated
 from evals.engine.measures import metric_names
 from evals.engine.rows import CALIBRATION_FIRST, CALIBRATION_LAST, Row
 from evals.metrics.registry import METRICS
@@ -52,7 +53,14 @@ def open_inputs(config: RunConfig, rows: Sequence[Row], cache_dir: Path) -> Data
 
 def _of_row(row: Row, download: bool) -> list[tuple[WeightsSource, str]]:
     """The checkpoints that a row lacks, each with why; what is wrong otherwise is told by the row itself."""
-    return [] if row.cls is None else _missing(row.cls.weights(row.options), download)
+    if row.cls is None:
+        return []
+    try:
+        with isolated():
+            sources = row.cls.weights(row.options)
+    except Exception:  # a plugin may fail in any way
+        return []
+    return _missing(sources, download)
 
 
 def _of_metrics(config: RunConfig) -> list[str]:

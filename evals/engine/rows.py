@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from evals.config import ConfigError, as_list
+from evals.engine.isolation import isolated
 from evals.record import WeightsRecord
 from lactok import registry, weights
 from lactok.interface import Tokenizer
@@ -79,7 +80,8 @@ def _full_name(name: str, preset: str, known: list[str]) -> str:
 def _rows(name: str, preset: str, given: dict[str, Any]) -> list[Row]:
     """A row for each combination of the options' values; one where none is a list."""
     try:
-        cls = registry.load("tokenizers", name)
+        with isolated():
+            cls = registry.load("tokenizers", name)
     except registry.BrokenPlugin as error:
         return [Row(name, name, None, error=str(error))]
     if not (isinstance(cls, type) and issubclass(cls, Tokenizer)):
@@ -161,7 +163,9 @@ def identify(row: Row) -> Identity:
     raises lactok.weights.WeightsError.
     """
     records = []
-    for source in row.cls.weights(row.options):
+    with isolated():
+        sources = row.cls.weights(row.options)
+    for source in sources:
         path = weights.locate(source)
         records.append(WeightsRecord(str(source), weights.sha256_of(path), pinned=source.sha256 is not None))
     options = {k: v for k, v in dataclasses.asdict(row.options).items() if k not in row.cls.path_options}
