@@ -6,7 +6,9 @@ a row returns is checked; a row that fails is named and left, the others go on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,35 +115,71 @@ def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
     """
     with job.ranks.zero_first(f"rows/{attempt}"):
         for work in job.rows:
-            _prepare(work, job)
+            if work.status == "ok":
+                _identify(work)
     active = [work for work in job.rows if work.status == "ok"]
     progress.start(len(active) * len(job.chunks))
     size = job.resident or max(1, len(active))
+    for work in job.rows:
+        if job.ranks.rank == 0 and work.status != "ok":  # another rank, where it is, is not to wait
+            with job.ranks.zero_first(_facts(attempt, work)):
+                pass
     for first in range(0, len(active), size):
         group = active[first : first + size]
-        labels = [work.row.label for work in group]
-        _run_group(job, group, progress, f"{attempt}/{key_of(rows=labels)}")
         for work in group:
-            work.tokenizer = None
+            _find_facts(work, job, attempt)
+        labels = [work.row.label for work in group]
+        try:
+            _run_group(job, group, progress, f"{attempt}/{key_of(rows=labels)}")
+        finally:
+            _release(group, job.device)
 
 
-def _prepare(work: RowWork, job: Job) -> None:
-    """Find the row's checkpoints and its facts; builds the tokenizer only where no earlier run kept its facts."""
+def _release(group: Sequence[RowWork], device: torch.device) -> None:
+    """Free the group's models before the next one's are built, those that hold references to themselves included."""
+    for work in group:
+        work.tokenizer = None
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _identify(work: RowWork) -> None:
+    """Find the row's checkpoints."""
     if work.row.cls is None:
         work.status, work.error = "failed", work.row.error
         return
     try:
         work.identity = identify(work.row)
-        kept = job.cache.read("info", _info_key(work))
-        work.info = _info_from(kept.meta) if kept else _told_info(work, job)
-        if kept is None:
-            job.cache.write("info", _info_key(work), {}, dataclasses.asdict(work.info))
+        _info_key(work)  # fails for an identity that is no plain JSON
     except WeightsError as error:
         work.fail(error, "missing")
-    except StoreError:
-        raise
-    except Exception as error:  # a plugin's constructor may fail in any way
+    except Exception as error:  # a plugin may fail in any way
         work.fail(error)
+
+
+def _facts(attempt: int, work: RowWork) -> str:
+    return f"facts/{attempt}/{work.row.label}"
+
+
+def _find_facts(work: RowWork, job: Job, attempt: int) -> None:
+    """The row's facts, from the store or from the tokenizer, which is then built; on rank 0 first.
+
+    A model is built when its group starts, so no more than `resident` of them are held.
+    """
+    known = job.ranks.rank > 0 and job.cache.has("info", _info_key(work))
+    with contextlib.nullcontext() if known else job.ranks.zero_first(_facts(attempt, work)):
+        try:
+            kept = job.cache.read("info", _info_key(work))
+            work.info = _info_from(kept.meta) if kept else _told_info(work, job)
+            if kept is None:
+                job.cache.write("info", _info_key(work), {}, dataclasses.asdict(work.info))
+        except WeightsError as error:
+            work.fail(error, "missing")
+        except StoreError:
+            raise
+        except Exception as error:  # a plugin's constructor may fail in any way
+            work.fail(error)
 
 
 def _told_info(work: RowWork, job: Job) -> TokenizerInfo:
@@ -228,7 +266,8 @@ def remove_damaged(job: Job) -> None:
 def _run_group(job: Job, group: list[RowWork], progress: Progress, counter: str) -> None:
     def lacking() -> Iterator[Chunk]:
         for chunk in _claimed(job, counter):
-            if _originals_lacking(job, chunk) or any(_missing(job, work, chunk).any for work in group):
+            going = [work for work in group if work.status == "ok"]
+            if going and (_originals_lacking(job, chunk) or any(_missing(job, work, chunk).any for work in going)):
                 yield chunk
             else:
                 for work in group:
