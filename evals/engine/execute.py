@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evals.datasets.base import Dataset
 from evals.engine.batches import Batcher, Timed
-from evals.engine.guard import PluginError, check_codes, check_images
+from evals.engine.guard import PluginError, check_codes, check_images, owned
 from evals.engine.isolation import isolated
 from evals.engine.ranks import Ranks
 from evals.engine.rows import Identity, Row, identify
@@ -352,7 +352,7 @@ def _codes(job: Job, work: RowWork, originals: Originals, evaluation: Tensor) ->
 
     def encode(part: slice) -> Codes:
         with isolated(), precision(job.precision, job.device):
-            return check_codes(tokenizer.encode(native[part]), part.stop - part.start, work.info)
+            return owned(check_codes(tokenizer.encode(native[part].clone()), part.stop - part.start, work.info))
 
     parts, timed = work.encode_batch.run(len(native), encode)
     codes = Codes.cat(parts)
@@ -369,8 +369,8 @@ def _decode(job: Job, work: RowWork, chunk: Chunk, codes: Codes, repeat: int | N
 
     def decode(part: slice) -> Tensor:
         with isolated(), precision(job.precision, job.device):
-            images = tokenizer.decode(codes[part], seeds[part])
-        return check_images(images, part.stop - part.start, size)
+            images = tokenizer.decode(owned(codes[part]), seeds[part])
+        return check_images(images, part.stop - part.start, size).clone()
 
     parts, timed = work.decode_batch.run(len(chunk), decode)
     return torch.cat([reconstruction(p, job.protocol) for p in parts]), timed

@@ -17,6 +17,11 @@ class PluginError(Exception):
     """A tokenizer returned something that can't be measured; the message says what, and what was expected."""
 
 
+def owned(codes: Codes) -> Codes:
+    """A copy in memory of its own, for or from a plugin: runtimes return the same buffers every call and write in place."""
+    return Codes(**{name: tensor.clone() for name, tensor in codes.tensors().items()})
+
+
 def check_codes(codes: object, batch: int, info: TokenizerInfo) -> Codes:
     """`codes` if they are what `info` promises. Raises PluginError."""
     if not isinstance(codes, Codes):
