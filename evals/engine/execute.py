@@ -98,6 +98,7 @@ class Job:
     shown: frozenset[int] = frozenset()
     ranks: Ranks = field(default_factory=Ranks)
     built_probes: dict[str, Probe] = field(default_factory=dict)
+    probe_batches: dict[str, Batcher] = field(default_factory=dict)
 
     def probe(self, plan: ProbePlan) -> Probe:
         """The built probe (built once)."""
@@ -105,6 +106,10 @@ class Job:
             with isolated():
                 self.built_probes[plan.name] = plan.make(self.device)
         return self.built_probes[plan.name]
+
+    def probe_batch(self, plan: ProbePlan) -> Batcher:
+        """The probe's batches: a size for which memory did not suffice is not tried again."""
+        return self.probe_batches.setdefault(plan.name, Batcher(self.batch_size, self.device))
 
 
 def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
@@ -403,7 +408,7 @@ def _score(
                 found.append(arrays)
             return found
 
-    parts, _ = Batcher(job.batch_size, job.device).run(len(chunk), look)
+    parts, timed = job.probe_batch(plan).run(len(chunk), look)
     joined = [
         {name: torch.cat([p[i][name] for p in parts]).cpu().numpy() for name in parts[0][i]}
         for i in range(len(wanted) + 1)
@@ -412,4 +417,4 @@ def _score(
         job.cache.write(f"originals-{plan.name}", originals_key, joined[0], {})
     for (missing, repeat, _), arrays in zip(wanted, joined[1:]):
         key = job.keys.scores(chunk, missing.work.identity.parts, repeat, plan.identity)
-        job.cache.write(f"scores-{plan.name}", key, arrays, {"batch": min(job.batch_size, len(chunk))})
+        job.cache.write(f"scores-{plan.name}", key, arrays, {"batch": min(timed.batch, len(chunk))})

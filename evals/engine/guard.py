@@ -18,7 +18,7 @@ class PluginError(Exception):
 
 
 def owned(codes: Codes) -> Codes:
-    """A copy in memory of its own, for or from a plugin: runtimes return the same buffers every call and write in place."""
+    """A copy in memory of its own: runtimes return the same buffers every call, and some write into what they get."""
     return Codes(**{name: tensor.clone() for name, tensor in codes.tensors().items()})
 
 

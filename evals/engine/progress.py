@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from evals.engine.batches import most_held_gib
 from evals.engine.ranks import Ranks
 
 # Seconds between plain lines where the output is no terminal.
@@ -41,7 +42,7 @@ class State:
             self.worked += 1
             self.pictures += pictures
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            self.gpu_gib = torch.cuda.max_memory_allocated() / 2**30
+            self.gpu_gib = most_held_gib()
 
 
 def _key(rank: int) -> str:
