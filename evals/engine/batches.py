@@ -50,7 +50,7 @@ class Batcher:
                 results.append(call(part))
                 done = part.stop
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or part.stop - part.start == 1:
+                if not out_of_memory(error) or part.stop - part.start == 1:
                     raise
                 self.size = max(1, (part.stop - part.start) // 2)
             if done < part.stop:  # the error is gone by now, and with its traceback what the failed batch held
@@ -62,7 +62,8 @@ class Batcher:
         return results, Timed(time.perf_counter() - started, self.size, _peak_mib(self.device))
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may help."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or CPU_OUT_OF_MEMORY in str(error)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evals.datasets.base import Dataset
-from evals.engine.batches import Batcher, Timed
+from evals.engine.batches import Batcher, Timed, out_of_memory
 from evals.engine.guard import PluginError, check_codes, check_images, owned
 from evals.engine.isolation import isolated
 from evals.engine.ranks import Ranks
@@ -55,7 +55,10 @@ class ProbePlan:
 
 @dataclass
 class RowWork:
-    """A row in execution. status and error as in RowRecord; info and identity are None until they are known."""
+    """A row in execution. status and error as in RowRecord; info and identity are None until they are known.
+
+    metric_errors: why a metric could not be computed for this row, by the metric's name.
+    """
 
     row: Row
     identity: Identity | None = None
@@ -65,6 +68,7 @@ class RowWork:
     decode_batch: Batcher | None = None
     status: str = "ok"
     error: str = ""
+    metric_errors: dict[str, str] = field(default_factory=dict)
 
     def repeats(self, seeds: int) -> list[int | None]:
         """The decodings of a picture: [None] for a deterministic tokenizer, else 0 to seeds - 1."""
@@ -72,10 +76,15 @@ class RowWork:
 
     def fail(self, error: BaseException, status: str = "failed") -> None:
         """Leave this row with the reason; what it had finished stays in the store."""
-        known = isinstance(error, (PluginError, WeightsError))
         self.status = status
-        self.error = str(error) if known else f"{type(error).__name__}: {error}"
+        self.error = reason_of(error)
         self.tokenizer = None
+
+
+def reason_of(error: BaseException) -> str:
+    """What a table says of an error; the type's name stands before the message of one that is not ours."""
+    known = isinstance(error, (PluginError, WeightsError))
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
@@ -236,8 +245,9 @@ class Missing:
 def _missing(job: Job, work: RowWork, chunk: Chunk) -> Missing:
     identity, keys, has = work.identity.parts, job.keys, job.cache.has
     repeats = work.repeats(job.seeds)
+    probes = [p for p in job.probes if p.name not in work.metric_errors]
     scores = {
-        repeat: [p for p in job.probes if not has(f"scores-{p.name}", keys.scores(chunk, identity, repeat, p.identity))]
+        repeat: [p for p in probes if not has(f"scores-{p.name}", keys.scores(chunk, identity, repeat, p.identity))]
         for repeat in repeats
     }
     shown = shown_in(job, chunk)
@@ -272,7 +282,8 @@ def _run_group(job: Job, group: list[RowWork], progress: Progress, counter: str)
     def lacking() -> Iterator[Chunk]:
         for chunk in _claimed(job, counter):
             going = [work for work in group if work.status == "ok"]
-            if going and (_originals_lacking(job, chunk) or any(_missing(job, work, chunk).any for work in going)):
+            lacks = any(_missing(job, work, chunk).any for work in going)
+            if lacks or (going and _originals_lacking(job, chunk, going)):
                 yield chunk
             else:
                 for work in group:
@@ -288,11 +299,14 @@ def _claimed(job: Job, counter: str) -> Iterator[Chunk]:
         yield job.chunks[number]
 
 
-def _originals_lacking(job: Job, chunk: Chunk) -> list[ProbePlan]:
+def _originals_lacking(job: Job, chunk: Chunk, going: list[RowWork]) -> list[ProbePlan]:
+    """The probes of `going` rows whose features of the originals the store lacks."""
     return [
         p
         for p in job.probes
-        if p.has_features and not job.cache.has(f"originals-{p.name}", job.keys.originals(chunk, p.identity))
+        if p.has_features
+        and any(p.name not in work.metric_errors for work in going)
+        and not job.cache.has(f"originals-{p.name}", job.keys.originals(chunk, p.identity))
     ]
 
 
@@ -310,7 +324,7 @@ def _run_chunk(job: Job, group: list[RowWork], originals: Originals, progress: P
                 missing.work.fail(error)
     for plan in job.probes:
         wanted = [(m, r, p) for m, r, p in made if m.work.status == "ok" and plan in m.scores[r]]
-        _score(job, plan, originals.chunk, evaluation, wanted)
+        _score(job, plan, originals.chunk, evaluation, wanted, [work for work in group if work.status == "ok"])
     for work in group:
         progress.advance(work.row.label, len(originals.chunk), worked=True)
 
@@ -387,34 +401,66 @@ def _score(
     chunk: Chunk,
     evaluation: Tensor,
     wanted: list[tuple[Missing, int | None, Tensor]],
+    going: list[RowWork],
 ) -> None:
-    """One probe over the originals (once) and all reconstructions of a chunk; commits values and features."""
-    originals_key = job.keys.originals(chunk, plan.identity)
-    keep_originals = plan.has_features and not job.cache.has(f"originals-{plan.name}", originals_key)
+    """One probe over the originals (once) and all reconstructions of a chunk; commits values and features.
+
+    Where it fails on a row's reconstructions that row goes without it; where it fails otherwise all `going` rows do.
+    """
+    keep_originals = plan in _originals_lacking(job, chunk, going)
     if not wanted and not keep_originals:
         return
+    try:
+        joined, batch = _looks(job, plan, evaluation, [(m.work, pictures) for m, _, pictures in wanted], keep_originals)
+    except Exception as error:  # a metric may fail in any way; the others go on
+        for work in going:
+            work.metric_errors.setdefault(plan.name, reason_of(error))
+        return
+    if keep_originals:
+        job.cache.write(f"originals-{plan.name}", job.keys.originals(chunk, plan.identity), joined[0], {})
+    for (missing, repeat, _), arrays in zip(wanted, joined[1:], strict=True):
+        if plan.name not in missing.work.metric_errors:
+            key = job.keys.scores(chunk, missing.work.identity.parts, repeat, plan.identity)
+            job.cache.write(f"scores-{plan.name}", key, arrays, {"batch": min(batch, len(chunk))})
+
+
+def _looks(
+    job: Job, plan: ProbePlan, evaluation: Tensor, wanted: list[tuple[RowWork, Tensor]], keep_originals: bool
+) -> tuple[list[dict[str, np.ndarray]], int]:
+    """Arrays of the originals ({} without `keep_originals`), then of each reconstruction; and the batch size.
+
+    {} for a row on whose reconstructions the probe failed, which is noted in the row. Raises what the probe raises
+    otherwise.
+    """
     probe = job.probe(plan)
 
+    def compare(view: Any, pictures: Tensor) -> dict[str, Tensor]:
+        seen = probe.view(pictures)
+        arrays = dict(probe.compare(view, seen))
+        if plan.has_features:
+            arrays["features"] = probe.features(seen)
+        return arrays
+
     def look(part: slice) -> list[dict[str, Tensor]]:
-        """Arrays of the originals, then of each reconstruction."""
         with isolated(), precision("fp32", job.device):
             view = probe.view(evaluation[part])
             found = [{"features": probe.features(view)} if keep_originals else {}]
-            for _, _, pictures in wanted:
-                seen = probe.view(pictures[part])
-                arrays = dict(probe.compare(view, seen))
-                if plan.has_features:
-                    arrays["features"] = probe.features(seen)
-                found.append(arrays)
+            for work, pictures in wanted:
+                found.append({})
+                if plan.name not in work.metric_errors:
+                    try:
+                        with isolated():
+                            found[-1] = compare(view, pictures[part])
+                    except Exception as error:  # a metric may fail in any way
+                        if out_of_memory(error):
+                            raise
+                        work.metric_errors[plan.name] = reason_of(error)
             return found
 
-    parts, timed = job.probe_batch(plan).run(len(chunk), look)
-    joined = [
-        {name: torch.cat([p[i][name] for p in parts]).cpu().numpy() for name in parts[0][i]}
-        for i in range(len(wanted) + 1)
-    ]
-    if keep_originals:
-        job.cache.write(f"originals-{plan.name}", originals_key, joined[0], {})
-    for (missing, repeat, _), arrays in zip(wanted, joined[1:]):
-        key = job.keys.scores(chunk, missing.work.identity.parts, repeat, plan.identity)
-        job.cache.write(f"scores-{plan.name}", key, arrays, {"batch": min(timed.batch, len(chunk))})
+    parts, timed = job.probe_batch(plan).run(len(evaluation), look)
+    return [_joined([part[i] for part in parts]) for i in range(len(wanted) + 1)], timed.batch
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    """Arrays of the batches put together; {} where one of the batches has none."""
+    return {name: torch.cat([p[name] for p in parts]).cpu().numpy() for name in parts[0]} if all(parts) else {}

@@ -5,20 +5,22 @@ Pieces are read in chunk order, whoever made them, so the figures are the same t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from evals.engine.execute import Job, ProbePlan, RowWork
+from evals.engine.execute import Job, ProbePlan, RowWork, reason_of
+from evals.engine.isolation import isolated
 from evals.metrics import codes as code_metrics
-from evals.metrics import psnr
+from evals.metrics import psnr, registry
 from evals.metrics.base import Distance
 from evals.metrics.intervals import cluster_bootstrap
 from evals.record import RowRecord, Value
-from evals.store import Piece, key_of
+from evals.store import Piece, StoreError, key_of
 
 
 class LostPiece(Exception):
@@ -42,13 +44,19 @@ class PerImage:
 
 
 def reduce_row(job: Job, work: RowWork, distances: Sequence[DistancePlan], codes: bool) -> tuple[RowRecord, PerImage]:
-    """The record of a row whose work is done, and its per-image values. Raises LostPiece."""
+    """The record of a row whose work is done, and its per-image values. Raises LostPiece.
+
+    A metric that can't be computed leaves its cells empty, with the reason in their notes and in work.metric_errors.
+    """
     record = describe(work, job)
     if work.status != "ok":
         return record, PerImage({})
     clusters = [s.cluster for chunk in job.chunks for s in chunk.samples]
     per_image: dict[str, np.ndarray] = {}
     for plan in job.probes:
+        if plan.name in work.metric_errors:
+            record.cells |= _empty(plan.name, work)
+            continue
         per_image |= _probe_values(job, work, plan)
         record.keys[f"scores-{plan.name}"] = [
             job.keys.scores(c, work.identity.parts, r, plan.identity)
@@ -60,12 +68,41 @@ def reduce_row(job: Job, work: RowWork, distances: Sequence[DistancePlan], codes
     if "MSE" in per_image:
         record.cells["PSNR-pooled"] = pooled_psnr(per_image["MSE"])
     for plan in distances:
-        record.cells |= _distance_cells(job, work, plan, clusters)
+        measure = partial(_distance_cells, job, work, plan, clusters)
+        record.cells |= _or_empty(plan.distance.name, work, measure)
     if codes and work.info.ids_per_image is not None:
         record.keys["ids"] = [job.keys.ids(c, work.identity.parts) for c in job.chunks]
-        record.cells |= _code_cells(job, work)
+        record.cells |= _or_empty("codes", work, lambda: _code_cells(job, work))
     record.conditions |= _speed(job, work)
     return record, PerImage(per_image)
+
+
+def _or_empty(metric: str, work: RowWork, cells: Callable[[], dict[str, Value]]) -> dict[str, Value]:
+    """The metric's cells, empty ones where it can't be computed. Raises LostPiece, StoreError."""
+    if not error_of(metric, work):
+        try:
+            with isolated():
+                return cells()
+        except (LostPiece, StoreError):
+            raise
+        except Exception as error:  # a metric may fail in any way; the other cells come
+            work.metric_errors[metric] = reason_of(error)
+    return _empty(metric, work)
+
+
+def error_of(metric: str, work: RowWork) -> str:
+    """Why a metric, or the probe that it reads, could not be computed for a row; "" where it could."""
+    probe = registry.METRICS[metric].probe
+    return work.metric_errors.get(metric) or work.metric_errors.get(probe or "", "")
+
+
+def columns_of(metric: str) -> list[str]:
+    """The columns that a metric fills, derived ones included."""
+    return [c.name for c in registry.METRICS[metric].columns()] + ["PSNR-pooled"] * (metric == "psnr")
+
+
+def _empty(metric: str, work: RowWork) -> dict[str, Value]:
+    return {name: Value(None, note=f"{metric}: {error_of(metric, work)}") for name in columns_of(metric)}
 
 
 def describe(work: RowWork, job: Job) -> RowRecord:

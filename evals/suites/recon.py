@@ -7,6 +7,7 @@ import datetime
 import json
 import socket
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,12 +21,12 @@ from evals.engine.execute import Job, RowWork, execute, remove_damaged, shown_in
 from evals.engine.missing import open_inputs
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import ENDED, POLL, RankError, Ranks
-from evals.engine.reduce import LostPiece, PerImage, describe, reduce_row
+from evals.engine.reduce import LostPiece, PerImage, columns_of, describe, error_of, reduce_row
 from evals.engine.rows import resolve_rows
 from evals.engine.work import Conditions, Keys, chunks_of
 from evals.environment import choose_device, code_revision, describe_device, package_versions
 from evals.record import RowRecord, RunRecord
-from evals.store import Cache
+from evals.store import Cache, StoreError
 
 # Pictures on the contact sheet.
 SHOWN = 8
@@ -59,6 +60,7 @@ def run(config: RunConfig, quiet: bool = False, ranks: Ranks | None = None) -> F
     finally:
         ranks.end()
     record.rows = [row for row, _ in finished]
+    _note_failed_metrics(record, job, measures.metric_names(config.metrics, config.features))
     record.seconds = round(time.time() - started, 2)
     record.complete = True
     return Finished(record, folder, {row.label: values for row, values in finished if row.status == "ok"}, job)
@@ -71,7 +73,7 @@ def assist(config: RunConfig, ranks: Ranks) -> None:
         _, job = _plan(config, ranks)
         while True:
             execute(job, RankProgress(ranks), attempt)
-            ranks.tell(_done(attempt, ranks.rank), {work.row.label: [work.status, work.error] for work in job.rows})
+            ranks.tell(_done(attempt, ranks.rank), _told(job))
             while ranks.heard(_again(attempt)) is None:
                 if ranks.heard(ENDED):
                     return
@@ -80,6 +82,11 @@ def assist(config: RunConfig, ranks: Ranks) -> None:
     except Exception as error:
         ranks.tell(_done(attempt, ranks.rank), f"rank {ranks.rank} on {socket.gethostname()} stopped: {error}")
         raise
+
+
+def _told(job: Job) -> dict[str, list]:
+    """By row: how it went on this rank."""
+    return {work.row.label: [work.status, work.error, work.metric_errors] for work in job.rows}
 
 
 def _done(attempt: int, rank: int) -> str:
@@ -123,12 +130,12 @@ def _until_whole(job: Job, wanted: measures.Measures, progress: LiveProgress) ->
     """Execute and reduce; where a piece turns out damaged, all damaged ones are removed and made anew, once."""
     _execute_all(job, progress, 0)
     try:
-        return [_reduced(job, work, wanted) for work in job.rows]
+        return [_reduced(job, work, wanted, (LostPiece, StoreError)) for work in job.rows]
     except LostPiece:
         remove_damaged(job)
         job.ranks.tell(_again(0), True)
         _execute_all(job, progress, 1)
-        return [_reduced(job, work, wanted) for work in job.rows]
+        return [_reduced(job, work, wanted, (StoreError,)) for work in job.rows]
 
 
 def _execute_all(job: Job, progress: LiveProgress, attempt: int) -> None:
@@ -139,15 +146,43 @@ def _execute_all(job: Job, progress: LiveProgress, attempt: int) -> None:
         if isinstance(found, str):
             raise RankError(f"{found}\nAll finished work is kept; the same command goes on from there")
         for work in job.rows:
-            status, error = found[work.row.label]
+            status, error, metrics = found[work.row.label]
+            for metric, reason in metrics.items():
+                work.metric_errors.setdefault(metric, f"on rank {rank}: {reason}")
             if work.status == "ok" and status != "ok":
                 work.status, work.error = status, f"on rank {rank}: {error}"
 
 
-def _reduced(job: Job, work: RowWork, wanted: measures.Measures) -> tuple[RowRecord, PerImage]:
-    if work.status != "ok":
-        return describe(work, job), PerImage({})
-    return reduce_row(job, work, wanted.distances, wanted.codes)
+def _reduced(
+    job: Job, work: RowWork, wanted: measures.Measures, ends: tuple[type[Exception], ...]
+) -> tuple[RowRecord, PerImage]:
+    """The row's record; that of a failed row for any error that is not one of `ends`, which are raised."""
+    if work.status == "ok":
+        try:
+            return reduce_row(job, work, wanted.distances, wanted.codes)
+        except ends:
+            raise
+        except Exception as error:  # the other rows come
+            work.fail(error)
+    return describe(work, job), PerImage({})
+
+
+def _note_failed_metrics(record: RunRecord, job: Job, names: Sequence[str]) -> None:
+    """A line a metric that failed, with its reason; one that failed on every measured row has no columns."""
+    measured = [work for work in job.rows if work.status == "ok"]
+    for name in names:
+        errors = {work.row.label: error for work in measured if (error := error_of(name, work))}
+        if not errors:
+            continue
+        reason = next(iter(errors.values()))
+        if len(errors) < len(measured):
+            record.missing_metrics.append(f"{name}: not computed for {', '.join(errors)}: {reason}")
+            continue
+        record.missing_metrics.append(f"{name}: {reason}")
+        lacking = columns_of(name)
+        record.columns = [column for column in record.columns if column.name not in lacking]
+        for row in record.rows:
+            row.cells = {column: cell for column, cell in row.cells.items() if column not in lacking}
 
 
 def _batch_size(side: int, device: torch.device) -> int:
