@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from evals.engine.execute import Job, ProbePlan, RowWork, reason_of
+from evals.engine.guard import PluginError
 from evals.engine.isolation import isolated
 from evals.metrics import codes as code_metrics
 from evals.metrics import psnr, registry
@@ -129,7 +130,7 @@ def _piece(job: Job, kind: str, key: str) -> Piece:
 
 
 def _probe_values(job: Job, work: RowWork, plan: ProbePlan) -> dict[str, np.ndarray]:
-    """Column name to (repeats, N)."""
+    """Column name to (repeats, N). Raises PluginError for a value that is no number."""
     rows: dict[str, list[np.ndarray]] = {}
     for repeat in work.repeats(job.seeds):
         pieces = [
@@ -139,7 +140,22 @@ def _probe_values(job: Job, work: RowWork, plan: ProbePlan) -> dict[str, np.ndar
         for name in pieces[0].arrays:
             if name != "features":
                 rows.setdefault(name, []).append(np.concatenate([p.arrays[name] for p in pieces]).astype(np.float64))
-    return {name: np.stack(values) for name, values in rows.items()}
+    found = {name: np.stack(values) for name, values in rows.items()}
+    for name, values in found.items():
+        _check_numbers(job, name, values)
+    return found
+
+
+def _check_numbers(job: Job, name: str, values: np.ndarray) -> None:
+    """Raises PluginError where a value (repeats, N) is NaN: it is no identical image, and can't enter a mean."""
+    bad = np.isnan(values)
+    if bad.any():
+        repeat, image = np.argwhere(bad)[0]
+        sample = job.dataset.samples[image]
+        raise PluginError(
+            f"{name} is NaN for {int(bad.any(axis=0).sum())} of {bad.shape[1]} images, first for {sample.id!r} "
+            f"(decoding {repeat}); expected a number or an infinity"
+        )
 
 
 def mean_cell(values: np.ndarray, clusters: Sequence[str]) -> Value:
