@@ -19,7 +19,7 @@ from evals.engine.isolation import isolated
 from evals.metrics import codes as code_metrics
 from evals.metrics import psnr, registry
 from evals.metrics.base import Distance
-from evals.metrics.intervals import cluster_bootstrap
+from evals.metrics.intervals import cluster_bootstrap, jackknife_interval
 from evals.record import RowRecord, Value
 from evals.store import Piece, StoreError, key_of
 
@@ -193,28 +193,70 @@ def _originals(job: Job, plan: ProbePlan) -> torch.Tensor:
 
 
 def _distance_cells(job: Job, work: RowWork, plan: DistancePlan, clusters: list[str]) -> dict[str, Value]:
-    """The distance's columns; over several decodings their mean and spread. Kept in the store: they take seconds."""
-    per_repeat = [_distance(job, work, plan, r, clusters) for r in work.repeats(job.seeds)]
+    """The distance's columns; over several decodings their mean, its interval, and the spread.
+
+    Kept in the store: they take seconds.
+    """
+    repeats = work.repeats(job.seeds)
+    if len(repeats) == 1:
+        return _distance(job, work, plan, repeats[0], clusters)
+    found = [_replicated(job, work, plan, r, clusters) for r in repeats]
+    note = next((f.note for f in found if not f.values), "") or plan.distance.note(len(clusters))
+    shown = plan.distance.columns[0].name
+    if not all(f.values for f in found):
+        return {shown: Value(None, count=len(clusters), note=note)}
     cells = {}
-    for name, first in per_repeat[0].items():
-        values = [c[name].value for c in per_repeat]
-        if first.value is None:
-            cells[name] = first
-            continue
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        cells[name] = Value(
-            float(np.mean(values)), first.low, first.high, count=first.count, seeds=spread, note=first.note
-        )
+    for name in found[0].values:
+        values = [f.values[name] for f in found]
+        cells[name] = Value(float(np.mean(values)), count=len(clusters), seeds=float(np.std(values, ddof=1)))
+    cells[shown].note = note
+    if all(f.replicates is not None for f in found):
+        left = np.mean([f.replicates for f in found], axis=0)
+        cells[shown].low, cells[shown].high = jackknife_interval(cells[shown].value, list(left))
     return cells
 
 
+@dataclass(frozen=True)
+class Replicated:
+    """A distance for one of several decodings. values: by column, {} where it is not defined (note says why).
+
+    replicates: the first column with each group of sources left out, None where there are none.
+    """
+
+    values: dict[str, float]
+    replicates: list[float] | None = None
+    note: str = ""
+
+
+def _replicated(job: Job, work: RowWork, plan: DistancePlan, repeat: int | None, clusters: list[str]) -> Replicated:
+    key = key_of(replicates=True, **_distance_parts(job, work, plan, repeat, clusters))
+    kept = job.cache.read("distance", key)
+    if kept is not None:
+        return Replicated(**kept.meta)
+    a, b = _originals(job, plan.probe), _features(job, work, plan.probe, repeat)
+    try:
+        values = dict(plan.distance.compute(a, b))
+        found = Replicated(values, plan.distance.replicates(a, b, clusters))
+    except ValueError as error:  # not defined for these sets, such as a single image
+        found = Replicated({}, note=str(error))
+    job.cache.write("distance", key, {}, vars(found))
+    return found
+
+
+def _distance_parts(
+    job: Job, work: RowWork, plan: DistancePlan, repeat: int | None, clusters: list[str]
+) -> dict[str, Any]:
+    """What determines a distance, for its key."""
+    return {
+        "distance": plan.identity,
+        "originals": [job.keys.originals(c, plan.probe.identity) for c in job.chunks],
+        "scores": [job.keys.scores(c, work.identity.parts, repeat, plan.probe.identity) for c in job.chunks],
+        "clusters": clusters,
+    }
+
+
 def _distance(job: Job, work: RowWork, plan: DistancePlan, repeat: int | None, clusters: list[str]) -> dict[str, Value]:
-    key = key_of(
-        distance=plan.identity,
-        originals=[job.keys.originals(c, plan.probe.identity) for c in job.chunks],
-        scores=[job.keys.scores(c, work.identity.parts, repeat, plan.probe.identity) for c in job.chunks],
-        clusters=clusters,
-    )
+    key = key_of(**_distance_parts(job, work, plan, repeat, clusters))
     kept = job.cache.read("distance", key)
     if kept is None:
         a, b = _originals(job, plan.probe), _features(job, work, plan.probe, repeat)

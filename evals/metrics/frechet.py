@@ -56,18 +56,22 @@ def jackknife_frechet(a: Tensor, b: Tensor, clusters: Sequence[str]) -> Interval
     a, b: (N, D), row i of both belonging to clusters[i]. (None, None) with fewer than three sources, or where a
     replicate would keep fewer than two pictures.
     """
+    estimates = jackknife_replicates(a, b, clusters)
+    return (None, None) if estimates is None else jackknife_interval(frechet_distance(a, b), estimates)
+
+
+def jackknife_replicates(a: Tensor, b: Tensor, clusters: Sequence[str]) -> list[float] | None:
+    """The distance with each group of sources left out; None where a replicate would keep fewer than two images."""
     check_features(a, b)
     if not len(a) == len(b) == len(clusters):
         raise FeatureError(f"{len(a)} and {len(b)} rows with {len(clusters)} clusters: expected the same pictures")
     kept = [torch.from_numpy(~mask).to(a.device) for mask in jackknife_groups(clusters)]
     if any(int(keep.sum()) < 2 for keep in kept):
-        return None, None
+        return None
     a, b = a.double(), b.double()
     if len(a) <= a.shape[1]:
-        estimates = _from_products(a - a.mean(dim=0), b - b.mean(dim=0), a.mean(dim=0) - b.mean(dim=0), kept)
-    else:
-        estimates = [frechet_distance(a[keep], b[keep]) for keep in kept]
-    return jackknife_interval(frechet_distance(a, b), estimates)
+        return _from_products(a - a.mean(dim=0), b - b.mean(dim=0), a.mean(dim=0) - b.mean(dim=0), kept)
+    return [frechet_distance(a[keep], b[keep]) for keep in kept]
 
 
 def _from_products(a: Tensor, b: Tensor, difference: Tensor, kept: Sequence[Tensor]) -> list[float]:
@@ -113,6 +117,9 @@ class Frechet(Distance):
     def interval(self, originals: Tensor, reconstructions: Tensor, clusters: Sequence[str]) -> Interval:
         """By the jackknife over sources; (None, None) with fewer than three of them."""
         return jackknife_frechet(originals, reconstructions, clusters)
+
+    def replicates(self, originals: Tensor, reconstructions: Tensor, clusters: Sequence[str]) -> list[float] | None:
+        return jackknife_replicates(originals, reconstructions, clusters)
 
     def note(self, count: int) -> str:
         return bias_note(count, self.dim)
