@@ -23,8 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     from evals.datasets.base import DatasetError
     from evals.engine.ranks import RankError, join
     from evals.store import StoreError
+    from evals.streams import spell_standard_streams
     from lactok.registry import RegistryError
 
+    spell_standard_streams()
     try:
         config = compose_config(argv)
         if config.launcher == "slurm":
