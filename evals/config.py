@@ -303,7 +303,9 @@ def group_names(group: str) -> list[str]:
     """The names in a configuration group, e.g. the protocols."""
     from importlib.resources import files
 
-    return sorted(p.name.removesuffix(".yaml") for p in (files("evals.conf") / group).iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in (files("evals.conf") / group).iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def as_list(value: Any) -> list[str]:

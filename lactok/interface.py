@@ -37,6 +37,10 @@ class Tokens:
     def __getitem__(self, rows: slice | list[int]) -> Tokens:
         return Tokens(self.ids[rows], None if self.lengths is None else self.lengths[rows])
 
+    def owned(self) -> Tokens:
+        """A copy in memory of its own: runtimes return the same buffers every call, and some write into their inputs."""
+        return Tokens(self.ids.clone(), None if self.lengths is None else self.lengths.clone())
+
     def to(self, device: torch.device | str) -> Tokens:
         return Tokens(self.ids.to(device), None if self.lengths is None else self.lengths.to(device))
 
@@ -60,6 +64,10 @@ class Latents:
 
     def __getitem__(self, rows: slice | list[int]) -> Latents:
         return Latents(self.values[rows])
+
+    def owned(self) -> Latents:
+        """A copy in memory of its own."""
+        return Latents(self.values.clone())
 
     def to(self, device: torch.device | str) -> Latents:
         return Latents(self.values.to(device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from evals.record import ColumnRecord, RunRecord
 from evals.report.table import ARROWS, NOTHING, Cell, Row, ShownTable, is_mini, pictures_text, shown_table
+from evals.streams import spelled
 
 # Columns of an output that is no terminal.
 PLAIN_WIDTH = 120
@@ -18,7 +21,7 @@ PLAIN_WIDTH = 120
 def print_run(run: RunRecord, console: Console | None = None) -> None:
     """Print the table, its footnotes, and what a reader must know of the run, on stdout unless told otherwise."""
     console = console or _console()
-    table = shown_table(run)
+    table = _spelled(shown_table(run), console.encoding)
     shown = fitting(table, console.width)
     console.print()
     console.print(Text(headline(run), style="bold"))
@@ -33,6 +36,25 @@ def print_run(run: RunRecord, console: Console | None = None) -> None:
     for line in closing(run):
         console.print(Text(line, style="dim"))
     console.print()
+
+
+def _spelled(table: ShownTable, encoding: str) -> ShownTable:
+    """The table's texts as that console shows them, spelled before the columns are laid out."""
+
+    def cell(cell: Cell) -> Cell:
+        texts = {name: spelled(getattr(cell, name), encoding) for name in ("text", "interval", "marks")}
+        return replace(cell, **texts)
+
+    def row(row: Row) -> Row:
+        texts = {name: spelled(getattr(row, name), encoding) for name in ("label", "bits", "marks")}
+        training = NOTHING if row.training == NOTHING else spelled(row.training, encoding)
+        return replace(row, cells=[cell(c) for c in row.cells], training=training, **texts)
+
+    def column(column: ColumnRecord) -> ColumnRecord:
+        name, _, second = spelled(_header(column), encoding).partition("\n")
+        return replace(column, name=name, unit=second, better=None)  # the arrow stands in the unit
+
+    return replace(table, columns=[column(c) for c in table.columns], rows=[row(r) for r in table.rows])
 
 
 def headline(run: RunRecord) -> str:
