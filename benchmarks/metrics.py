@@ -42,7 +42,7 @@ from lactok.interface import Item
 from lactok.seeded import TensorSpec, manifest_of, seeded_state_dict
 from lactok.weights import MissingWeights, load_state_dict, locate
 
-BATCH = 2  # the engine's own choice for pictures of this size on a CPU
+BATCH = 2  # the engine's own choice for images of this size on a CPU
 INCEPTION_MANIFEST = Path(__file__).parent.parent / "tests" / "golden" / "fid" / "manifest.json"
 CONV_GAIN = 1.5  # without it the deep features of a seeded Inception-v3 hardly depend on the image
 
