@@ -12,7 +12,7 @@ import torch
 from evals.engine.batches import Batcher
 from evals.engine.progress import State
 from evals.metrics.psnr import Psnr
-from evals.store import Cache
+from evals.engine.store import Cache
 from tests.plugin_runs import plugin, run
 from tests.support import TOY, pictures
 

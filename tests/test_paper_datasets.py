@@ -424,7 +424,7 @@ def test_configuration_takes_each_by_name():
 
 
 def test_a_run_on_the_coco_twin(tmp_path):
-    from evals.suites import recon
+    from evals.engine import run as engine
 
     root = twins.coco(tmp_path / "coco", "zip")
     overrides = ["dataset=coco-val2017", f"dataset.root='{root}'", "dataset.expect=12", f"out='{tmp_path / 'out'}'"]

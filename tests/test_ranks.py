@@ -19,7 +19,7 @@ from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import RankError, Ranks, join
 from evals.record import read
 from evals.run import main
-from evals.store import StoreError
+from evals.engine.store import StoreError
 from lactok import registry
 from tests.plugin_runs import together
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run

@@ -230,7 +230,7 @@ def test_speeds_are_shown_with_the_machine_that_they_were_timed_on(
     what = ["dataset=folder", f"dataset.root='{folder}'", "calibration=false", "metrics=psnr", f"out='{out}'"]
 
     def run_on(machine: str, tokenizers: str) -> tuple[pd.DataFrame, str]:
-        for module in ("evals.engine.execute", "evals.suites.recon"):
+        for module in ("evals.engine.execute", "evals.engine.run"):
             monkeypatch.setattr(f"{module}.describe_device", lambda device: f"{machine}, 2 threads")
         finished = recon.run(compose_config([*what, f"tokenizers={tokenizers}"]), quiet=True)
         assert finished.record.device == f"{machine}, 2 threads"

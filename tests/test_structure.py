@@ -33,7 +33,7 @@ LIGHT = [
     "evals.report.markdown",
     "evals.report.console",
     "evals.datasets.registry",
-    "evals.metrics.registry",
+    "evals.metrics.plan",
     "lactok.registry",
     "lactok.weights",
     "lactok.train.__main__",

@@ -10,7 +10,7 @@ from evals import record
 from evals.cli.report import main
 from evals.config import ConfigError, compose_config, compose_runs, group_names
 from evals.engine.rows import resolve_rows
-from evals.metrics.frechet import Rfid
+from evals.metrics.sets.frechet import Rfid
 from evals.published.tables import PublishedFigure, published
 from evals.record import ColumnRecord, RowRecord, RunRecord, Value, WeightsRecord
 from evals.report.beside import beside, compared, incomparable_run, paper_protocol, row_key
