@@ -161,9 +161,7 @@ def snapshot(finished: Finished, overrides: list[str]) -> Snapshot:
         cells = {name: _plain(cell.value) for name, cell in row.cells.items() if name not in of_tokens}
         tokens = _tokens(finished, work) if row.status == "ok" else []
         rows[row.label] = RowSnapshot(row.status, [w.sha256 for w in row.weights], cells, tokens)
-    return Snapshot(
-        overrides, run.protocol_hash, run.dataset_fingerprint, run.items, run.versions, run.device, rows
-    )
+    return Snapshot(overrides, run.protocol_hash, run.dataset_fingerprint, run.items, run.versions, run.device, rows)
 
 
 def _tokens(finished: Finished, work: ModelRun) -> list[str]:

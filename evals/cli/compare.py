@@ -244,7 +244,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run_a", type=Path, metavar="RUN_A")
     parser.add_argument("run_b", type=Path, metavar="RUN_B")
     parser.add_argument(
-        "--row", "--tokenizer", nargs="+", metavar="NAME", dest="row", help="a row of both runs, or one of RUN_A and one of RUN_B"
+        "--row",
+        "--tokenizer",
+        nargs="+",
+        metavar="NAME",
+        dest="row",
+        help="a row of both runs, or one of RUN_A and one of RUN_B",
     )
     try:
         args = parser.parse_args(argv)

@@ -27,7 +27,7 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
 
   suite=recon             what to measure:                                                                [recon]
 {chr(10).join(f"      {suite.name:<20}{suite.summary}" for suite in suites().values())}
-  roots.NAME=DIR          of table1, table2, table4, table5: the folder of each dataset. They mean scale=paper, run on
+  roots.NAME=DIR          of a table of the paper: the folder of each dataset. Tables mean scale=paper, run on
                           their datasets in turn and write the paper's table to OUT/tables; dataset=NAME
                           dataset.root=DIR runs on one alone (docs/paper_tables.md)
   scale=mini|paper        a preset of weights, features, dataset and protocol; each can also be set alone   [mini]

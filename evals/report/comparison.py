@@ -43,7 +43,9 @@ def paper_protocol() -> ReconstructionProtocol:
 
     from omegaconf import OmegaConf
 
-    fields = OmegaConf.to_container(OmegaConf.create((files("evals.conf") / "protocol" / "paper-1024.yaml").read_text()))
+    fields = OmegaConf.to_container(
+        OmegaConf.create((files("evals.conf") / "protocol" / "paper-1024.yaml").read_text())
+    )
     assert isinstance(fields, dict)
     return ReconstructionProtocol(**{str(name): value for name, value in fields.items()})
 

@@ -16,9 +16,7 @@ FONT = 17
 BACKGROUND, INK, FAINT = "white", "#1f2328", "#59636e"
 
 
-def contact_sheet(
-    references: Sequence[np.ndarray], rows: Sequence[tuple[str, Sequence[np.ndarray]]]
-) -> Image.Image:
+def contact_sheet(references: Sequence[np.ndarray], rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Image:
     """The sheet as an RGB image.
 
     references: uint8 (H, W, 3) each, [] where there are none; rows: (label, a model's images of the same items) from

@@ -6,7 +6,7 @@ import io
 import math
 from itertools import cycle
 
-from evals.record import ColumnRecord, RowRecord, RunRecord
+from evals.record import ColumnRecord, RunRecord
 from evals.report.symbols import ARROWS
 from evals.report.table import is_mini
 
