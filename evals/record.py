@@ -205,4 +205,8 @@ def from_json(text: str, source: str = "the text") -> RunRecord:
 
 def read(path: str | Path) -> RunRecord:
     """Read a run.json. Raises RecordError; OSError when the file can't be read."""
-    return from_json(Path(path).read_text(encoding="utf-8"), str(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is no UTF-8 text: {error}") from error
+    return from_json(text, str(path))

@@ -8,24 +8,23 @@ import pytest
 
 from evals import record
 from evals.cli.report import main
-from evals.config import ConfigError, compose_config, compose_runs, group_names
+from evals.config import ConfigError, compose_config, compose_runs
 from evals.engine.rows import resolve_rows
-from evals.metrics.sets.frechet import Rfid
 from evals.published.tables import PublishedFigure, published
-from evals.record import ColumnRecord, RowRecord, RunRecord, Value, WeightsRecord
-from evals.report.beside import beside, compared, incomparable_run, paper_protocol, row_key
+from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Value, WeightsRecord
+from evals.report.comparison import compared, incomparable_run, paper_protocol, published_comparisons, row_key
 from evals.report.markdown import render as render_report
 from evals.report.paper import NOT_MEASURED, Found, assemble, read_runs
 from evals.report.paper_text import figure_text, render, tex
 from evals.report.table import raw_frame
 from evals.run import main as evals
-from evals.suites.catalog import PAPER_TABLES, SUITES
+from evals.suites.catalog import PAPER_TABLES, suites
 from lactok import registry
 from tests.support import TOY, install_plugin, pictures, the_run
 
 PAPER = paper_protocol()
-RFID = ColumnRecord("rFID", "lower", 3)
-PSNR = ColumnRecord("PSNR", "higher", 2, "dB", per_image=True)
+RFID = ColumnRecord("rFID", "lower", 3, kind="set")
+PSNR = ColumnRecord("PSNR", "higher", 2, "dB")
 
 
 def row(name: str = "titok", rfid: float = 2.41, half: float | None = 0.05, **fields) -> RowRecord:
@@ -37,10 +36,10 @@ def row(name: str = "titok", rfid: float = 2.41, half: float | None = 0.05, **fi
 
 def run(*rows: RowRecord, day: int = 1, **fields) -> RunRecord:
     usual = {
-        "suite": "table1", "scale": "paper", "config_hash": "0",
+        "suite": "table1", "task": "reconstruction", "scale": "paper", "config_hash": "0",
         "config": {"weights": "paper", "features": "inception", "seed": 0},
         "protocol": PAPER.as_dict(), "protocol_hash": PAPER.hash, "dataset": "imagenet-val", "dataset_fingerprint": "f",
-        "pictures": 50_000, "clusters": 50_000, "columns": [RFID, PSNR], "device": "a GPU", "complete": True,
+        "items": 50_000, "clusters": 50_000, "columns": [RFID, PSNR], "device": "a GPU", "complete": True,
         "started": f"2025-01-{day:02}T00:00:00+00:00",
     }  # fmt: skip
     return RunRecord(rows=list(rows) or [row()], **(usual | fields))
@@ -92,7 +91,7 @@ def test_a_tables_scale_dataset_and_tokenizers_can_be_named():
     ],
 )
 def test_a_table_is_a_run_on_each_of_its_datasets(suite: str, datasets: list[str]):
-    assert set(datasets) <= set(group_names("dataset"))
+    assert set(datasets) <= set(registry.entries("datasets"))
     runs = compose_runs([f"suite={suite}", *(f"roots.{name}='/my data/{name}'" for name in datasets)])
     assert [(run.dataset.name, run.dataset.root) for run in runs] == [(n, f"/my data/{n}") for n in datasets]
     (alone,) = compose_runs([f"suite={suite}", f"dataset={datasets[-1]}", "dataset.root=/data"])
@@ -129,7 +128,7 @@ def test_one_run_is_not_taken_for_several():
 
 def test_tables_one_and_two_have_no_unstarred_lactok_t():
     for name in ("table1", "table2"):
-        assert "lactok-t" not in SUITES[name].tokenizers
+        assert "lactok-t" not in suites()[name].tokenizers
         assert not [f for f in published(PAPER_TABLES[name].table) if f.tokenizer == "lactok-t"]
     assert "lactok-t" in registry.entries("tokenizers")
 
@@ -160,7 +159,7 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path, capsys):
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_without_any_weights_pictures_alone_are_not_measured(tmp_path: Path, capsys):
+def test_without_any_weights_images_alone_are_not_measured(tmp_path: Path, capsys):
     folder = pictures(tmp_path / "pictures", 2)
     assert (
         evals(["suite=table4", "tokenizers=[lactok-h]", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}"])
@@ -191,13 +190,13 @@ def test_a_table_runs_in_part_and_its_report_says_why_it_is_not_the_papers(tmp_p
 
 
 def test_a_measured_figure_stands_beside_the_papers():
-    assert beside(run(), row()).keys() == {"rFID", "PSNR"}
-    found = beside(run(), row())["rFID"]
+    assert published_comparisons(run(), row()).keys() == {"rFID", "PSNR"}
+    found = published_comparisons(run(), row())["rFID"]
     assert found.figure.value == 2.32
     assert found.difference == pytest.approx(0.09)
     assert found.beyond is True, "2.32 is below 2.36"
-    assert beside(run(), row(half=0.1))["rFID"].beyond is False
-    assert beside(run(), row(half=None))["rFID"].verdict == "no interval"
+    assert published_comparisons(run(), row(half=0.1))["rFID"].beyond is False
+    assert published_comparisons(run(), row(half=None))["rFID"].verdict == "no interval"
 
 
 @pytest.mark.parametrize(
@@ -206,28 +205,29 @@ def test_a_measured_figure_stands_beside_the_papers():
         ({"scale": "mini"}, "miniature"),
         ({"config": {"weights": "mini"}}, "miniature"),
         ({"protocol_hash": "0", "protocol": {"name": "native-256"}}, r"native-256 \(0\), not paper-1024"),
+        ({"task": "generation"}, "for reconstruction alone"),
         ({"dataset": "folder"}, "none of the paper's"),
-        ({"pictures": 64}, "64 pictures of imagenet-val; the paper has 50,000"),
-        ({"dataset": "mjhq-5k", "pictures": 5000}, "is not known"),
+        ({"items": 64}, "64 images of imagenet-val; the paper has 50,000"),
+        ({"dataset": "mjhq-5k", "items": 5000}, "is not known"),
     ],
 )
 def test_what_does_not_compare_stands_beside_nothing(fields: dict, reason: str):
     assert re.search(reason, incomparable_run(run(**fields)))
-    assert beside(run(**fields), row()) == {}
+    assert published_comparisons(run(**fields), row()) == {}
 
 
 def test_weights_named_by_a_path_may_be_others():
     local = row(options={"weights": "/models/titok.safetensors"})
     assert row_key(local) == "titok"
-    assert beside(run(), local) == {}
+    assert published_comparisons(run(), local) == {}
 
 
 def test_another_option_makes_another_row():
     assert row_key(row("lactok-h", options={"input_size": 224})) == "lactok-h[input_size=224]"
-    assert beside(run(), row("flextok", options={"steps": 5})) == {}
+    assert published_comparisons(run(), row("flextok", options={"steps": 5})) == {}
 
 
-def test_a_small_difference_of_rfid_at_few_pictures_is_no_evidence():
+def test_a_small_difference_of_rfid_at_few_images_is_no_evidence():
     figure = PublishedFigure(1, "X", "x", "coco-val2017", "rFID", "10.80", 10.8, "measured", "", "a paper", "")
     at = {"low": 10.9, "high": 11.1}
     assert "no evidence" in compared(Value(11.0, count=5000, **at), figure).verdict
@@ -236,7 +236,8 @@ def test_a_small_difference_of_rfid_at_few_pictures_is_no_evidence():
     assert compared(Value(11.0, count=5000, **at), replace(figure, metric="PSNR")).verdict == "beyond the interval"
 
 
-def test_rfid_warns_of_few_pictures():
+def test_rfid_warns_of_few_images():
+    Rfid = registry.load("metrics", "rfid")
     assert "differences under 0.3 at N = 5000 are not evidence" in Rfid().note(5000)
     assert "evidence" not in Rfid().note(5001)
     assert Rfid().note(50_000) == ""
@@ -257,7 +258,7 @@ def test_a_runs_own_table_and_report_have_the_published_figures():
 def test_a_miniature_has_no_published_columns():
     mini = run(scale="mini")
     assert not [c for c in raw_frame(mini) if c.endswith("_published")]
-    assert "Beside the paper" not in render_report(mini)
+    assert "Comparison with published figures" not in render_report(mini)
 
 
 # --- putting a table together
@@ -266,12 +267,12 @@ def test_a_miniature_has_no_published_columns():
 def test_lpips_stands_beside_alexnets():
     measured = row()
     measured.cells["LPIPS-alex"] = Value(0.48, 0.47, 0.49, count=50_000)
-    assert beside(run(measured), measured)["LPIPS-alex"].figure.printed == "0.49"
+    assert published_comparisons(run(measured), measured)["LPIPS-alex"].figure.printed == "0.49"
     assert cells(table(run(measured)), "titok")["ImageNet", "LPIPS"].published == "0.49"
 
 
 @pytest.mark.parametrize("name", PAPER_TABLES)
-def test_without_runs_every_figure_is_lacking_with_a_command_that_can_be_given(name: str):
+def test_without_runs_every_figure_is_missing_with_a_command_that_can_be_given(name: str):
     made = table(name=name)
     assert made.measured == 0
     assert all(cell.text == NOT_MEASURED and cell.notes for line in made.rows for cell in line.cells)
@@ -321,13 +322,13 @@ def test_protocols_are_never_mixed():
 
 
 def test_a_newer_trial_on_few_pictures_does_not_replace_the_whole():
-    trial = run(row(rfid=99.0), day=2, pictures=64, dataset_fingerprint="g")
+    trial = run(row(rfid=99.0), day=2, items=64, dataset_fingerprint="g")
     made = table(run(day=1), trial)
     assert titok_rfid(made).text == "2.410"
-    assert made.left_out == ["run-02: 64 other pictures of imagenet-val"]
+    assert made.left_out == ["run-02: 64 other images of imagenet-val"]
     alone = table(trial)
     assert titok_rfid(alone).published == "", "64 pictures do not compare"
-    assert alone.warnings == ["64 pictures of imagenet-val; the paper has 50,000"]
+    assert alone.warnings == ["64 images of imagenet-val; the paper has 50,000"]
 
 
 def test_weights_by_path_are_marked_and_miniatures_stay_out():
@@ -340,7 +341,7 @@ def test_weights_by_path_are_marked_and_miniatures_stay_out():
 
 def test_table_five_has_a_row_a_size():
     sizes = [row("lactok-h", options={"input_size": s} if s != 256 else {}) for s in (224, 256, 288)]
-    made = table(run(*sizes, dataset="mjhq-5k", pictures=5000), name="table5")
+    made = table(run(*sizes, dataset="mjhq-5k", items=5000), name="table5")
     assert [(r.label, r.cells[0].text) for r in made.rows] == [
         (f"LacTok-H, {tokens} tokens", "2.410") for tokens in (192, 256, 324)
     ]
@@ -392,7 +393,7 @@ def store(out: Path, *runs: RunRecord) -> Path:
     return out
 
 
-def test_the_command_writes_the_table_and_says_what_is_lacking(tmp_path: Path, capsys):
+def test_the_command_writes_the_table_and_says_what_is_missing(tmp_path: Path, capsys):
     store(tmp_path, run(day=1), run(row("flextok"), day=2))
     broken = tmp_path / "runs" / "broken"
     broken.mkdir()
@@ -401,7 +402,7 @@ def test_the_command_writes_the_table_and_says_what_is_lacking(tmp_path: Path, c
     shown = capsys.readouterr()
     assert "2.410 ±0.050" in shown.out
     assert "52 of 56 figures are not measured" in shown.err
-    assert "broken/run.json can't be read" in shown.err
+    assert "broken/run.json is no JSON" in shown.err
     assert {p.name for p in (tmp_path / "tables").iterdir()} == {"table1.md", "table1.tex", "table1.html"}
 
 
@@ -411,8 +412,22 @@ def test_a_whole_table_exits_0(tmp_path: Path):
         one.cells["SSIM"] = one.cells["LPIPS-alex"] = Value(0.5, 0.4, 0.6, count=50_000)
     store(tmp_path, run(*rows))
     assert main(["table1", "--out", str(tmp_path)]) == 1, "a half of it"
-    store(tmp_path, run(*rows, day=2, dataset="coco-val2017", dataset_fingerprint="g", pictures=5000))
+    store(tmp_path, run(*rows, day=2, dataset="coco-val2017", dataset_fingerprint="g", items=5000))
     assert main(["table1", "--out", str(tmp_path)]) == 0
+
+
+def test_where_no_run_can_be_read_the_reason_is_the_error(tmp_path: Path, capsys):
+    folder = tmp_path / "runs" / "old"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"suite": "table1", "rows": []}')
+    assert main(["table1", "--out", str(tmp_path)]) == 2
+    assert f"error: {folder / 'run.json'} has schema 1, of an earlier version" in capsys.readouterr().err
+    assert not (tmp_path / "tables").exists()
+
+
+def test_a_table_names_the_machine_that_measured_not_the_one_that_reports():
+    measured = row(origins=[Origin("a far GPU", 8, {}, "c0de")])
+    assert table(run(measured)).runs == ["run-01: 50,000 images of imagenet-val, 2025-01-01T00:00:00+00:00, a far GPU"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,23 +11,27 @@ from evals import record
 from evals.engine.run import Finished, contact_images
 from evals.engine.store import write_atomically
 from evals.report.contact import contact_sheet
-from evals.report.markdown import write_report
+from evals.report.markdown import traceback_name, write_report
 
 
 def write_run(finished: Finished, command: str) -> list[Path]:
     """Write everything that a reader of the run needs; returns the paths, the report first. Raises StoreError."""
     folder = finished.folder
     finished.record.command = command
-    paths = [folder / "contact.png", folder / "run.json"]
+    paths = [folder / "run.json"]
     write_atomically(folder / "per_image.parquet", _parquet(per_image_frame(finished)))
     references, rows = contact_images(finished)
-    buffer = io.BytesIO()
-    contact_sheet(references, rows).save(buffer, format="PNG")
-    write_atomically(folder / "contact.png", buffer.getvalue())
+    if references or rows:
+        buffer = io.BytesIO()
+        contact_sheet(references, rows).save(buffer, format="PNG")
+        write_atomically(folder / "contact.png", buffer.getvalue())
+        paths.insert(0, folder / "contact.png")
+    else:  # none of an earlier attempt is shown in its place
+        (folder / "contact.png").unlink(missing_ok=True)
     write_atomically(folder / "run.json", record.to_json(finished.record).encode())
     for row in finished.record.rows:
         if row.trace:
-            paths.append(folder / f"traceback-{re.sub(r'[^A-Za-z0-9._-]+', '_', row.label)}.txt")
+            paths.append(folder / traceback_name(row))
             write_atomically(paths[-1], row.trace.encode())
     return [*write_report(finished.record, folder), *paths]
 

@@ -1,7 +1,7 @@
 """The paper's reconstruction tables (1, 2, 4, 5) put together from the newest runs that fit each other.
 
 The layout (rows, columns, published figures) is that of evals/published. All figures of a table come from one protocol,
-and all of a dataset from the same pictures; what was measured otherwise is left out and named.
+and all of a dataset from the same images; what was measured otherwise is left out and named.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from evals import record
 from evals.published.tables import PublishedFigure, published
 from evals.record import ColumnRecord, RowRecord, RunRecord
-from evals.report.beside import Beside, beside, incomparable_row, incomparable_run, row_key
-from evals.report.table import interval_text, number_text, one_line
+from evals.report.comparison import incomparable_row, incomparable_run, published_comparisons, row_key
+from evals.report.table import devices_text, interval_text, number_text, one_line
 from evals.suites.catalog import PAPER_TABLES, Suite
 
 NOT_MEASURED = "not measured"
@@ -93,12 +93,15 @@ class _Notes:
 
 def read_runs(out: Path) -> tuple[list[Found], list[str]]:
     """All runs below OUT/runs, the newest first, and a line for each record that can't be read."""
-    found, unreadable = [], []
+    found: list[Found] = []
+    unreadable: list[str] = []
     for path in sorted(out.glob("runs/*/run.json")):
         try:
             found.append(Found(record.read(path), path.parent))
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            unreadable.append(f"{path} can't be read ({type(error).__name__}: {error})")
+        except record.RecordError as error:  # names its file
+            unreadable.append(str(error))
+        except OSError as error:
+            unreadable.append(f"{path} can't be read: {error}")
     return sorted(found, key=lambda f: f.run.started, reverse=True), unreadable
 
 
@@ -106,9 +109,10 @@ def assemble(name: str, runs: Sequence[Found], protocol: str | None = None) -> P
     """The table `name` ("table1"...) from runs, the newest first.
 
     protocol: the hash to take; by default that of the newest run with a row of the table. Of each dataset the runs over
-    the largest set of pictures are taken, the newest of these where several sets are equally large.
+    the largest set of images are taken, the newest of these where several sets are equally large.
     """
     suite = PAPER_TABLES[name]
+    assert suite.table is not None
     figures = published(suite.table)
     rows = list(dict.fromkeys((f.row, f.tokenizer) for f in figures))
     columns = list(dict.fromkeys((f.dataset, f.metric) for f in figures))
@@ -118,7 +122,7 @@ def assemble(name: str, runs: Sequence[Found], protocol: str | None = None) -> P
     ]
     chosen_hash = protocol or (fitting[0].run.protocol_hash if fitting else "")
     chosen, left_out = _chosen(fitting, chosen_hash)
-    notes, warnings = _Notes(), {}
+    notes, warnings = _Notes(), dict[str, None]()
     by_key = {(f.tokenizer, f.dataset, f.metric): f for f in figures}
     lines = [_row(suite, label, key, columns, chosen, by_key, notes) for label, key in rows]
     for one in chosen:
@@ -144,18 +148,19 @@ def _has_rows(run: RunRecord, wanted: set[str]) -> bool:
 
 def _chosen(runs: list[Found], protocol: str) -> tuple[list[Found], list[str]]:
     """The runs that fit each other, the newest first, and a line for each that does not."""
-    taken, left_out = [], []
+    taken: list[Found] = []
+    left_out: list[str] = []
     best: dict[str, RunRecord] = {}
     for one in runs:
         run = one.run
-        if run.protocol_hash == protocol and (run.dataset not in best or run.pictures > best[run.dataset].pictures):
+        if run.protocol_hash == protocol and (run.dataset not in best or run.items > best[run.dataset].items):
             best[run.dataset] = run
     for one in runs:
         run = one.run
         if run.protocol_hash != protocol:
             left_out.append(f"{one.folder.name}: protocol {run.protocol['name']} ({run.protocol_hash})")
         elif run.dataset_fingerprint != best[run.dataset].dataset_fingerprint:
-            left_out.append(f"{one.folder.name}: {run.pictures:,} other pictures of {run.dataset}")
+            left_out.append(f"{one.folder.name}: {run.items:,} other {run.unit} of {run.dataset}")
         else:
             taken.append(one)
     return taken, left_out
@@ -163,7 +168,7 @@ def _chosen(runs: list[Found], protocol: str) -> tuple[list[Found], list[str]]:
 
 def _source(found: Found) -> str:
     run = found.run
-    return f"{found.folder.name}: {run.pictures:,} pictures of {run.dataset}, {run.started}, {run.device}"
+    return f"{found.folder.name}: {run.items:,} {run.unit} of {run.dataset}, {run.started}, {devices_text(run)}"
 
 
 def _row(
@@ -181,7 +186,7 @@ def _row(
         figure = figures[key, dataset, metric]
         found = newest[dataset]
         if found is None or found[1].status != "ok" or _unknown(found[1], figure.column):
-            cells.append(_lacking(suite.name, figure, found, notes))
+            cells.append(_missing_cell(suite.name, figure, found, notes))
         else:
             cells.append(_measured(*found, figure, notes))
     reasons = dict.fromkeys(incomparable_row(found[1]) for found in newest.values() if found)
@@ -199,7 +204,7 @@ def _unknown(row: RowRecord, metric: str) -> bool:
     return value is None or value.value is None or math.isnan(value.value)
 
 
-def _lacking(
+def _missing_cell(
     suite: str, figure: PublishedFigure, found: tuple[RunRecord, RowRecord] | None, notes: _Notes
 ) -> PaperCell:
     text = f"{NOT_MEASURED}: {command(suite, figure.tokenizer, figure.dataset)}"
@@ -218,7 +223,8 @@ def _measured(run: RunRecord, row: RowRecord, figure: PublishedFigure, notes: _N
     name = figure.column
     column = next((c for c in run.columns if c.name == name), ColumnRecord(name, None))
     value = row.cells[name]
-    one: Beside | None = beside(run, row).get(name)
+    one = published_comparisons(run, row).get(name)
+    assert value.value is not None
     numbers = [notes.number(value.note)] if value.note else []
     numbers += _of_figure(figure, notes) if one or figure.value is None else []
     return PaperCell(

@@ -1,6 +1,6 @@
-"""The paper's figure beside a measured one: the difference, and whether the measurement's interval covers it.
+"""Comparison with published figures: the difference, and whether the measurement's interval covers it.
 
-Only what can be compared is: published weights on the paper's pictures under the protocol `paper-1024`, on all of them.
+Only what can be compared is: published weights on all of the paper's images under the protocol `paper-1024`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 from evals.metrics.intervals import RFID_EVIDENCE, RFID_EVIDENCE_N
 from evals.published.tables import PublishedFigure, published
 from evals.record import RowRecord, RunRecord, Value
-from evals.tasks.protocol import Protocol
+from evals.tasks.protocol import ReconstructionProtocol
 from lactok import registry
 
 # The reconstruction tables; Tables 3 and 6 are of text-to-image systems.
 RECONSTRUCTION = (1, 2, 4, 5)
-# How many pictures the paper's datasets have.
-PICTURES = {"imagenet-val": 50_000, "coco-val2017": 5_000, "mjhq-5k": 5_000, "flux-5k": 5_000}
-# Datasets whose pictures the paper drew or made itself, without saying which: ours are others of the same kind.
-OTHER_PICTURES = ("mjhq-5k", "flux-5k")
+# How many images the paper's datasets have.
+IMAGES = {"imagenet-val": 50_000, "coco-val2017": 5_000, "mjhq-5k": 5_000, "flux-5k": 5_000}
+# Datasets whose images the paper drew or made itself, without saying which: ours are others of the same kind.
+OTHER_IMAGES = ("mjhq-5k", "flux-5k")
 
 
 @dataclass(frozen=True)
-class Beside:
+class Comparison:
     """figure: the published one; difference: measured less published; beyond: whether the published value lies outside
     the measured figure's 95 % interval, None without an interval; verdict: that in words."""
 
@@ -37,13 +37,17 @@ class Beside:
 
 
 @cache
-def paper_protocol() -> Protocol:
+def paper_protocol() -> ReconstructionProtocol:
     """The protocol that stands for the paper's."""
     from importlib.resources import files
 
     from omegaconf import OmegaConf
 
-    return Protocol(**OmegaConf.create((files("evals.conf") / "protocol" / "paper-1024.yaml").read_text()))
+    fields = OmegaConf.to_container(
+        OmegaConf.create((files("evals.conf") / "protocol" / "paper-1024.yaml").read_text())
+    )
+    assert isinstance(fields, dict)
+    return ReconstructionProtocol(**{str(name): value for name, value in fields.items()})
 
 
 def row_key(row: RowRecord) -> str:
@@ -56,24 +60,28 @@ def row_key(row: RowRecord) -> str:
 def _path_options(row: RowRecord) -> tuple[str, ...]:
     if not row.options:
         return ()
-    try:
-        return registry.load("tokenizers", row.name).path_options
-    except registry.RegistryError:  # a plugin that is no longer installed
-        return ("weights",)
+    for group in ("tokenizers", "generators"):
+        try:
+            return registry.load(group, row.name).path_options
+        except registry.RegistryError:
+            continue
+    return ("weights",)  # a plugin that is no longer installed
 
 
 def incomparable_run(run: RunRecord) -> str:
     """Why no row of a run compares with the paper, "" where rows may."""
     if run.scale != "paper" or run.config.get("weights") != "paper":
         return "a miniature"
+    if run.task != "reconstruction":
+        return f"task {run.task}; published figures are compared for reconstruction alone"
     if run.protocol_hash != paper_protocol().hash:
         return f"protocol {run.protocol['name']} ({run.protocol_hash}), not paper-1024 ({paper_protocol().hash})"
-    if run.dataset not in PICTURES:
-        return f"dataset {run.dataset} is none of the paper's ({', '.join(PICTURES)})"
-    if run.pictures != PICTURES[run.dataset]:
-        return f"{run.pictures:,} pictures of {run.dataset}; the paper has {PICTURES[run.dataset]:,}"
-    if run.dataset in OTHER_PICTURES:
-        return f"which pictures the paper's {run.dataset} holds is not known"
+    if run.dataset not in IMAGES:
+        return f"dataset {run.dataset} is none of the paper's ({', '.join(IMAGES)})"
+    if run.items != IMAGES[run.dataset]:
+        return f"{run.items:,} {run.unit} of {run.dataset}; the paper has {IMAGES[run.dataset]:,}"
+    if run.dataset in OTHER_IMAGES:
+        return f"which images the paper's {run.dataset} holds is not known"
     return ""
 
 
@@ -85,8 +93,8 @@ def incomparable_row(row: RowRecord) -> str:
     return ""
 
 
-def beside(run: RunRecord, row: RowRecord) -> dict[str, Beside]:
-    """By column name, what the paper has for a row's figures; empty where nothing can be compared."""
+def published_comparisons(run: RunRecord, row: RowRecord) -> dict[str, Comparison]:
+    """By column name, a row's figures compared with the paper's; empty where nothing can be compared."""
     if row.status != "ok" or incomparable_run(run) or incomparable_row(row):
         return {}
     figures = {figure.column: figure for figure in figures_of(row_key(row), run.dataset).values()}
@@ -108,8 +116,10 @@ def figures_of(key: str, dataset: str, tables: Iterable[int] = RECONSTRUCTION) -
     return found
 
 
-def compared(value: Value, figure: PublishedFigure) -> Beside:
+def compared(value: Value, figure: PublishedFigure) -> Comparison:
     """The measured value against a published one (both with a number)."""
+    assert value.value is not None
+    assert figure.value is not None
     difference = value.value - figure.value
     beyond = None if value.low is None or value.high is None else not value.low <= figure.value <= value.high
     small = figure.metric == "rFID" and (value.count or 0) <= RFID_EVIDENCE_N and abs(difference) < RFID_EVIDENCE
@@ -117,12 +127,12 @@ def compared(value: Value, figure: PublishedFigure) -> Beside:
         verdict = f"no evidence: under {RFID_EVIDENCE} at N = {value.count:,}" if value.count else "no evidence"
     else:
         verdict = {None: "no interval", True: "beyond the interval", False: "within the interval"}[beyond]
-    return Beside(figure, difference, beyond, verdict)
+    return Comparison(figure, difference, beyond, verdict)
 
 
 def raw_columns(run: RunRecord) -> list[dict[str, Any]]:
     """For each row, X_published, X_difference and X_beyond (1 or 0) of each column X that has a published figure."""
-    found = [beside(run, row) for row in run.rows]
+    found = [published_comparisons(run, row) for row in run.rows]
     names = dict.fromkeys(name for row in found for name in row)
     lines = []
     for row in found:
