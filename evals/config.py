@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evals.protocol import Protocol
+from lactok import registry
 from lactok.registry import unknown
 
 
@@ -20,8 +21,8 @@ class ConfigError(Exception):
 
 @dataclass
 class DatasetConfig:
-    """name: see `python -m evals list`; root: folder of the data, where the dataset needs one; expect: its number of
-    pictures, where a part of one of the paper's datasets is wanted."""
+    """name: see `python -m evals list`; root: folder or file of the data, where the dataset needs one; expect: its
+    number of items, where a part of a dataset of published size is wanted."""
 
     name: str = "photos"
     root: str | None = None
@@ -135,7 +136,12 @@ def _of_the_paper(overrides: list[str]) -> list[str]:
 
 
 def _allow_new_keys(override: str) -> str:
-    """A plugin's own keys and a protocol's unset fields are not in the YAML: Hydra wants `++` for them."""
+    """A plugin's own keys and a protocol's unset fields are not in the YAML: Hydra wants `++` for them.
+
+    `dataset=NAME` is short for `dataset.name=NAME`: its names are those of the registry, not of YAML files.
+    """
+    if override.startswith("dataset="):
+        return f"dataset.name={override.removeprefix('dataset=')}"
     return (
         f"++{override}"
         if override.startswith(("options.", "protocol.", "dataset.root=", "dataset.expect=", "slurm.more."))
@@ -155,6 +161,8 @@ def _check(config: RunConfig) -> None:
     for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes"):
         if getattr(config.slurm, name) < 1:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
+    if config.dataset.name not in (known := registry.entries("datasets")):
+        raise ConfigError(unknown("dataset", config.dataset.name, list(known)))
     if config.dataset.expect is not None and config.dataset.expect < 1:
         raise ConfigError(f"dataset.expect={config.dataset.expect}: expected a whole number of at least 1")
     if not 0 <= config.seed < 2**63:
@@ -173,7 +181,7 @@ def _explain(overrides: list[str], error: Exception) -> str:
         base = key.lstrip("+~")
         if base.split(".")[0] not in RunConfig.__dataclass_fields__:
             return unknown("key", base, list(RunConfig.__dataclass_fields__)) + "; see `python -m evals.run --help`"
-        if base in ("suite", "scale", "dataset", "protocol") and value not in (names := group_names(base)):
+        if base in ("suite", "scale", "protocol") and value not in (names := group_names(base)):
             return unknown(base, value, names)
         if base.startswith("dataset.") and base not in (
             known := [f"dataset.{k}" for k in DatasetConfig.__dataclass_fields__]

@@ -41,7 +41,9 @@ class Toy(Tokenizer):
 """
 
 
-def install_plugin(folder: Path, module: str, source: str, names: dict[str, str]) -> Path:
+def install_plugin(
+    folder: Path, module: str, source: str, names: dict[str, str], group: str = "lactok.tokenizers"
+) -> Path:
     """A third-party package as pip would lay it out: a module and its dist-info. names: entry name to attribute."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{module}.py").write_text(source)
@@ -49,7 +51,7 @@ def install_plugin(folder: Path, module: str, source: str, names: dict[str, str]
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
     points = "\n".join(f"{name} = {module}:{attribute}" for name, attribute in names.items())
-    (info / "entry_points.txt").write_text(f"[lactok.tokenizers]\n{points}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{points}\n")
     return folder
 
 

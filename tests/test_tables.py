@@ -8,7 +8,8 @@ import pytest
 
 from evals import record
 from evals.cli.report import main
-from evals.config import PAPER_TABLES, compose_config, group_names
+from evals.config import PAPER_TABLES, compose_config
+from evals.datasets.registry import dataset_names
 from evals.engine.rows import resolve_rows
 from evals.metrics.frechet import Rfid
 from evals.published.tables import PublishedFigure, published
@@ -80,7 +81,7 @@ def test_a_tables_scale_dataset_and_tokenizers_can_be_named():
 
 @pytest.mark.parametrize(("suite", "dataset"), PAPER_TABLES.items())
 def test_a_table_takes_its_own_dataset_where_none_is_named(suite: str, dataset: str):
-    assert dataset in group_names("dataset")
+    assert dataset in dataset_names()
     assert compose_config([f"suite={suite}", "dataset.root=/data"]).dataset.name == dataset
 
 
