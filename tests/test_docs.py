@@ -1,6 +1,8 @@
 """What the documentation shows is what runs."""
 
+import math
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -14,7 +16,7 @@ from skimage import data
 from evals.metrics.plan import metric_class
 from lactok import registry
 from tests.metrics_support import scores
-from tests.support import ROOT, evals, install_plugin, pictures, table
+from tests.support import ROOT, environment, evals, install_plugin, pictures, table
 
 
 def page(name: str) -> str:
@@ -84,6 +86,34 @@ def test_the_metric_of_the_docs_runs_as_written(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     found = table(out)["GMSD"]
     assert 0 == found["identity"] < found["resize-64"] < found["mean-colour"]
+
+
+def test_the_dataset_of_the_docs_is_listed_and_read_as_written(tmp_path: Path):
+    text = page("adding-a-dataset.md")
+    plugin, _, name = installed(tmp_path / "plugin", text, "datasets")
+    assert len(snippet(text, "python").splitlines()) < 30
+    done = evals("list", "datasets", plugins=(plugin,), module="evals")
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"{name} +40 computed gradients +yes", done.stdout)
+    code = (
+        "import sys; from pathlib import Path; from evals.datasets.base import DatasetRequest; "
+        "from evals.datasets.registry import open_dataset; "
+        f"dataset = open_dataset({name!r}, DatasetRequest(Path('unused'), limit=7)); "
+        "images = [dataset.read(item) for item in dataset.items]; "
+        "print(len({i.content_hash for i in dataset.items}), {i.shape for i in images}, 'torch' in sys.modules)"
+    )
+    read = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(plugin), capture_output=True, text=True
+    )
+    assert read.stdout.strip() == "7 {(64, 96, 3)} False", read.stderr
+
+
+def test_the_dataset_of_the_docs_is_measured(tmp_path: Path):
+    plugin, _, name = installed(tmp_path / "plugin", page("adding-a-dataset.md"), "datasets")
+    out = tmp_path / "out"
+    done = evals(f"dataset={name}", "limit=3", "tokenizers=identity", f"out={out}", "metrics=psnr", plugins=(plugin,))
+    assert done.returncode == 0, done.stderr
+    assert math.isinf(table(out).loc["identity", "PSNR"])
 
 
 def test_the_readme_opens_with_two_commands_that_do_all_set_up():
