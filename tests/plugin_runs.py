@@ -14,7 +14,6 @@ from torch.distributed import HashStore
 from evals.config import compose_config
 from evals.engine.ranks import Ranks
 from evals.record import RowRecord
-from evals.engine import run as engine
 from lactok import registry
 from tests.support import install_plugin
 

@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from evals.engine.seeds import image_seed
 
 from evals.datasets.base import Sample
 from evals.engine.batches import Batcher
 from evals.engine.checks import PluginError, check_codes, check_images
-from evals.engine.seeds import image_seed
 from evals.engine.job import CHUNK, Conditions, Keys, chunks_of
 from evals.tasks.protocol import Protocol
-from lactok.interface import Codes, TokenizerInfo
+from lactok.interface import TokenizerInfo
 
 INFO = TokenizerInfo("test", tokens_per_image=4, codebook_size=10, input_size=8, output_size=8)
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from evals.metrics.psnr import Psnr
 
 from evals.engine.batches import Batcher
 from evals.engine.progress import State
-from evals.metrics.psnr import Psnr
 from evals.engine.store import Cache
 from tests.plugin_runs import plugin, run
 from tests.support import TOY, pictures

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from evals.metrics.colour import Colour
 from evals.metrics.frechet import FdEffnet
 from evals.metrics.psnr import Psnr
 from evals.metrics.ssim import Ssim
+
 from evals.record import read, to_json
 from evals.run import publish
-from evals.engine import run as engine
 from tests.plugin_runs import plugin, rows, run
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 

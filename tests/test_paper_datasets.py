@@ -424,7 +424,6 @@ def test_configuration_takes_each_by_name():
 
 
 def test_a_run_on_the_coco_twin(tmp_path):
-    from evals.engine import run as engine
 
     root = twins.coco(tmp_path / "coco", "zip")
     overrides = ["dataset=coco-val2017", f"dataset.root='{root}'", "dataset.expect=12", f"out='{tmp_path / 'out'}'"]

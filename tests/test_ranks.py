@@ -17,9 +17,9 @@ from evals.config import ConfigError, compose_config
 from evals.engine import execute
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import RankError, Ranks, join
+from evals.engine.store import StoreError
 from evals.record import read
 from evals.run import main
-from evals.engine.store import StoreError
 from lactok import registry
 from tests.plugin_runs import together
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run

@@ -9,7 +9,6 @@ import pytest
 from evals.config import compose_config
 from evals.record import RunRecord, read
 from evals.run import publish
-from evals.engine import run as engine
 from lactok import registry
 from tests.support import TOY, install_plugin, pictures
 

@@ -13,7 +13,6 @@ from evals import store
 from evals.config import compose_config
 from evals.report.markdown import write_report
 from evals.run import main
-from evals.engine import run as engine
 from lactok import registry
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 

@@ -192,17 +192,17 @@ def _reduced(job: Job, run: ModelRun, ends: tuple[type[Exception], ...]) -> tupl
 def _name_failed_metrics(record: RunRecord, job: Job) -> None:
     """A line a metric that failed, with its reason; one that failed on every measured row has no columns."""
     measured = [run for run in job.runs if run.status == "ok"]
-    for plan in (*job.metrics.image, *job.metrics.sets):
-        of = plan.cls.features_of if issubclass(plan.cls, SetMetric) else plan.name
+    for metric in (*job.metrics.image, *job.metrics.sets):
+        of = metric.cls.features_of if issubclass(metric.cls, SetMetric) else metric.name
         errors = {r.row.label: reason for r in measured if (reason := job.why_not_scored(r, of))}
         if not errors:
             continue
         reason = next(iter(errors.values()))
         if len(errors) < len(measured):
-            record.missing_metrics.append(f"{plan.name}: not computed for {', '.join(errors)}: {reason}")
+            record.missing_metrics.append(f"{metric.name}: not computed for {', '.join(errors)}: {reason}")
             continue
-        record.missing_metrics.append(f"{plan.name}: {reason}")
-        names = {column.name for column in plan.cls.columns}
+        record.missing_metrics.append(f"{metric.name}: {reason}")
+        names = {column.name for column in metric.cls.columns}
         record.columns = [column for column in record.columns if column.name not in names]
         for row in record.rows:
             row.cells = {name: cell for name, cell in row.cells.items() if name not in names}
