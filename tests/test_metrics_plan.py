@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evals.cli.list import main as list_main
 from evals.config import ConfigError
 from evals.metrics import plan as planning
 from evals.metrics.base import ImageMetric, SetMetric
@@ -178,6 +179,16 @@ def test_third_party_metrics_that_can_not_be_used_are_named():
         assert reason in reasons.pop(name)
     assert reasons == {}
     assert columns(found) == ["PSNR", "PSNR-pooled", "fine", "SSIM"]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_the_list_names_what_is_broken(capsys: pytest.CaptureFixture):
+    assert list_main(["metrics"]) == 1
+    shown = capsys.readouterr().out
+    for name in ("psnr", "fine", *NAMES):
+        assert name in shown
+    assert "metric unreadable: ZeroDivisionError: no weights today" in shown
+    assert "metric no-embed: NoEmbed does not define embed" in shown
 
 
 def test_every_metric_is_what_it_says():

@@ -143,10 +143,11 @@ def _metrics() -> int:
             needs, here, reasons = _here(cls.weights())
             missing += reasons
             table.add_row(name, cls.summary, entry.distribution, needs, here)
-        except (registry.RegistryError, UnusableMetric) as error:
+        except Exception as error:  # a plugin may fail in any way; the others are listed
             broken = 1
             table.add_row(name, "?", entry.distribution, "?", "broken")
-            missing.append(f"metric {name}: {error}")
+            told = isinstance(error, (registry.RegistryError, UnusableMetric))
+            missing.append(f"metric {name}: {error if told else f'{type(error).__name__}: {error}'}")
     _show(table)
     _show_missing(missing)
     return broken
