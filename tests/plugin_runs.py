@@ -12,6 +12,7 @@ from types import ModuleType
 from torch.distributed import HashStore
 
 from evals.config import compose_config
+from evals.engine import run as engine
 from evals.engine.ranks import Ranks
 from evals.record import RowRecord
 from lactok import registry
@@ -31,13 +32,13 @@ def plugin(folder: Path, source: str, names: dict[str, str], module: str = "test
         sys.modules.pop(module, None)
 
 
-def together(given: list[str], store: HashStore | None = None) -> tuple[recon.Finished, list[BaseException]]:
+def together(given: list[str], store: HashStore | None = None) -> tuple[engine.Finished, list[BaseException]]:
     """Rank 0's result of a run by two ranks, and what ended rank 1."""
     store, errors = store or HashStore(), []
 
     def assist() -> None:
         try:
-            recon.assist(compose_config(given), Ranks(1, 2, 1, store))
+            engine.assist(compose_config(given), Ranks(1, 2, 1, store))
         except BaseException as error:
             errors.append(error)
 
@@ -46,7 +47,7 @@ def together(given: list[str], store: HashStore | None = None) -> tuple[recon.Fi
     other = threading.Thread(target=assist, name="rank-1")
     other.start()
     try:
-        return recon.run(config, quiet=True, ranks=Ranks(0, 2, 0, store)), errors
+        return engine.run(config, quiet=True, ranks=Ranks(0, 2, 0, store)), errors
     finally:
         other.join(60)
         assert not other.is_alive(), "rank 1 was left behind"
@@ -57,15 +58,15 @@ def given(data: Path, out: Path, *more: str) -> list[str]:
     return ["dataset=folder", f"dataset.root='{data}'", f"out='{out}'", "calibration=false", *more]
 
 
-def run(data: Path, out: Path, *more: str, ranks: int = 1) -> recon.Finished:
+def run(data: Path, out: Path, *more: str, ranks: int = 1) -> engine.Finished:
     """A run of one process, or of two ranks."""
     if ranks == 1:
-        return recon.run(compose_config(given(data, out, *more)), quiet=True)
+        return engine.run(compose_config(given(data, out, *more)), quiet=True)
     finished, errors = together(given(data, out, *more))
     assert errors == []
     return finished
 
 
-def rows(finished: recon.Finished) -> dict[str, RowRecord]:
+def rows(finished: engine.Finished) -> dict[str, RowRecord]:
     """The run's rows by label."""
     return {row.label: row for row in finished.record.rows}

@@ -11,7 +11,7 @@ from evals.engine.batches import Batcher
 from evals.engine.checks import PluginError, check_codes, check_images
 from evals.engine.job import CHUNK, Conditions, Keys, chunks_of
 from evals.tasks.protocol import Protocol
-from lactok.interface import TokenizerInfo
+from lactok.interface import Latents, TokenizerInfo, Tokens
 
 INFO = TokenizerInfo("test", tokens_per_image=4, codebook_size=10, input_size=8, output_size=8)
 CPU = torch.device("cpu")

@@ -13,6 +13,7 @@ from evals.metrics.frechet import FdEffnet
 from evals.metrics.psnr import Psnr
 from evals.metrics.ssim import Ssim
 
+from evals.engine import run as engine
 from evals.record import read, to_json
 from evals.run import publish
 from tests.plugin_runs import plugin, rows, run
@@ -183,7 +184,7 @@ def test_nan_fails_the_row_by_name(tmp_path: Path, data: Path, monkeypatch: pyte
 
 @pytest.mark.usefixtures("installed")
 def test_a_row_that_can_not_be_reduced_fails_alone(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
-    reduce_row = recon.reduce_row
+    reduce_row = engine.reduce_row
 
     def broken(job: object, work: object, *more: object) -> object:
         if work.row.name == "grey":
