@@ -46,7 +46,7 @@ from evals.engine import execute, run
 from evals.engine.environment import precision
 from evals.engine.execute import Job
 from evals.engine.store import Cache
-from evals.tasks.protocol import evaluation_picture, native_pictures, reconstruction, to_tensor
+from evals.tasks.protocol import evaluation_image, native_images, reconstruction, to_tensor
 
 PIXELS = ("psnr", "ssim")  # what the script computes with scikit-image
 
@@ -120,10 +120,10 @@ def script(job: Job, folder: Path, clock: Clock) -> None:
         for number, sample in enumerate(samples):
             with clock.part("wait for pictures"):
                 source = job.dataset.read(sample)
-                original = to_tensor([evaluation_picture(source, job.protocol)]).to(job.device)
+                original = to_tensor([evaluation_image(source, job.protocol)]).to(job.device)
             with precision(job.precision, job.device):
                 with clock.part("encode"):
-                    native = native_pictures(original, [source], tokenizer.info.input_size, job.protocol)
+                    native = native_images(original, [source], tokenizer.info.input_size, job.protocol)
                     codes = tokenizer.encode(native)
                 with clock.part("decode"):
                     seed = image_seed(job.keys.conditions.seed, 0, sample.content)

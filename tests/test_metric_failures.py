@@ -191,7 +191,7 @@ def test_a_row_that_can_not_be_reduced_fails_alone(tmp_path: Path, data: Path, m
             raise ZeroDivisionError("x")
         return reduce_row(job, work, *more)
 
-    monkeypatch.setattr(recon, "reduce_row", broken)
+    monkeypatch.setattr(engine, "reduce_row", broken)
     found = rows(run(data, tmp_path / "out", BOTH, "metrics=[psnr]"))
     assert found["toy"].status == "ok"
     assert "ZeroDivisionError: x" in found["grey"].error

@@ -14,36 +14,36 @@ from skimage import data
 
 from baselines.calibration.adapter import DownsampleBits, MeanColour, ThumbnailOptions
 from evals.engine import work
-from evals.tasks.protocol import Protocol, evaluation_picture, native_pictures, reconstruction, to_tensor
+from evals.tasks.protocol import ReconstructionProtocol, evaluation_image, native_images, reconstruction, to_tensor
 from lactok.interface import NoOptions
 from lactok.registry import load
 
 CPU = torch.device("cpu")
-MINI = Protocol("mini-128", eval_size=128, fit="squash", effnet_size=128)
+MINI = ReconstructionProtocol("mini-128", eval_size=128, fit="squash", effnet_size=128)
 
 
 @pytest.fixture(scope="module")
 def original() -> torch.Tensor:
     """uint8 (2, 3, 128, 128): the cat and the coffee cup."""
-    return to_tensor([evaluation_picture(p, MINI) for p in (data.chelsea(), data.coffee())])
+    return to_tensor([evaluation_image(p, MINI) for p in (data.chelsea(), data.coffee())])
 
 
 @pytest.fixture(scope="module")
 def small(original: torch.Tensor) -> torch.Tensor:
     """What comes back from 64 pixels: uint8 (2, 3, 128, 128)."""
-    return reconstruction(native_pictures(original, [], 64, MINI), MINI)
+    return reconstruction(native_images(original, [], 64, MINI), MINI)
 
 
 def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
-def test_evaluation_picture(original: torch.Tensor):
+def test_evaluation_image(original: torch.Tensor):
     assert (work.EVALUATION_STEP, digest(original.numpy())) == (1, EVALUATION)
 
 
 def test_native_picture(original: torch.Tensor):
-    native = native_pictures(original, [], 64, MINI)
+    native = native_images(original, [], 64, MINI)
     seen = [round(float(v), 6) for v in (native.mean(), native.std(), native[0, 0, 10, 20], native[1, 2, 40, 7])]
     assert work.ENCODE_STEP == 1
     assert seen == pytest.approx(NATIVE, rel=1e-5)
@@ -67,7 +67,7 @@ def test_calibration_rows(original: torch.Tensor):
 def test_miniatures(name: str, original: torch.Tensor):
     cls = load("tokenizers", name)
     with torch.inference_mode():
-        ids = cls(cls.Options(), CPU).encode(native_pictures(original, [], 64, MINI)).ids
+        ids = cls(cls.Options(), CPU).encode(native_images(original, [], 64, MINI)).ids
     version, want = IDS[cls.__name__]
     assert cls.version == version
     different = int((ids.ravel() != torch.tensor([int(i) for i in want.split()])).sum())
