@@ -40,7 +40,7 @@ from benchmarks.tokenizer_networks import TOKENIZERS
 from evals.config import compose_config
 from evals.engine.environment import choose_device, describe_device
 from lactok import registry
-from lactok.features import inception, lpips
+from lactok.feature_extractors import inception, lpips
 from lactok.interface import Tokenizer
 from lactok.weights import LocalWeights
 

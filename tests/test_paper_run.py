@@ -12,26 +12,26 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from baselines.flextok.adapter import FlexTokD18D28
-from baselines.llamagen.adapter import LlamaGen
-from baselines.llamagen.keymap import to_official
-from baselines.seedtok.adapter import SeedTok
-from baselines.seedtok.conformance import case_config, case_weights
-from baselines.titok.adapter import TiTokS128
-from baselines.titok.keymap import meta_model as meta_titok
-from baselines.titok.keymap import official_name
+from baselines.tokenizers.flextok.adapter import FlexTokD18D28
+from baselines.tokenizers.llamagen.adapter import LlamaGen
+from baselines.tokenizers.llamagen.keymap import to_official
+from baselines.tokenizers.seedtok.adapter import SeedTok
+from baselines.tokenizers.seedtok.conformance import case_config, case_weights
+from baselines.tokenizers.titok.adapter import TiTokS128
+from baselines.tokenizers.titok.keymap import meta_model as meta_titok
+from baselines.tokenizers.titok.keymap import official_name
 from evals.cli.report import main as report
 from evals.record import read
 from evals.run import main as evals
 from lactok.conformance import CaseFolder
-from lactok.features import inception, lpips
+from lactok.feature_extractors import inception, lpips
 from lactok.models.autoencoder import AutoencoderConfig
 from lactok.models.lactok import meta_model as meta_lactok
 from lactok.models.ladd import LatentDecoderConfig
 from lactok.models.ladd_keymap import plain_shapes, published_shapes
 from lactok.models.vq import VQConfig, VQModel
 from lactok.seeded import TensorSpec, manifest_of, seeded_state_dict
-from lactok.systems import tokenizer as systems
+from lactok.tokenizers import published
 from lactok.weights import LocalWeights
 from tests import flextok_support, ladd_support, twins
 from tests.seed_support import write_checkpoints, write_painter
@@ -97,8 +97,8 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def lactoks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The same for LacTok's four."""
-    monkeypatch.setattr(systems._Published, "CONFIG", LACTOK)
-    monkeypatch.setattr(systems._Published, "LORA", ladd_support.LORA)
+    monkeypatch.setattr(published._Published, "CONFIG", LACTOK)
+    monkeypatch.setattr(published._Published, "LORA", ladd_support.LORA)
     released, trained = (
         seeded_lactok(tmp_path / name, wrapped)
         for name, wrapped in (("LaCTok-T.pth", True), ("lactok.safetensors", False))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import lactok_training as benchmark
-from lactok.features import lpips
+from lactok.feature_extractors import lpips
 
 CPU = torch.device("cpu")
 
