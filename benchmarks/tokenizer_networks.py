@@ -16,26 +16,23 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.tokenizers.autoencoder_kl.adapter import SDXLVAE, SDXLVAEOptions, build
-from baselines.tokenizers.flextok import keymap as flextok_keymap
 from baselines.tokenizers.flextok.adapter import FlexTokD18D28, FlexTokOptions
 from baselines.tokenizers.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
 from baselines.tokenizers.flextok.model import FlexTok
-from baselines.tokenizers.llamagen import keymap as llamagen_keymap
 from baselines.tokenizers.llamagen.adapter import LlamaGen, LlamaGenOptions
-from baselines.tokenizers.seedtok import keymap as seedtok_keymap
 from baselines.tokenizers.seedtok import unclip
 from baselines.tokenizers.seedtok.adapter import SeedTok, SeedTokOptions
-from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, ViTConfig
-from baselines.tokenizers.titok import keymap as titok_keymap
+from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, SeedModel, ViTConfig
 from baselines.tokenizers.titok.adapter import TiTokOptions, TiTokS128
 from baselines.tokenizers.titok.model import TiTok, TiTokConfig
 from baselines.tokenizers.titok.vit import ViTSize
 from lactok.interface import Tokenizer
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import LacTok, LacTokConfig, meta_model
+from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
 from lactok.models.vq import VQConfig, VQModel
 from lactok.seeded import manifest_of, seeded_state_dict
+from lactok.state_dict import meta_skeleton
 from lactok.tokenizers.published import LacTokH, LacTokOptions, LacTokT, LacTokTOptions
 from lactok.train.simulate import CudaKernels
 
@@ -68,7 +65,7 @@ def llamagen(quick: bool, device: torch.device) -> Subject:
         CONFIG = config
 
         def _load(self) -> tuple[VQModel, int, None]:
-            return seeded(llamagen_keymap.meta_model(config)), self.options.input_size, None
+            return seeded(meta_skeleton(VQModel, config)), self.options.input_size, None
 
     tokenizer = Seeded(LlamaGenOptions(input_size=side), device)
     return Subject(tokenizer, side, (tokenizer.model.encoder, tokenizer.model.decoder))
@@ -92,7 +89,7 @@ def titok(quick: bool, device: torch.device) -> Subject:
 
     class Seeded(TiTokS128):
         def _load(self) -> tuple[TiTok, None]:
-            return seeded(titok_keymap.meta_model(config)), None
+            return seeded(meta_skeleton(TiTok, config)), None
 
     tokenizer = Seeded(TiTokOptions(), device)
     model = tokenizer.model
@@ -108,7 +105,7 @@ def flextok(quick: bool, device: torch.device) -> Subject:
 
     class Seeded(FlexTokD18D28):
         def _load(self) -> FlexTok:
-            return seeded(flextok_keymap.meta_model(config))
+            return seeded(meta_skeleton(FlexTok, config))
 
     options = FlexTokOptions(keep_ids=8, steps=2) if quick else FlexTokOptions()
     tokenizer = Seeded(options, device)
@@ -164,7 +161,7 @@ def seedtok(quick: bool, device: torch.device) -> Subject:
         def __init__(self, options: SeedTokOptions, device: torch.device) -> None:
             Tokenizer.__init__(self, options, device)
             self.sampling = unclip.Sampling(options.steps, options.guidance_scale, options.noise_level)
-            self.model = seeded(seedtok_keymap.meta_model(config)).to(device)
+            self.model = seeded(meta_skeleton(SeedModel, config)).to(device)
             self.unclip = unclip_pipeline(quick, config.image_features_dim).to(device)
 
     tokenizer = Seeded(SeedTokOptions(steps=2) if quick else SeedTokOptions(), device)
@@ -295,7 +292,7 @@ def _lactok_sizes(quick: bool) -> tuple[LacTokConfig, tuple[int, int]]:
 
 def _seeded_lactok(config: LacTokConfig, device: torch.device) -> LacTok:
     """On a GPU in the layout in which its convolutions run on tensor cores without being transposed."""
-    model = seeded(meta_model(config))
+    model = seeded(meta_skeleton(build_lactok, config))
     return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
@@ -325,7 +322,7 @@ class DecodeFlops:
 @torch.no_grad()
 def decode_flops(config: LacTokConfig, side: int, codes_side: int) -> DecodeFlops:
     """Counted on the meta device, with fused attention, for pictures of `side` pixels from codes_side^2 ids."""
-    model = meta_model(config).eval()
+    model = meta_skeleton(build_lactok, config).eval()
     latents = torch.empty(1, *config.latent_shape(side), device="meta")
     codes = torch.empty(1, config.vq.codebook_embed_dim, codes_side, codes_side, device="meta")
     with FlopCounterMode(display=False) as counter, CudaKernels(autocast=False):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lactok.checkpoint_file import CheckpointMetadata
-from lactok.models.patches import nearest_init
+from lactok.models.vq import nearest_init
 from lactok.tokenizers.miniature import Miniature
 
 if TYPE_CHECKING:

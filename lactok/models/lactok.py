@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
@@ -84,12 +83,6 @@ class LacTok(nn.Module):
         return self.vae.decode((latents / self.config.autoencoder.scaling_factor).to(dtype)).sample.float()
 
 
-def build(config: LacTokConfig) -> LacTok:
+def build_lactok(config: LacTokConfig) -> LacTok:
     """All parts anew; on the current default device."""
     return LacTok(config, VQEncoder(config.vq), LatentDecoder(config.decoder), build_autoencoder(config.autoencoder))
-
-
-def meta_model(config: LacTokConfig) -> LacTok:
-    """A `LacTok` without memory, to be filled by `ladd_keymap.load_official` or `load_state_dict(assign=True)`."""
-    with torch.device("meta"):
-        return build(config)

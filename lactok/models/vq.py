@@ -1,7 +1,7 @@
 """The convolutional VQ tokenizer of LlamaGen (arXiv 2406.06525), whose encoder and quantizer LacTok takes over.
 
 Stock diffusers `Encoder` and `Decoder` with attention at the lowest resolution only compute the published network;
-lactok/models/vq_keymap.py names its checkpoint's tensors. `patch_size` > 1 puts a pixel-unshuffle in front and its
+lactok/models/vq_state_dict.py names its checkpoint's tensors. `patch_size` > 1 puts a pixel-unshuffle in front and its
 mirror at the end, which keeps a miniature off full-resolution convolutions.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from lactok.models.patches import nearest_init
 from lactok.models.quantizer import QuantizerLosses, VectorQuantizer
 
 
@@ -183,3 +183,14 @@ def _set_dropout(network: nn.Module, share: float) -> None:
     for module in network.modules():
         if isinstance(module, ResnetBlock2D):
             module.dropout.p = share
+
+
+@torch.no_grad()
+def nearest_init(conv: nn.Conv2d, area: int) -> None:
+    """Make the `area` channels of each pixel-shuffle group alike: it then starts as nearest-neighbour up-sampling.
+
+    ICNR (arXiv 1707.02937): no checkerboard at the start of training. area 1 changes nothing.
+    """
+    assert conv.bias is not None, "a convolution without bias, expected one with it"
+    for tensor in (conv.weight, conv.bias):
+        tensor.copy_(tensor[::area].repeat_interleave(area, 0))

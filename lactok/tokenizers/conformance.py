@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from lactok.conformance import CaseError, CaseFolder, CheckLine, UnhandledCase, compare_floats, compare_ids, failure
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import LacTok, LacTokConfig, build, meta_model
+from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
+from lactok.models.lactok_state_dict import PEFT, LacTokStateDict
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
-from lactok.models.ladd_keymap import PEFT, load_official, load_unmerged
 from lactok.models.lora import BASE, LoRAConfig, add_lora
 from lactok.models.samplers import NoiseSchedule, consistency_sampler
 from lactok.models.vq import VQConfig
+from lactok.state_dict import meta_skeleton
 from lactok.weights import CheckpointMismatch
 
 _INPUTS = (
@@ -129,9 +130,9 @@ def case_weights(case: CaseFolder) -> dict[str, Tensor]:
 def unmerged_model(config: LacTokConfig, lora: LoRAConfig, state: Mapping[str, Tensor]) -> LacTok:
     """The network with its adapters apart, as peft runs them."""
     with torch.device("meta"):
-        model = build(config)
+        model = build_lactok(config)
         add_lora(model.decoder.unet, lora)
-    return load_unmerged(model, state).eval()
+    return LacTokStateDict(lora).load_unmerged(model, state).eval()
 
 
 @torch.no_grad()
@@ -183,7 +184,7 @@ class _Checks:
         self.scale, self.timesteps = case.setting("cond_scale"), tuple(case.setting("timesteps"))
         state = case_weights(case)
         self._bases = {name: state[key] for name, key in case.config.get("merged_weight_keys", {}).items()}
-        self.model = load_official(meta_model(self.config), state, self.lora).eval()
+        self.model = LacTokStateDict(self.lora).load(meta_skeleton(build_lactok, self.config), state).eval()
         self._inside: dict[str, Tensor] | None = None
         self._sampled: dict[str, Tensor] | None = None
 
@@ -311,7 +312,7 @@ def _manifest_lines(case: CaseFolder) -> Iterator[CheckLine]:
     state = {name: torch.empty(spec.shape, device="meta") for name, spec in above.manifest().items()}
     count = len(state)
     try:
-        load_official(meta_model(case_config(above)), state, case_lora(above))
+        LacTokStateDict(case_lora(above)).load(meta_skeleton(build_lactok, case_config(above)), state)
     except CheckpointMismatch as error:
         yield failure("manifest.json", error)
     else:

@@ -5,14 +5,16 @@ The loop (lactok/train/loop.py) owns everything else: data, optimizer, precision
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
+from lactok.checkpoint_file import CheckpointMetadata, save_checkpoint
 from lactok.interface import TrainingCompute
 from lactok.weights import WeightsSource
 
@@ -124,3 +126,21 @@ def checkpoint_names(recipe: Recipe) -> list[str]:
     """Names in the state dict that a training checkpoint holds: trained parameters, and buffers outside `frozen`."""
     parameters = {name: p.requires_grad for name, p in recipe.named_parameters()}
     return [n for n in recipe.state_dict() if not n.startswith("frozen.") and parameters.get(n, True)]
+
+
+def export_model(path: Path, model: nn.Module, config: Any, provenance: Provenance) -> None:
+    """Weights of `model`, which `config` (a dataclass of JSON values) describes, with what the run knows of itself."""
+    export_state(path, model.state_dict(), config, provenance)
+
+
+def export_state(path: Path, state: Mapping[str, Tensor], config: Any, provenance: Provenance) -> None:
+    """As `export_model`, for tensors by name."""
+    metadata = CheckpointMetadata(
+        config=dataclasses.asdict(config),
+        image_size=provenance.image_size,
+        training=provenance.training,
+        recipe=provenance.recipe,
+        code_revision=provenance.code_revision,
+        data=provenance.training.data or "",
+    )
+    save_checkpoint(path, state, metadata)

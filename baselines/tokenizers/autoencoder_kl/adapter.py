@@ -17,6 +17,8 @@ from torch import Tensor
 
 from lactok.interface import Latents, Tokenizer, TokenizerInfo, TrainingCompute
 from lactok.models import autoencoder
+from lactok.state_dict import meta_skeleton
+from lactok.tokenizers.checks import require_latents
 from lactok.tokenizers.miniature import LICENCE
 from lactok.weights import (
     CheckpointMismatch,
@@ -84,8 +86,7 @@ def build(config: Mapping[str, Any]) -> AutoencoderKL:
 
     if config.get("_class_name") != "AutoencoderKL":
         raise WeightsError(f"_class_name is {config.get('_class_name')!r}, expected 'AutoencoderKL'")
-    with torch.device("meta"):
-        return AutoencoderKL.from_config(dict(config))
+    return meta_skeleton(AutoencoderKL.from_config, dict(config))
 
 
 def current_names(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -159,10 +160,7 @@ class AutoencoderKLTokenizer(Tokenizer):
 
         Raises ValueError for anything else than latents of its own number of channels.
         """
-        latents, channels = encoded.values, self.model.config.latent_channels
-        if latents is None or latents.ndim != 4 or latents.shape[1] != channels:
-            seen = "ids" if latents is None else f"latents of shape {tuple(latents.shape)}"
-            raise ValueError(f"{seen}, expected latents of shape (B, {channels}, h, w)")
+        latents = require_latents(encoded, self.model.config.latent_channels)
         return (self.model.decode(latents).sample.float() + 1) / 2
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +14,13 @@ from torch import Tensor
 
 from baselines.tokenizers.flextok.checkpoint_config import parse_config, read_config
 from baselines.tokenizers.flextok.config import FlexTokConfig, VAEConfig, published, shape_differences
-from baselines.tokenizers.flextok.keymap import load_official, meta_model
 from baselines.tokenizers.flextok.model import FlexTok
 from baselines.tokenizers.flextok.sampler import Sampling, image_noise
+from baselines.tokenizers.flextok.state_dict import FlexTokStateDict
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models import autoencoder
+from lactok.state_dict import errors_name, meta_skeleton
+from lactok.tokenizers.checks import require_ids, require_images, require_seeds
 from lactok.tokenizers.miniature import LICENCE, Miniature
 from lactok.weights import (
     CheckpointMismatch,
@@ -120,12 +121,7 @@ class FlexTokTokenizer(Tokenizer):
 
         Raises ValueError for another size.
         """
-        size = self.model.config.image_size
-        if images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}); "
-                "the protocol resizes to info.input_size"
-            )
+        require_images(images, self.model.config.image_size)
         noise = None
         if self.options.posterior_seed is not None:
             seeds = [picture_seed(image, self.options.posterior_seed) for image in images]
@@ -143,20 +139,15 @@ class FlexTokTokenizer(Tokenizer):
         Image i starts from noise of seeds[i] alone. Raises ValueError for ids or lengths that are none.
         """
         ids, keep = self._checked(tokens)
-        if len(seeds) != len(ids):
-            raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
+        require_seeds(seeds, len(ids))
         noise = torch.stack([image_noise(seed, self._latent_shape) for seed in seeds]).to(ids.device)
         latents = self.model.decode_latents(ids, keep, noise, self.sampling)
         return (self.model.pictures_of(latents) + 1) / 2
 
     def _checked(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Ids (B, n), and how many of each count (B,)."""
-        ids, most, size = tokens.ids, self.model.config.registers, self.model.config.vocabulary
-        if ids is None or ids.ndim != 2 or not 1 <= ids.shape[1] <= most:
-            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
-            raise ValueError(f"{seen}, expected ids of shape (B, n) with n from 1 to {most}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1}")
+        config = self.model.config
+        ids = require_ids(tokens, config.registers, config.vocabulary, prefixes=True)
         if tokens.lengths is None:
             return ids, torch.full((len(ids),), ids.shape[1], device=ids.device)
         keep = tokens.lengths
@@ -197,7 +188,7 @@ class FlexTokD18D28(FlexTokTokenizer):
         """The sizes that the checkpoint states, which must be those of the published one."""
         path, *config_paths = [locate(source) for source in self.weights(self.options)]
         tree = read_config(config_paths[0] if config_paths else None, path)
-        with named(config_paths[0] if config_paths else path):
+        with errors_name(config_paths[0] if config_paths else path):
             config = parse_config(tree, self.EXPECTED.vae, self.options.vae_scaling_factor)
             if differences := shape_differences(config, self.EXPECTED):
                 raise CheckpointMismatch(
@@ -208,17 +199,8 @@ class FlexTokD18D28(FlexTokTokenizer):
 
     def _load(self) -> FlexTok:
         config, path = self._read_config(), locate(self.weights(self.options)[0])
-        with named(path):
-            return load_official(meta_model(config), load_state_dict(path))
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Put the file's name before the message of a CheckpointMismatch."""
-    try:
-        yield
-    except CheckpointMismatch as error:
-        raise CheckpointMismatch(f"{path}: {error}") from error
+        with errors_name(path):
+            return FlexTokStateDict().load(meta_skeleton(FlexTok, config), load_state_dict(path))
 
 
 class FlexTokD12D12(FlexTokD18D28):

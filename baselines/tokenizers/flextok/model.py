@@ -1,7 +1,7 @@
 """FlexTok (arXiv 2502.13967): VAE latents -> registers -> ids, and a rectified-flow model back from any prefix of ids.
 
-Ported from a description of the published code (apple/ml-flextok); keymap.py beside this file names its checkpoints'
-tensors. Latents are (B, C, S, S), scaled; a picture's N ids are ordered, and the first k of them stand for it alone.
+Ported from a description of the published code (apple/ml-flextok); state_dict.py names its checkpoints' tensors.
+Latents are (B, C, S, S), scaled; a picture's N ids are ordered, and the first k of them stand for it alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from baselines.tokenizers.flextok.transformer import (
     unpatchify,
 )
 from lactok.models.autoencoder import build_autoencoder
-from lactok.models.finite import require_finite
+from lactok.models.quantizer import require_finite
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

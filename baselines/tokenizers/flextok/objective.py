@@ -22,10 +22,9 @@ from baselines.tokenizers.flextok.transformer import Block, ModulatedBlock
 from lactok.models.autoencoder import load_mini_autoencoder
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import codebook_statistics
-from lactok.train.export import export_model
+from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, uniform
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

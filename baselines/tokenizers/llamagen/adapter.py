@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from baselines.tokenizers.llamagen.keymap import load_official, meta_model
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models.vq import VQConfig, VQModel
+from lactok.models.vq_state_dict import NESTED, VQStateDict
+from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
+from lactok.tokenizers.checks import require_ids, require_images
 from lactok.tokenizers.miniature import LICENCE, Miniature
-from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate, override
+from lactok.weights import HubWeights, WeightsSource, load_state_dict, locate, override
 
 MINI = Miniature(
     "llamagen-mini.safetensors",
@@ -39,19 +40,6 @@ class LlamaGenMiniOptions:
     """weights: a local checkpoint instead of the one that ships with the package."""
 
     weights: str | None = None
-
-
-def official_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict inside a published checkpoint: under `ema`, else `model`, else `state_dict`, else the file itself.
-
-    That order is the published reconstruction script's. Raises WeightsError when what is found is no state dict.
-    """
-    key = next((k for k in ("ema", "model", "state_dict") if k in checkpoint), None)
-    state = checkpoint if key is None else checkpoint[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        where = "at its top level" if key is None else f"under {key!r}"
-        raise WeightsError(f"{path}: {where} stands something else than names with tensors; not a VQ checkpoint")
-    return state
 
 
 class _VQTokenizer(Tokenizer):
@@ -86,23 +74,13 @@ class _VQTokenizer(Tokenizer):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
         """Pictures (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
-        if images.shape[1:] != (3, self._size, self._size):
-            raise ValueError(
-                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {self._size}, {self._size}); "
-                "the protocol resizes to info.input_size"
-            )
+        require_images(images, self._size)
         return Tokens(self.model.encode(2 * images - 1).ids.flatten(1))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
         """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
-        ids = tokens.ids
-        if ids is None or ids.shape[1:] != (self._side**2,):
-            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
-            raise ValueError(f"{seen}, expected ids of shape (B, {self._side**2})")
-        size = self.model.config.codebook_size
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1}")
+        ids = require_ids(tokens, self._side**2, self.model.config.codebook_size)
         return (self.model.decode_ids(ids.view(-1, self._side, self._side)).float() + 1) / 2
 
 
@@ -123,11 +101,9 @@ class LlamaGen(_VQTokenizer):
     def _load(self) -> tuple[VQModel, int, TrainingCompute | None]:
         (source,) = self.weights(self.options)
         path = locate(source)
-        state = official_tensors(load_state_dict(path), path)
-        try:
-            model = load_official(meta_model(self.CONFIG), state)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from error
+        with errors_name(path):
+            state = find_state_dict(load_state_dict(path), NESTED)
+            model = VQStateDict().load(meta_skeleton(VQModel, self.CONFIG), state)
         return model, self.options.input_size, self.TRAINING
 
 

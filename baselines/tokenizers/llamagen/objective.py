@@ -16,10 +16,8 @@ from torch import Tensor
 
 from lactok.models.vq import VQConfig, VQModel
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
-from lactok.train.export import export_model
-from lactok.train.perceptual import PerceptualDistance
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.distances import PerceptualDistance, mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 
 @dataclass

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from baselines.tokenizers.seedtok.keymap import VIT_PREFIX, load_official, meta_model
 from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, SeedModel, ViTConfig, normalise
+from baselines.tokenizers.seedtok.state_dict import VIT_PREFIX, SeedStateDict
 from baselines.tokenizers.seedtok.unclip import class_labels
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
 from lactok.seeded import seeded_state_dict
+from lactok.state_dict import meta_skeleton
 
 CONDITIONING = "unclip_conditioning.safetensors"
 VIT_MANIFEST = "manifest_visual_encoder.json"
@@ -90,7 +91,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     if any(_LABELS.fullmatch(name) for name in case.names):  # a case of the conditioning alone
         yield from conditioning_lines({name: case[name] for name in case.names})
         return
-    model = load_official(meta_model(case_config(case)), case_weights(case)).eval()
+    model = SeedStateDict().load(meta_skeleton(SeedModel, case_config(case)), case_weights(case)).eval()
     checked = set()
     for line in (*_encode_lines(case, model), *_decode_lines(case, model)):
         checked.add(line.tensor)

@@ -19,18 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.tokenizers.seedtok.mini import SeedMini, SeedMiniConfig
 from baselines.tokenizers.seedtok.model import SeedModel, normalise
-from baselines.tokenizers.seedtok.painter import TIMESTEPS, build_unclip, latents_schedule, noised_condition
+from baselines.tokenizers.seedtok.painter import (
+    TIMESTEPS,
+    SeedMini,
+    SeedMiniConfig,
+    build_unclip,
+    latents_schedule,
+    noised_condition,
+)
 from baselines.tokenizers.seedtok.unclip import Sampling
 from lactok import registry
 from lactok.models.autoencoder import load_mini_autoencoder
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
-from lactok.train.export import export_model
+from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, uniform
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

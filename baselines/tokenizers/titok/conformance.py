@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from baselines.tokenizers.titok.keymap import load_official, meta_model
 from baselines.tokenizers.titok.model import TiTok, TiTokConfig
+from baselines.tokenizers.titok.state_dict import TiTokStateDict
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
 from lactok.seeded import seeded_state_dict
+from lactok.state_dict import meta_skeleton
 
 _INPUTS = ("image", "image_uint8")
 
@@ -73,7 +74,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     """Every stored output of a `titok` case, one line each. Raises CaseError for a case that is incomplete."""
     if case.path.suffix == ".jsonl":
         raise CaseError(f"{case.path}: titok has no .jsonl cases")
-    model = load_official(meta_model(case_config(case)), case_weights(case)).eval()
+    model = TiTokStateDict().load(meta_skeleton(TiTok, case_config(case)), case_weights(case)).eval()
     outputs = set(case.names) - set(_INPUTS)
     for make in (_encode, _decode, _decode_ids):
         full = make(case, model, outputs)

@@ -22,10 +22,8 @@ from baselines.tokenizers.titok.model import TiTok, TiTokConfig
 from baselines.tokenizers.titok.vit import TiTokDecoder, TiTokEncoder
 from lactok.train.attention_start import grid_places, mimetic_
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
-from lactok.train.export import export_model
-from lactok.train.perceptual import PerceptualDistance
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.distances import PerceptualDistance, mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 MEAN_PIXEL = 0.45
 """Of photographs, about (ImageNet's means are 0.485, 0.456, 0.406)."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lactok.models.patches import nearest_init
+from lactok.models.vq import nearest_init
 
 NORM_EPS = 1e-6
 """Of every group norm (published code)."""

@@ -1,7 +1,7 @@
 """The two vision transformers of TiTok: pictures to latent tokens, and quantized latent tokens to a grid of logits.
 
 Bidirectional pre-norm blocks (timm's) over [class token, patches, latent tokens]; paper: arXiv 2406.07550, section 3;
-facts: bytedance/1d-tokenizer, modeling/modules/blocks.py. keymap.py beside this file names the checkpoint's tensors.
+facts: bytedance/1d-tokenizer, modeling/modules/blocks.py. state_dict.py names the checkpoint's tensors.
 """
 
 from __future__ import annotations

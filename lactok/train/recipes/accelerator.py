@@ -25,15 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lactok.models.autoencoder import MINI as AUTOENCODER
+from lactok.models.few_step_lora import evaluated_timesteps, require_accelerator
 from lactok.models.latent_diffusion import predict_noise
 from lactok.models.lora import LoRAConfig, add_lora
 from lactok.models.samplers import FIRST_TIMESTEP, TLCM_GRID, NoiseSchedule, consistency_sampler
 from lactok.tokenizers.mini_parts import LDM, AdapterFileConfig, Diffusion
-from lactok.train.accelerators import evaluated_timesteps, require_accelerator
-from lactok.train.export import export_state
 from lactok.train.noise import normal, timesteps, uniform
 from lactok.train.parts import left_by, load_diffusion_or_plan
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_state
 from lactok.weights import WeightsSource
 
 if TYPE_CHECKING:

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from lactok.data.batches import rng
 from lactok.models.lactok import LacTok, LacTokConfig
+from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.ladd import LatentDecoder, build_controlnet
-from lactok.models.ladd_keymap import to_official
 from lactok.models.samplers import NoiseSchedule
 from lactok.models.vq import VQEncoder
 from lactok.tokenizers.mini_parts import CopyFileConfig
-from lactok.train.export import export_model, export_state
 from lactok.train.noise import normal
 from lactok.train.parts import PartsOptions, load_parts, part_sources, with_earlier_parts
-from lactok.train.recipe import Provenance, Recipe
+from lactok.train.recipe import Provenance, Recipe, export_model, export_state
 from lactok.weights import WeightsSource
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
         The latter as `options.NAME.weights=PATH` takes it.
         """
         if self._base is None:
-            export_state(path, to_official(self.lactok().state_dict()), self.config, provenance)
+            export_state(path, LacTokStateDict().to_published(self.lactok().state_dict()), self.config, provenance)
             return
         parts = self._base.vq_file.tensors, self._base.diffusion.file.tensors
         config = CopyFileConfig(self.config.decoder, *parts, adapter, tuple(timesteps))

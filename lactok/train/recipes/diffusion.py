@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from lactok.models.ladd import LatentDecoder
 from lactok.models.prediction import squared_errors
 from lactok.models.samplers import ddim_sampler
+from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, timesteps
 from lactok.train.parts import planned
 from lactok.train.recipe import Batch, Losses, Provenance
 from lactok.train.recipes.copy import CopyOptions, CopyRecipe
-from lactok.train.reconstruction import mean_psnr
 
 NOISE, TIME, SAMPLER = range(3)
 """Streams of a sample's random numbers, see lactok/train/noise.py."""

@@ -21,10 +21,9 @@ from lactok.models.latent_diffusion import LatentDiffusionConfig, predict_noise
 from lactok.models.prediction import squared_errors
 from lactok.models.samplers import NoiseSchedule, ddim_sampler
 from lactok.tokenizers.mini_parts import LDMFileConfig
-from lactok.train.export import export_model
 from lactok.train.noise import normal, timesteps
 from lactok.train.parts import left_by, load_autoencoder_or_plan, planned
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 from lactok.weights import WeightsSource
 
 if TYPE_CHECKING:

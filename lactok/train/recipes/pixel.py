@@ -17,8 +17,16 @@ from torch import Tensor, nn
 
 from lactok.feature_extractors import lpips
 from lactok.interface import TrainingCompute
-from lactok.models.accelerators import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
-from lactok.models.ladd_keymap import is_wrapped
+from lactok.models.few_step_lora import (
+    HYPERSD,
+    TLCM,
+    TLCM_CONFIG,
+    evaluated_timesteps,
+    merge_hypersd,
+    merge_tlcm,
+    require_accelerator,
+)
+from lactok.models.lactok_state_dict import is_wrapped
 from lactok.models.samplers import consistency_sampler
 from lactok.tokenizers.mini_parts import (
     ADAPTERS,
@@ -28,12 +36,10 @@ from lactok.tokenizers.mini_parts import (
     load_copy,
     require_made_with,
 )
-from lactok.train.accelerators import evaluated_timesteps, require_accelerator
+from lactok.train.distances import PerceptualDistance, ScoringDistance, mean_psnr
 from lactok.train.parts import left_by, only, planned
-from lactok.train.perceptual import PerceptualDistance, ScoringDistance
 from lactok.train.recipe import Batch, Losses, Provenance
 from lactok.train.recipes.copy import CopyOptions, CopyRecipe
-from lactok.train.reconstruction import mean_psnr
 from lactok.weights import (
     LocalWeights,
     UnpublishedWeights,

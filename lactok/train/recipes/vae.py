@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
-from lactok.train.export import export_model
+from lactok.train.distances import PerceptualDistance, mean_psnr
 from lactok.train.noise import normal
-from lactok.train.perceptual import PerceptualDistance
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 FIRST_LOG_VARIANCE = -6.0
 """Of the posterior at the start: with 0, the latents of a short training stay drowned in their own noise."""
