@@ -6,8 +6,8 @@
 
 Stages: diffusion is equation 4, hypersd and tlcm are equation 6 with that accelerator. Each is the recipe of
 `python -m lactok.train ... scale=paper` with its preset's precision (bf16 autocast), gradient checkpointing, AdamW and
-averaged weights. What differs: weights are drawn, not read (the time is the same), pictures are noise that lies on the
-device already, the batch is one picture, and the encoder always sees the middle one of its three sizes.
+averaged weights. What differs: weights are drawn, not read (the time is the same), images are noise that lies on the
+device already, the batch is one image, and the encoder always sees the middle one of its three sizes.
 
     s/step        median over calls: forward, backward, clipping, optimizer and average
     TFLOPs/step   matrix products, convolutions and attention as they run on CUDA, what is computed again on the way
@@ -60,7 +60,7 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Row:
-    """One stage on target pictures of `side` pixels; batch: of them in a step; steps: how many were timed."""
+    """One stage on target images of `side` pixels; batch: of them in a step; steps: how many were timed."""
 
     stage: str
     side: int
@@ -75,7 +75,7 @@ class Row:
 
 
 def stage_config(stage: str, side: int, quick: bool) -> tuple[TrainConfig, type[Recipe]]:
-    """The preset of a stage with pictures of one size, one a step; reads no data and looks for none."""
+    """The preset of a stage with images of one size, one a step; reads no data and looks for none."""
     scale, encoder = ("mini", QUICK_ENCODER_SIZE) if quick else ("paper", ENCODER_SIZE)
     sizes = f"options.picture_sizes=[{side}]", f"options.encoder_sizes=[{encoder}]"
     return compose_config([*STAGES[stage], f"scale={scale}", "batch_size=1", "dry_run=true", *sizes])
@@ -119,7 +119,7 @@ def draw_weights(network: nn.Module, device: torch.device, seed: int = 0) -> Non
 
 
 class Step:
-    """An optimizer step as the loop takes it (lactok/train/loop.py), again and again on one picture.
+    """An optimizer step as the loop takes it (lactok/train/loop.py), again and again on one image.
 
     loss: of the last one taken.
     """

@@ -39,7 +39,7 @@ from lactok.train.simulate import CudaKernels
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed. side: of the pictures, in pixels; networks: the modules whose forward torch.compile may take.
+    """What is timed. side: of the images, in pixels; networks: the modules whose forward torch.compile may take.
 
     note: what holds its speed back by design, for whoever reads the share.
     """
@@ -170,7 +170,7 @@ def seedtok(quick: bool, device: torch.device) -> Subject:
         tokenizer,
         config.vit.img_size,
         (model.vision.encoder, model.qformer, model.blocks_image, pipeline.unet, pipeline.vae.decoder),
-        "its decoder paints one picture at a time, so that a picture does not depend on its batch",
+        "its decoder paints one image at a time, so that an image does not depend on its batch",
     )
 
 
@@ -308,20 +308,20 @@ def _lactok_subject(tokenizer: LacTokH | LacTokT) -> Subject:
 
 @dataclass(frozen=True)
 class DecodeFlops:
-    """Of one picture, a multiply-add being two: one evaluation of the UNet and of the copy, and the autoencoder."""
+    """Of one image, a multiply-add being two: one evaluation of the UNet and of the copy, and the autoencoder."""
 
     unet: int
     copy: int
     autoencoder: int
 
     def picture(self, evaluations: int) -> int:
-        """Of decoding one picture in so many evaluations."""
+        """Of decoding one image in so many evaluations."""
         return evaluations * (self.unet + self.copy) + self.autoencoder
 
 
 @torch.no_grad()
 def decode_flops(config: LacTokConfig, side: int, codes_side: int) -> DecodeFlops:
-    """Counted on the meta device, with fused attention, for pictures of `side` pixels from codes_side^2 ids."""
+    """Counted on the meta device, with fused attention, for images of `side` pixels from codes_side^2 ids."""
     model = meta_skeleton(build_lactok, config).eval()
     latents = torch.empty(1, *config.latent_shape(side), device="meta")
     codes = torch.empty(1, config.vq.codebook_embed_dim, codes_side, codes_side, device="meta")
@@ -330,7 +330,7 @@ def decode_flops(config: LacTokConfig, side: int, codes_side: int) -> DecodeFlop
     parts = counter.get_flop_counts()
     unet, copy = (sum(parts[f"LatentDecoder.{name}"].values()) for name in ("unet", "controlnet"))
     with FlopCounterMode(display=False) as counter, CudaKernels(autocast=False):
-        model.pictures_of(latents)
+        model.images_of(latents)
     return DecodeFlops(unet, copy, counter.get_total_flops())
 
 

@@ -5,18 +5,18 @@
     python benchmarks/tokenizers.py --tokenizers flextok --parts encode --json flextok.json
     python benchmarks/tokenizers.py --quick                          miniatures, seconds: shows that it works
 
-Weights are seeded (the time is the same), pictures are noise of the native size, decoders run with their published
+Weights are seeded (the time is the same), images are noise of the native size, decoders run with their published
 steps and guidance. What is timed is the adapter that the benchmark's own runs call.
 
-CPU: one picture, fp32, not compiled, as many threads as torch takes. GPU: bf16 autocast, the batch at which one more
+CPU: one image, fp32, not compiled, as many threads as torch takes. GPU: bf16 autocast, the batch at which one more
 doubling no longer raises the rate (found without torch.compile), then compiled.
 
     images/s      of that batch, median over calls
-    FLOPs/image   matrix products, convolutions and attention of one picture, by torch's counter; a multiply-add is two
+    FLOPs/image   matrix products, convolutions and attention of one image, by torch's counter; a multiply-add is two
     matrix rate   FLOPs/s of one large square matrix product in the same precision on the same device: the fastest
                   call, before and after each tokenizer (a share over 100 % says that the machine did other work)
     share         images/s x FLOPs/image / matrix rate
-    peak memory   torch.cuda.max_memory_allocated of a call, all weights of the tokenizer in it: of one picture, not
+    peak memory   torch.cuda.max_memory_allocated of a call, all weights of the tokenizer in it: of one image, not
                   compiled, and of the batch as it is timed; none on the CPU, where torch keeps no such count
 
 On the CPU a call of a large decoder takes minutes: one warms up and counts, one at least is timed.
@@ -47,7 +47,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tokenizer_networks import TOKENIZERS, Subject
 from evals.engine.environment import choose_device, describe_device, package_versions, precision
-from lactok.interface import Codes, Tokens
+from lactok.interface import Latents, Tokens
 from lactok.weights import MissingWeights
 
 PARTS = ("encode", "decode")
@@ -73,10 +73,10 @@ class Settings:
 class Row:
     """One part of one tokenizer.
 
-    side: of the pictures that it encodes; calls: how many were timed; search: why no larger batch was taken, empty on
-    the CPU, which gets one picture; note: the subject's.
+    side: of the images that it encodes; calls: how many were timed; search: why no larger batch was taken, empty on
+    the CPU, which gets one image; note: the subject's.
     peak_bytes, peak_bytes_one: most device memory allocated at once in a call of the batch as it was timed, and in one
-    of a single picture, not compiled; None on the CPU.
+    of a single image, not compiled; None on the CPU.
     """
 
     tokenizer: str
@@ -132,19 +132,19 @@ class Work:
         self.subject, self.settings = subject, settings
         size = 1, 3, subject.side, subject.side
         self.image = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(settings.device)
-        self._tokens: Tokens | None = None
+        self._tokens: Tokens | Latents | None = None
 
     def call(self, part: str, batch: int, numbers: str | None = None) -> Callable[[], object]:
-        """A call of `part` on `batch` pictures, in the settings' precision where no other is named."""
+        """A call of `part` on `batch` images, in the settings' precision where no other is named."""
         tokenizer = self.subject.tokenizer
         if part == "encode":
             images = self.image.repeat(batch, 1, 1, 1)
             run = lambda: tokenizer.encode(images)  # noqa: E731
         else:
-            if self._codes is None:
-                self._codes = tokenizer.encode(self.image)
-            codes, seeds = Codes.cat([self._codes] * batch), list(range(batch))
-            run = lambda: tokenizer.decode(codes, seeds)  # noqa: E731
+            if self._tokens is None:
+                self._tokens = tokenizer.encode(self.image)
+            tokens, seeds = type(self._tokens).cat([self._tokens] * batch), list(range(batch))
+            run = lambda: tokenizer.decode(tokens, seeds)  # noqa: E731
 
         def within() -> object:
             with precision(numbers or self.settings.precision, self.settings.device):
@@ -153,7 +153,7 @@ class Work:
         return within
 
     def flops(self, part: str) -> int:
-        """Of one picture, counted in float32: the counter takes products apart, past what autocast does to them."""
+        """Of one image, counted in float32: the counter takes products apart, past what autocast does to them."""
         call = self.call(part, 1, "fp32")
         with FlopCounterMode(display=False) as counter:
             call()
@@ -183,7 +183,7 @@ class Work:
 
 
 def measure(name: str, parts: Sequence[str], settings: Settings, rate: float) -> list[Row]:
-    """Both parts of one tokenizer. Raises MissingWeights, or torch's OutOfMemoryError for a single picture."""
+    """Both parts of one tokenizer. Raises MissingWeights, or torch's OutOfMemoryError for a single image."""
     subject = TOKENIZERS[name](settings.quick, settings.device)
     work = Work(subject, settings)
     flops = {part: work.flops(part) for part in parts}

@@ -73,7 +73,7 @@ def test_facts(folder: Path):
 
 def test_what_it_can_not_take_is_named(folder: Path):
     tokenizer = build(folder)
-    with pytest.raises(ValueError, match=r"pictures of 30x32 pixels, expected sides that 4 divides.*protocol"):
+    with pytest.raises(ValueError, match=r"images of 30x32 pixels, expected sides that 4 divides.*protocol"):
         tokenizer.encode(torch.zeros(1, 3, 32, 30))
     with pytest.raises(ValueError, match=r"latents of shape \(1, 4, 8, 8\), expected \(B, 5, h, w\)"):
         tokenizer.decode(Latents(torch.zeros(1, 4, 8, 8)), [0])

@@ -112,7 +112,7 @@ def test_stage_one_at_real_size():
     assert {n for n, network in networks.items() if network.trained} == {"control"}
     assert networks["control"].trained == networks["control"].parameters == pytest.approx(1.251e9, rel=1e-3)
     assert [(p.size, p.steps) for p in found.phases] == [(512, 40_000), (1024, 40_000)]
-    # at 1024 px a picture: 6.8 TFLOP of the UNet, 3.0 of the copy, the way back, and what is computed again
+    # at 1024 px an image: 6.8 TFLOP of the UNet, 3.0 of the copy, the way back, and what is computed again
     small, large = (phase.cost for phase in found.phases)
     assert 4 * (6.8 + 3 * 3.0) < large.flops / 1e12 < 4 * 3 * (6.8 + 3.0) + 4 * 10
     assert 3.5 < large.flops / small.flops < 4.6  # attention grows faster than the number of pixels
@@ -137,7 +137,7 @@ def test_the_report_of_stage_two_lists_what_is_missing_and_does_not_fail(
     for what in ("vq_ds16_c2i.pt", "options.base=PATH", "options.autoencoder=PATH", "recipe=diffusion scale=paper",
                  "OPPOer/TLCM", "vgg16-397923af.pth"):  # fmt: skip
         assert what in out
-    assert "3 pictures below" in out
+    assert "3 images below" in out
     assert "3 of them smaller than data.smallest_crop=1024" in out
     assert list(Path().iterdir()) == []
 

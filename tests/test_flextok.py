@@ -1,4 +1,4 @@
-"""FlexTok: golden cases, checkpoints and their configuration, prefixes, and noise that belongs to a picture."""
+"""FlexTok: golden cases, checkpoints and their configuration, prefixes, and noise that belongs to an image."""
 
 from __future__ import annotations
 

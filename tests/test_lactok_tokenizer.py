@@ -1,4 +1,4 @@
-"""LacTok behind the interface: names, weights, noise by picture, and what it can not take."""
+"""LacTok behind the interface: names, weights, noise by image, and what it can not take."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_what_it_can_not_take_is_named(t_star: published.LacTokTokenizer, releas
     for given, reason in (
         ({"input_size": 15}, "input_size 15: expected a positive multiple of 2"),
         ({"input_size": 0}, "input_size 0: expected a positive multiple of 2"),
-        ({"output_size": 36}, "picture of 36 pixels a side: expected a positive multiple of 8"),
+        ({"output_size": 36}, "image of 36 pixels a side: expected a positive multiple of 8"),
         ({"steps": 8}, "8 steps: TLCM's published grids have 1 to 7"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -289,7 +289,7 @@ def test_configurations_survive_a_checkpoints_header():
     with pytest.raises(ValueError, match="expected both or neither"):
         UNetConfig(addition_time_embed_dim=None)
     assert LacTokConfig().latent_shape(1024) == (4, 128, 128)
-    with pytest.raises(ValueError, match="picture of 1000 pixels a side: expected a positive multiple of 32"):
+    with pytest.raises(ValueError, match="image of 1000 pixels a side: expected a positive multiple of 32"):
         LacTokConfig().latent_shape(1000)
 
 

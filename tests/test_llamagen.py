@@ -213,7 +213,7 @@ MINI = VQConfig(
 
 def mini_file(path: Path, config: VQConfig = MINI) -> Path:
     training = TrainingCompute(steps=7, core_hours=0.25)
-    metadata = CheckpointMetadata(asdict(config), 64, training, SHIPPED.command, "0123abc", "pictures")
+    metadata = CheckpointMetadata(asdict(config), 64, training, SHIPPED.command, "0123abc", "images")
     torch.manual_seed(0)
     save_checkpoint(path, VQModel(MINI).state_dict(), metadata)
     return path

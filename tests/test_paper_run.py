@@ -1,6 +1,6 @@
 """Table 1 end to end: the paper's command on a twin of ImageNet, seeded checkpoints in their published forms in place.
 
-Only sizes differ from the real thing: the networks' widths (the classes' CONFIG), and how many pictures there are.
+Only sizes differ from the real thing: the networks' widths (the classes' CONFIG), and how many images there are.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.test_titok import SMALL as SMALL_TITOK
 PICTURES = 2
 SEED_CASE = CaseFolder(Path(__file__).parent / "golden" / "seed" / "tiny")
 FLEXTOK = dataclasses.replace(flextok_support.SMALL, registers=256)  # as many ids as published
-LACTOK = dataclasses.replace(  # the published factors of 16 and 8 between pictures, ids and latents
+LACTOK = dataclasses.replace(  # the published factors of 16 and 8 between images, ids and latents
     ladd_support.SMALL,
     vq=VQConfig(64, 4, z_channels=8, ch=8, norm_num_groups=4),
     decoder=LatentDecoderConfig(ladd_support.UNET, 4, (4, 8), text_positions=5, pixels_per_latent=8),
@@ -72,7 +72,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     specs = manifest_of(meta_skeleton(TiTok, SMALL_TITOK))
     names = {TiTokStateDict().published_name(name): spec for name, spec in specs.items()}
     state = seeded_state_dict(names)
-    state["pixel_decoder.conv_out.weight"] *= 0.1  # else no picture: its values are far from [0, 1]
+    state["pixel_decoder.conv_out.weight"] *= 0.1  # else no image: its values are far from [0, 1]
     save_file(state, folder / "titok.safetensors")
 
     vq = VQConfig(ch=32, z_channels=32, codebook_size=64)
@@ -112,7 +112,7 @@ def lactoks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def metric_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inception-v3 and AlexNet, in the files that they are published as."""
-    state = seeded_state_dict(inception_manifest())  # with a gain, or deep features hardly depend on the picture
+    state = seeded_state_dict(inception_manifest())  # with a gain, or deep features hardly depend on the image
     torch.save({k: w * 1.5 if k.endswith(".conv.weight") else w for k, w in state.items()}, tmp_path / "inception.pth")
     monkeypatch.setattr(inception, "WEIGHTS", LocalWeights(str(tmp_path / "inception.pth")))
     backbone = {name.removeprefix("net."): tensor for name, tensor in seeded_backbone("alex").items()}
@@ -145,5 +145,5 @@ def test_table_one_from_twin_and_seeded_checkpoints(
 
     assert report(["table1", "--out", str(out)]) == 0, "every figure of the table is there"
     table = capsys.readouterr().out
-    assert f"{PICTURES} pictures of imagenet-val; the paper has 50,000" in table
+    assert f"{PICTURES} images of imagenet-val; the paper has 50,000" in table
     assert table.count("so they may not be the published ones") == len(record.rows)

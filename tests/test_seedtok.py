@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 TINY = CaseFolder(GOLDEN / "tiny")
 SMALL = case_config(TINY)
 UNUSED = ("pos_embed", "Qformer.bert.embeddings.position_ids")
-"""Of the manifest, beside `blocks.*`: without effect on pictures."""
+"""Of the manifest, beside `blocks.*`: without effect on images."""
 
 
 class SmallSeedTok(SeedTok):

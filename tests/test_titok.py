@@ -56,7 +56,7 @@ class SmallTiTok(TiTokS128):
 
 @pytest.fixture(scope="module")
 def official() -> dict[str, Tensor]:
-    """Weights of the small model under the official names, scaled so that pictures depend on their ids."""
+    """Weights of the small model under the official names, scaled so that images depend on their ids."""
     names = {ADAPTER.published_name(name): spec for name, spec in manifest_of(meta_skeleton(TiTok, SMALL)).items()}
     state = seeded_state_dict(names)
     for name in state:
@@ -210,7 +210,7 @@ def test_batch_and_order_do_not_matter(tokenizer: TiTokS128):
 def test_what_it_can_not_take_is_named(tokenizer: TiTokS128, small: TiTok):
     with pytest.raises(ValueError, match=r"shape \(1, 3, 64, 32\), expected \(B, 3, 32, 32\)"):
         tokenizer.encode(torch.zeros(1, 3, 64, 32))
-    with pytest.raises(ValueError, match="picture of 32x64 pixels, expected 32x32"):
+    with pytest.raises(ValueError, match="image of 32x64 pixels, expected 32x32"):
         small.encode(torch.zeros(1, 3, 64, 32))
     with pytest.raises(ValueError, match=r"ids from 0 to 64, expected 0 to 63"):
         tokenizer.decode(Tokens(torch.tensor([[64] + [0] * 15])), [0])

@@ -102,7 +102,7 @@ class VectorQuantizer(nn.Module):
         if not self.training:
             require_finite(pre_quant, "the encoder's vectors")
         batch, _, height, width = pre_quant.shape
-        # picture by picture: bounded memory, and a picture's ids do not depend on what else is in the batch
+        # image by image: bounded memory, and an image's ids do not depend on what else is in the batch
         ids = [self._distances(self._rows(one[None])).argmin(1) for one in pre_quant]
         return torch.stack(ids).view(batch, height, width)
 

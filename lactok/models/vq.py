@@ -80,7 +80,7 @@ class VQOutput:
 
 
 class VQEncoder(nn.Module):
-    """The half that encodes: pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and ids to codes.
+    """The half that encodes: images (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and ids to codes.
 
     All that a latent decoder takes over. H and W: multiples of `downsample_factor`.
     """
@@ -122,12 +122,12 @@ class VQEncoder(nn.Module):
         height, width = images.shape[-2:]
         if height % self.downsample_factor or width % self.downsample_factor:
             raise ValueError(
-                f"picture of {width}x{height} pixels: both sides must be multiples of {self.downsample_factor}"
+                f"image of {width}x{height} pixels: both sides must be multiples of {self.downsample_factor}"
             )
         return self.quant_conv(self.encoder(self.unshuffle(images)))
 
     def encode(self, images: Tensor) -> Encoded:
-        """Pictures (B, 3, H, W) in [-1, 1] to codes; ids run row by row. Raises ValueError as `pre_quant`."""
+        """Images (B, 3, H, W) in [-1, 1] to codes; ids run row by row. Raises ValueError as `pre_quant`."""
         pre_quant = self.pre_quant(images)
         quantized, ids = self.quantizer(pre_quant)
         return Encoded(quantized, ids, pre_quant)
@@ -138,7 +138,7 @@ class VQEncoder(nn.Module):
 
 
 class VQModel(VQEncoder):
-    """Pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w) and back. H and W: multiples of `downsample_factor`."""
+    """Images (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w) and back. H and W: multiples of `downsample_factor`."""
 
     def __init__(self, config: VQConfig | None = None) -> None:
         from diffusers.models.autoencoders.vae import Decoder
@@ -159,11 +159,11 @@ class VQModel(VQEncoder):
         nearest_init(self.decoder.conv_out, area)
 
     def decode(self, quantized: Tensor) -> Tensor:
-        """Codes (B, D, h, w) to pictures (B, 3, H, W) around [-1, 1], not clamped."""
+        """Codes (B, D, h, w) to images (B, 3, H, W) around [-1, 1], not clamped."""
         return self.shuffle(self.decoder(self.post_quant_conv(quantized.to(self.post_quant_conv.weight.dtype))))
 
     def decode_ids(self, ids: Tensor) -> Tensor:
-        """Ids (B, h, w) to pictures; see `lookup` and `decode`."""
+        """Ids (B, h, w) to images; see `lookup` and `decode`."""
         return self.decode(self.lookup(ids))
 
     def quantizer_losses(self, pre_quant: Tensor, ids: Tensor | None = None) -> QuantizerLosses:
@@ -171,7 +171,7 @@ class VQModel(VQEncoder):
         return self.quantizer.losses(pre_quant, ids)
 
     def forward(self, images: Tensor) -> VQOutput:
-        """One training pass over pictures (B, 3, H, W) in [-1, 1]."""
+        """One training pass over images (B, 3, H, W) in [-1, 1]."""
         encoded = self.encode(images)
         return VQOutput(self.decode(encoded.quantized), encoded, self.quantizer_losses(encoded.pre_quant, encoded.ids))
 

@@ -198,7 +198,7 @@ class _Checks:
             "alt_cond_resized": lambda: self._condition(model.lookup(case["alt_tokens"])),
             "sampling_timesteps": lambda: torch.tensor(self.timesteps),
             "sampling_latent": lambda: self._sampling()["latent"],
-            "image_preclip": lambda: model.pictures_of(case["sampling_latent"]),
+            "image_preclip": lambda: model.images_of(case["sampling_latent"]),
             "image_uint8_nhwc": lambda: _to_uint8(case["image_preclip"]),
             "vae_posterior_mean": lambda: model.vae.encode(case["vae_input"]).latent_dist.mean,
             "vae_posterior_logvar": lambda: model.vae.encode(case["vae_input"]).latent_dist.logvar,

@@ -14,7 +14,7 @@ from lactok.weights import LocalWeights, WeightsError, WeightsSource, locate
 
 Model = TypeVar("Model", bound=nn.Module)
 
-LICENCE = "Apache-2.0; trained on ImageNet pictures (non-commercial research)"
+LICENCE = "Apache-2.0; trained on ImageNet images (non-commercial research)"
 """Of the weights of every miniature."""
 
 

@@ -48,7 +48,7 @@ class LacTokOptions:
     weights: a local checkpoint, `LaCTok-T.pth` or one under its names (lactok/models/lactok_state_dict.py).
     conditioning_scale: strength of the copy's residuals; 1, as trained (the paper names none).
     input_size: pixels of a side that the encoder sees, a multiple of 16; the paper names 224, 256 and 288 (196, 256
-        and 324 ids). output_size: pixels of a side of the decoded picture, a multiple of 32.
+        and 324 ids). output_size: pixels of a side of the decoded image, a multiple of 32.
     """
 
     weights: str | None = None
@@ -98,7 +98,7 @@ class TLCMOptions(LacTokOptions):
 
 
 class LacTokTokenizer(Tokenizer):
-    """A `LacTok` on square pictures of one size; subclasses load it, name its sampler and its noise.
+    """A `LacTok` on square images of one size; subclasses load it, name its sampler and its noise.
 
     options needs conditioning_scale, and `_load` says the sizes.
     """
@@ -122,7 +122,7 @@ class LacTokTokenizer(Tokenizer):
         raise NotImplementedError
 
     def _load(self) -> tuple[LacTok, int, int, TrainingCompute | None]:
-        """The network on the CPU, the sides of the pictures that go in and come out, and what its training cost."""
+        """The network on the CPU, the sides of the images that go in and come out, and what its training cost."""
         raise NotImplementedError
 
     @property
@@ -139,13 +139,13 @@ class LacTokTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
+        """Images (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
         require_images(images, self._input_size)
         return Tokens(self.model.encode(2 * images - 1).ids.flatten(1))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, N) to pictures (B, 3, S, S) in [0, 1]; all noise of picture i follows from seeds[i] alone.
+        """Ids (B, N) to images (B, 3, S, S) in [0, 1]; all noise of image i follows from seeds[i] alone.
 
         Raises ValueError for ids that are none.
         """
@@ -157,7 +157,7 @@ class LacTokTokenizer(Tokenizer):
         code_map = self.model.lookup(ids.view(-1, self._side, self._side))
         scale = self.options.conditioning_scale
         latents = self.model.decode_latents(code_map, noises.to(ids.device), self.sampler, scale)
-        return ((self.model.pictures_of(latents) + 1) / 2).clamp(0, 1)  # as diffusers' image processor does
+        return ((self.model.images_of(latents) + 1) / 2).clamp(0, 1)  # as diffusers' image processor does
 
 
 class _Published(LacTokTokenizer):
@@ -192,7 +192,7 @@ def _unpublished(what: str, name: str, command: str, where: str) -> WeightsSourc
 
 
 class LacTokH(_Published):
-    """LacTok-H: one evaluation, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public pictures."""
+    """LacTok-H: one evaluation, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public images."""
 
     Options = LacTokOptions
     SOURCE = _unpublished("LacTok-H", "lactok-h", "recipe=pixel accelerator=hypersd scale=paper data.root=DIR", "")
@@ -208,12 +208,12 @@ class LacTokHStar(LacTokH):
         "LacTok-H*",
         "lactok-h-star",
         "recipe=pixel accelerator=hypersd scale=paper data.root=DIR",
-        " on constructed pictures",
+        " on constructed images",
     )
 
 
 class LacTokT(_Published):
-    """LacTok-T: few evaluations, from TLCM's SDXL; fine-tuned in pixels on public pictures."""
+    """LacTok-T: few evaluations, from TLCM's SDXL; fine-tuned in pixels on public images."""
 
     Options = LacTokTOptions
     SOURCE = _unpublished("LacTok-T", "lactok-t", "recipe=pixel accelerator=tlcm scale=paper data.root=DIR", "")
@@ -227,7 +227,7 @@ class LacTokTStar(LacTokT):
 
     Options = LacTokTStarOptions
     SOURCE = HubWeights("OPPOer/LaCTok", "LaCTok-T.pth", otherwise="name a copy by options.lactok-t-star.weights=PATH")
-    TRAINING = TrainingCompute(data="the authors' constructed pictures")
+    TRAINING = TrainingCompute(data="the authors' constructed images")
 
 
 class VQLADD(_Published):

@@ -13,7 +13,7 @@ from lactok.feature_extractors import lpips
 class PerceptualDistance(nn.Module):
     """Squared distance of channel-normalised features, averaged over places and stages (LPIPS' form, uncalibrated).
 
-    stages: feature maps compared, 1 to 5, from 1/2 of the picture's size on. Raises WeightsError when the network's
+    stages: feature maps compared, 1 to 5, from 1/2 of the image's size on. Raises WeightsError when the network's
     package is missing.
     """
 
@@ -51,9 +51,9 @@ class ScoringDistance(nn.Module):
 
 
 def mean_psnr(outputs: Tensor, images: Tensor) -> float:
-    """PSNR in dB of outputs (N, 3, H, W), clamped to [0, 1], against images of that shape; mean over pictures.
+    """PSNR in dB of outputs (N, 3, H, W), clamped to [0, 1], against images of that shape; mean over images.
 
-    Of floats, not of 8-bit pictures: for a training log, not for a table. At most 100 dB a picture.
+    Of floats, not of 8-bit images: for a training log, not for a table. At most 100 dB an image.
     """
     errors = (outputs.clamp(0, 1) - images).square().mean((1, 2, 3))
     return (-10 * errors.clamp_min(1e-10).log10()).mean().item()

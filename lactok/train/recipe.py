@@ -96,10 +96,10 @@ class Recipe(nn.Module, ABC):
     @property
     @abstractmethod
     def image_size(self) -> int:
-        """Side in pixels of validation pictures, and of training pictures where `picture_size` isn't overridden."""
+        """Side in pixels of validation images, and of training images where `image_size_at` isn't overridden."""
 
-    def picture_size(self, step: int) -> int:
-        """Side in pixels of the training pictures of a step: a function of the step (and of self.seed) alone."""
+    def image_size_at(self, step: int) -> int:
+        """Side in pixels of the training images of a step: a function of the step (and of self.seed) alone."""
         return self.image_size
 
     @abstractmethod
@@ -111,10 +111,10 @@ class Recipe(nn.Module, ABC):
 
     @abstractmethod
     def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Sample pictures: (B, 3, S, S) in [0, 1] to pictures of that shape, around [0, 1]."""
+        """Sample images: (B, 3, S, S) in [0, 1] to images of that shape, around [0, 1]."""
 
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """What to log about validation pictures (N, 3, S, S) in [0, 1]."""
+        """What to log about validation images (N, 3, S, S) in [0, 1]."""
         return {}
 
     @abstractmethod

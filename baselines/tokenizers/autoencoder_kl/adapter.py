@@ -104,7 +104,7 @@ def current_names(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
 
 
 class AutoencoderKLTokenizer(Tokenizer):
-    """A diffusers `AutoencoderKL`; pictures of any size that its factor divides."""
+    """A diffusers `AutoencoderKL`; images of any size that its factor divides."""
 
     Options: ClassVar[type] = AutoencoderKLOptions
     scale = "paper"
@@ -142,21 +142,21 @@ class AutoencoderKLTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Latents:
-        """Pictures (B, 3, H, W) in [0, 1] to latents (B, C, H / factor, W / factor), the posterior's mean, not scaled.
+        """Images (B, 3, H, W) in [0, 1] to latents (B, C, H / factor, W / factor), the posterior's mean, not scaled.
 
         Raises ValueError for sides that the factor does not divide.
         """
         height, width = images.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"pictures of {width}x{height} pixels, expected sides that {self.factor} divides; this autoencoder "
+                f"images of {width}x{height} pixels, expected sides that {self.factor} divides; this autoencoder "
                 "works at the evaluation size: choose a protocol with another one"
             )
         return Latents(self.model.encode(2 * images - 1).latent_dist.mean.float())
 
     @torch.no_grad()
     def decode(self, encoded: Latents, seeds: Sequence[int]) -> Tensor:
-        """Latents (B, C, h, w) to pictures (B, 3, h x factor, w x factor) around [0, 1]; seeds are not used.
+        """Latents (B, C, h, w) to images (B, 3, h x factor, w x factor) around [0, 1]; seeds are not used.
 
         Raises ValueError for anything else than latents of its own number of channels.
         """

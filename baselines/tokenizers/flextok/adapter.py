@@ -43,10 +43,10 @@ class FlexTokOptions:
     """What may be set; the defaults are the published readme's (20 steps, guidance 7.5, projected).
 
     weights: a local model.safetensors instead of the hub's; the config.json beside it is read, else its header.
-    keep_ids: how many of a picture's ids are kept, from the first (1 to 256); its rate follows.
+    keep_ids: how many of an image's ids are kept, from the first (1 to 256); its rate follows.
     guidance_scale: 1 means no guidance.
     posterior_seed: None takes ids from the mean of the VAE's posterior. A number takes them from a sample of it, as
-        the published wrapper does by default; the sample's noise follows from this number and the picture alone.
+        the published wrapper does by default; the sample's noise follows from this number and the image alone.
     vae_scaling_factor: of the VAE's latents, for a checkpoint whose configuration does not state it.
     """
 
@@ -74,7 +74,7 @@ class FlexTokMiniOptions:
 
 
 class FlexTokTokenizer(Tokenizer):
-    """A `FlexTok` with a VAE, on square pictures of its one size; subclasses load it.
+    """A `FlexTok` with a VAE, on square images of its one size; subclasses load it.
 
     options needs keep_ids, steps, guidance_scale and posterior_seed of `FlexTokOptions`.
     """
@@ -117,14 +117,14 @@ class FlexTokTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1] to their first keep_ids ids; `lengths` is set where that is a prefix.
+        """Images (B, 3, S, S) in [0, 1] to their first keep_ids ids; `lengths` is set where that is a prefix.
 
         Raises ValueError for another size.
         """
         require_images(images, self.model.config.image_size)
         noise = None
         if self.options.posterior_seed is not None:
-            seeds = [picture_seed(image, self.options.posterior_seed) for image in images]
+            seeds = [image_seed(image, self.options.posterior_seed) for image in images]
             noise = torch.stack([image_noise(seed, self._latent_shape) for seed in seeds]).to(images.device)
         keep = self.options.keep_ids
         ids = self.model.encode_latents(self.model.latents_of(2 * images - 1, noise)).ids[:, :keep]
@@ -134,7 +134,7 @@ class FlexTokTokenizer(Tokenizer):
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, n), 1 <= n <= 256, to pictures (B, 3, S, S) around [0, 1]; `tokens.lengths` shortens each further.
+        """Ids (B, n), 1 <= n <= 256, to images (B, 3, S, S) around [0, 1]; `tokens.lengths` shortens each further.
 
         Image i starts from noise of seeds[i] alone. Raises ValueError for ids or lengths that are none.
         """
@@ -142,7 +142,7 @@ class FlexTokTokenizer(Tokenizer):
         require_seeds(seeds, len(ids))
         noise = torch.stack([image_noise(seed, self._latent_shape) for seed in seeds]).to(ids.device)
         latents = self.model.decode_latents(ids, keep, noise, self.sampling)
-        return (self.model.pictures_of(latents) + 1) / 2
+        return (self.model.images_of(latents) + 1) / 2
 
     def _checked(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Ids (B, n), and how many of each count (B,)."""
@@ -156,8 +156,8 @@ class FlexTokTokenizer(Tokenizer):
         return ids, keep
 
 
-def picture_seed(image: Tensor, seed: int) -> int:
-    """A 63-bit number from `seed` and the picture (3, H, W) in [0, 1], rounded to 8 bits: the same on every device."""
+def image_seed(image: Tensor, seed: int) -> int:
+    """A 63-bit number from `seed` and the image (3, H, W) in [0, 1], rounded to 8 bits: the same on every device."""
     pixels = (image.clamp(0, 1) * 255 + 0.5).byte().cpu().numpy().tobytes()
     return int.from_bytes(hashlib.sha256(f"{seed}:".encode() + pixels).digest()[:8], "little") >> 1
 

@@ -43,7 +43,7 @@ class LlamaGenMiniOptions:
 
 
 class _VQTokenizer(Tokenizer):
-    """A `VQModel` on square pictures of one size; subclasses load it."""
+    """A `VQModel` on square images of one size; subclasses load it."""
 
     code_licence = "MIT"
 
@@ -57,7 +57,7 @@ class _VQTokenizer(Tokenizer):
         self.model = model.eval().requires_grad_(False).to(device)
 
     def _load(self) -> tuple[VQModel, int, TrainingCompute | None]:
-        """The model on the CPU, the side of its pictures, and what its training cost."""
+        """The model on the CPU, the side of its images, and what its training cost."""
         raise NotImplementedError
 
     @property
@@ -73,13 +73,13 @@ class _VQTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
+        """Images (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
         require_images(images, self._size)
         return Tokens(self.model.encode(2 * images - 1).ids.flatten(1))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
+        """Ids (B, N) to images (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
         ids = require_ids(tokens, self._side**2, self.model.config.codebook_size)
         return (self.model.decode_ids(ids.view(-1, self._side, self._side)).float() + 1) / 2
 
@@ -108,10 +108,10 @@ class LlamaGen(_VQTokenizer):
 
 
 class LlamaGenT2I(LlamaGen):
-    """VQ-16 fine-tuned from the ImageNet one on LAION-COCO and internal pictures (text-to-image LlamaGen)."""
+    """VQ-16 fine-tuned from the ImageNet one on LAION-COCO and internal images (text-to-image LlamaGen)."""
 
     SOURCE = HubWeights("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
-    TRAINING = TrainingCompute(data="ImageNet train, then LAION-COCO and internal pictures")
+    TRAINING = TrainingCompute(data="ImageNet train, then LAION-COCO and internal images")
 
 
 class LlamaGenMini(_VQTokenizer):

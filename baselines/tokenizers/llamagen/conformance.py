@@ -226,25 +226,25 @@ def _no_l2_lines(case: CaseFolder, model: VQModel) -> Iterator[CheckLine]:
 def _preprocess_lines(case: CaseFolder) -> Iterator[CheckLine]:
     for name in case.names:
         if match := re.fullmatch(r"(preprocess\d+_)out", name):
-            picture = Image.fromarray(case[f"{match[1]}in"].numpy())
-            got = torch.from_numpy(np.array(centre_crop(picture, case[name].shape[0])))
+            image = Image.fromarray(case[f"{match[1]}in"].numpy())
+            got = torch.from_numpy(np.array(centre_crop(image, case[name].shape[0])))
             yield compare_floats(name, got, case[name], rel=0.0)
 
 
-def centre_crop(picture: Image.Image, size: int) -> Image.Image:
-    """The central size x size square of `picture` after its shorter side was brought to `size`.
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central size x size square of `image` after its shorter side was brought to `size`.
 
     Both sides are halved (BOX) while the shorter is at least twice the target, then scaled by BICUBIC.
     """
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    sides = (round(picture.width * scale), round(picture.height * scale))
-    picture = picture.resize(sides, Image.Resampling.BICUBIC)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    sides = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(sides, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Pictures around [-1, 1] to uint8 of the same shape: clamp(127.5 x + 128, 0, 255), truncated."""
+    """Images around [-1, 1] to uint8 of the same shape: clamp(127.5 x + 128, 0, 255), truncated."""
     return (127.5 * images + 128).clamp(0, 255).byte()

@@ -68,10 +68,10 @@ class SeedTokMiniOptions:
 
 
 class SeedTok(Tokenizer):
-    """SEED-2: 32 causal ids of a picture's meaning, from which unCLIP paints a new picture; no pixel fidelity is meant.
+    """SEED-2: 32 causal ids of an image's meaning, from which unCLIP paints a new image; no pixel fidelity is meant.
 
     The published code draws the starting latents once, unseeded, and the embedding's noise from the global generator;
-    here both follow from the picture's seed.
+    here both follow from the image's seed.
     """
 
     Options: ClassVar[type] = SeedTokOptions
@@ -135,22 +135,22 @@ class SeedTok(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1] to ids (B, 32). ValueError for another size.
+        """Images (B, 3, S, S) in [0, 1] to ids (B, 32). ValueError for another size.
 
-        The published processor squeezes any picture to S x S by a bicubic filter, its demo by a bilinear one.
+        The published processor squeezes any image to S x S by a bicubic filter, its demo by a bilinear one.
         """
         require_images(images, self.model.config.vit.img_size)
         return Tokens(self.model.encode(normalise(images)).ids)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, 32) to pictures (B, 3, S, S) in [0, 1]; both noises of picture i follow from seeds[i] alone.
+        """Ids (B, 32) to images (B, 3, S, S) in [0, 1]; both noises of image i follow from seeds[i] alone.
 
         Raises ValueError for ids that are none.
         """
         ids = require_ids(tokens, self.model.config.qformer.num_query_token, self.model.config.n_embed)
         require_seeds(seeds, len(ids))
-        # picture by picture, so that none depends on what else is in the batch
+        # image by image, so that none depends on what else is in the batch
         rows = [self.model.image_embeds(self.model.lift(one[None])).float() for one in ids]
         embeds = torch.cat([*rows, torch.empty(0, self.model.config.image_features_dim, device=ids.device)])
         return self.unclip.paint(embeds, seeds, self.sampling).float()

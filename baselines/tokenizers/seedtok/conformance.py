@@ -29,7 +29,7 @@ _FIXED = {"recon_s": True, "blocks_for_image": True, "use_qformer_image": False}
 """Published settings that this port does not vary, by the value of SEED-2."""
 
 _SHAPES_NOTHING = {"max_position_embeddings"}
-"""Published settings of parts that pictures do not use."""
+"""Published settings of parts that images do not use."""
 
 _PICTURES = ("image_unit_range", "image_normalised")
 _LABELS = re.compile(r"class_labels_noise_level_(\d+)")
@@ -105,7 +105,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
 
 
 def _encode_lines(case: CaseFolder, model: SeedModel) -> Iterator[CheckLine]:
-    """From the picture to the ids; a picture in [0, 1] is normalised here."""
+    """From the image to the ids; an image in [0, 1] is normalised here."""
     if not any(name in case for name in _PICTURES):
         return
     images = normalise(case["image_unit_range"]) if "image_unit_range" in case else case["image_normalised"]

@@ -84,13 +84,13 @@ class TiTokS128(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1], no normalisation, to ids (B, N). ValueError for another size."""
+        """Images (B, 3, S, S) in [0, 1], no normalisation, to ids (B, N). ValueError for another size."""
         require_images(images, self.model.config.image_size)
         return Tokens(self.model.encode(images).ids.flatten(1))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
+        """Ids (B, N) to images (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
         ids = require_ids(tokens, self.model.config.num_latent_tokens, self.model.config.codebook_size)
         return self.model.decode_ids(ids.unsqueeze(1)).float()
 

@@ -1,6 +1,6 @@
 """Runs golden cases of TiTok: everything is read from the case, every stored output is checked.
 
-Each part is fed what is stored, so that one that differs does not spoil the next: the picture to the encoder, the
+Each part is fed what is stored, so that one that differs does not spoil the next: the image to the encoder, the
 stored codes to the decoder, the stored ids to `reconstruction_from_ids`.
 """
 

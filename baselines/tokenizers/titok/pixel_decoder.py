@@ -1,4 +1,4 @@
-"""The pixel decoder of MaskGIT's VQGAN (arXiv 2202.04200), as TiTok carries it: codes of a grid to a picture.
+"""The pixel decoder of MaskGIT's VQGAN (arXiv 2202.04200), as TiTok carries it: codes of a grid to an image.
 
 Not diffusers' decoder: no attention, convolutions without bias, and another shortcut (see `_ResidualBlock`).
 Facts: bytedance/1d-tokenizer, modeling/modules/maskgit_vqgan.py, whose tensor names these modules have.
