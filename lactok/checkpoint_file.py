@@ -63,7 +63,7 @@ class CheckpointMetadata:
         """The record of `to_strings`. Raises WeightsError naming what is missing or malformed."""
         missing = [f.name for f in dataclasses.fields(CheckpointMetadata) if f.name not in strings]
         if missing:
-            raise WeightsError(f"the header lacks {', '.join(missing)}: not a checkpoint of our trainers")
+            raise WeightsError(f"the header is missing {', '.join(missing)}: not a checkpoint of our trainers")
         try:
             return CheckpointMetadata(
                 config=json.loads(strings["config"]),

@@ -27,7 +27,7 @@ GAP_MARGIN = 1e-4
 
 
 class CaseError(Exception):
-    """A case can't be used as it is; the message names the file and what it lacks."""
+    """A case can't be used as it is; the message names the file and what is missing."""
 
 
 class UnhandledCase(Exception):

@@ -129,7 +129,7 @@ class TrainingCompute:
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The facts of one built tokenizer, shown beside its numbers.
+    """The facts of one built tokenizer, shown with its numbers.
 
     family: the method ("LlamaGen", "TiTok", "calibration").
     tokens_per_image: N x K tokens, None for continuous autoencoders or a tokenizer without tokens (identity).
@@ -160,7 +160,7 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class GeneratorInfo:
-    """The facts of one built generator, shown beside its numbers.
+    """The facts of one built generator, shown with its numbers.
 
     family: the method; output_size: side in pixels of its images, None where they differ; deterministic: False where
     images depend on their seeds; settings: what it samples with (steps, guidance_scale, dtype), as shown; training as

@@ -19,7 +19,7 @@ from typing import Any
 
 _SHOWN = 5  # names of each kind in a CheckpointMismatch, or of tensors that are not finite
 # What trainers save beside the weights; no network takes it.
-_BESIDE = ("optimizer", "discriminator", "lr_scheduler", "scaler")
+_NOT_WEIGHTS = ("optimizer", "discriminator", "lr_scheduler", "scaler")
 
 
 class WeightsError(Exception):
@@ -109,7 +109,7 @@ def override(source: WeightsSource, path: str | None) -> WeightsSource:
 def locate(source: WeightsSource, download: bool = True) -> Path:
     """The verified file of `source`. Downloads (resumably, from the hub) when it is not here and `download` is set.
 
-    Raises MissingWeights when it is not to be had, WeightsError when its sha256 is another.
+    Raises MissingWeights when it is not available, WeightsError when its sha256 is another.
     """
     if isinstance(source, HubWeights):
         path = _locate_hub(source, download)
@@ -128,7 +128,7 @@ def locate(source: WeightsSource, download: bool = True) -> Path:
 def locate_all(sources: Sequence[WeightsSource]) -> list[Path]:
     """The files of all sources. What no network can bring is looked for before anything is downloaded.
 
-    Raises one MissingWeights that names every file that is not to be had, and how to get it.
+    Raises one MissingWeights that names every file that is not available, and how to get it.
     """
     local = [source for source in sources if isinstance(source, LocalWeights | UnpublishedWeights)]
     if missing_weights(local, download=False):
@@ -142,7 +142,7 @@ def locate_all(sources: Sequence[WeightsSource]) -> list[Path]:
 
 
 def missing_weights(sources: Sequence[WeightsSource], download: bool = True) -> list[str]:
-    """What is not to be had, each with the way to get it; see `locate`."""
+    """What is not available, each with the way to get it; see `locate`."""
     missing = []
     for source in sources:
         try:
@@ -275,7 +275,7 @@ def _not_finite(content: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
     for key, value in content.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and not str(key).startswith(_BESIDE):
+        if isinstance(value, Mapping) and not str(key).startswith(_NOT_WEIGHTS):
             yield from _not_finite(value, f"{name}.")
         elif isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() and not value.is_meta:
             wide = value.float() if value.element_size() == 1 else value  # 8-bit floats have no reductions

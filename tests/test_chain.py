@@ -169,7 +169,7 @@ def test_each_part_has_its_preset(data: Path):
             r"options\.colour is of one part: write PART\.options\.colour=VALUE, where PART is one of ldm",
         ),
         (["lmd.steps=3"], "mini-all has no part 'lmd'; did you mean ldm"),
-        (["accelerator=tlcm"], "trains both accelerators; leave it out"),
+        (["accelerator=tlcm"], "trains both few-step LoRAs; leave it out"),
         (["scale=paper"], "at scale=paper run its stages by recipe=diffusion and recipe=pixel"),
         (["ldm.out=x"], r"ldm\.out: all parts of mini-all share out; write out=VALUE"),
         (["pixel.steps=0"], "steps=0: expected a whole number"),

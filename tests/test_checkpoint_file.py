@@ -75,7 +75,7 @@ def test_values_beyond_float16_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"training": None}, "lacks training"),
+        ({"training": None}, "is missing training"),
         ({"image_size": "large"}, "invalid literal"),
         ({"training": '{"minutes": 3}'}, "minutes"),
         ({"config": "{"}, "can't be understood"),

@@ -69,7 +69,7 @@ def test_wrong_codes_are_named(codes: object, message: str):
 def test_right_codes_pass():
     codes = Tokens(torch.tensor([[0, 9, 3, 4], [1, 2, 3, 4]]), lengths=torch.tensor([4, 1]))
     assert check_codes(codes, 2, INFO) is codes
-    pairs = dataclasses.replace(INFO, vocabulary=(10, 3), tokens_per_image=4)
+    pairs = dataclasses.replace(INFO, codebook_size=(10, 3), tokens_per_image=4)
     assert check_codes(Tokens(torch.tensor([[[9, 2], [0, 0]]])), 1, pairs)
     with pytest.raises(PluginError):
         check_codes(Tokens(torch.tensor([[[2, 9], [0, 0]]])), 1, pairs)

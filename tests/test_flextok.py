@@ -134,7 +134,7 @@ def test_configuration_of_the_golden_case():
     config = parse_config(published_tree())
     assert config == FlexTokConfig(TransformerConfig(128, 2), TransformerConfig(192, 3), None, registers=64, grid=8)
     assert TransformerConfig(1792, 28).hidden == 4778
-    assert FlexTokD18D28.EXPECTED.vocabulary == 64000
+    assert FlexTokD18D28.EXPECTED.codebook_size == 64000
     assert FlexTokD18D28.EXPECTED.image_size == 256
 
 
@@ -159,7 +159,7 @@ def test_every_difference_of_a_configuration_is_listed():
         "decoder.dec_registers_posemb_module.max_sizes is (32,), expected (64,)",
         "decoder has the unknown module dec_extra (Extra)",
         "encoder.enc_transformer.qkv_bias is True, expected False",
-        "encoder lacks module enc_to_latents",
+        "encoder has no module enc_to_latents",
         "vae has no scaling_factor",
     ):
         assert difference in message

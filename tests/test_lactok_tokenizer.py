@@ -115,7 +115,7 @@ def test_each_name_has_its_sampler(cls, evaluated: tuple[int, ...], draws: int, 
 
     sampler(predict, torch.ones(1, draws, 1, 2, 2), LacTokConfig().schedule)
     assert tuple(seen) == evaluated
-    assert (sampler.draws, sampler.evaluations) == (draws, len(evaluated))
+    assert (sampler.draws, sampler.nfe) == (draws, len(evaluated))
 
 
 def test_pictures_to_ids_and_back(t_star: published.LacTokTokenizer):

@@ -17,14 +17,14 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from lactok.checkpoint_file import read_checkpoint, save_checkpoint
-from lactok.tokenizers.mini_parts import load_adapter, load_ldm, vq_source
+from lactok.tokenizers.mini_parts import load_few_step_lora, load_ldm, vq_source
 from lactok.train.config import TrainConfig, TrainConfigError, compose_config
 from lactok.train.loop import Progress, _Run, accumulate_gradients, train
 from lactok.train.noise import normal, timesteps
 from lactok.train.recipe import Batch, Recipe
-from lactok.train.recipes.accelerator import POINT
-from lactok.train.recipes.copy import CopyRecipe
+from lactok.train.recipes.few_step_lora import POINT
 from lactok.train.recipes.pixel import SAMPLER
+from lactok.train.recipes.trainable_copy import TrainableCopyRecipe
 from lactok.weights import WeightsError, locate
 from tests.support import pictures
 from tests.tiny_lactok import CHAIN, quick_training, settings
@@ -205,7 +205,7 @@ def test_the_accelerator_is_merged_into_the_frozen_network(chain: dict[str, Trai
         recipe = chain[f"pixel-{accelerator}-mini"].build()
         unet, _, _ = load_ldm(str(chain["ldm-mini"].file))
         plain = {n: t.clone() for n, t in unet.state_dict().items()}
-        load_adapter(accelerator, str(chain[f"accelerator-{accelerator}-mini"].file)).merge(unet)
+        load_few_step_lora(accelerator, str(chain[f"accelerator-{accelerator}-mini"].file)).merge(unet)
         expected = unet.state_dict()
         assert all(torch.equal(t, expected[n]) for n, t in recipe.frozen["unet"].state_dict().items())
         assert any(not torch.equal(plain[n], t) for n, t in expected.items())
@@ -236,7 +236,7 @@ def test_tlcm_chain_has_a_gradient_through_its_last_evaluation_alone(chain: dict
 
     def by_hand(detached: bool) -> Tensor:
         recipe.zero_grad()
-        network, codes = recipe.lactok(), recipe.codes(images, recipe.encoder_size(0))
+        network, codes = recipe.lactok(), recipe.embeddings(images, recipe.encoder_size(0))
         first, second = (normal(seeds, images.new_empty(2, 4, 8, 8), SAMPLER + i) for i in range(2))
         schedule, predict = recipe.schedule, network.decoder.predict
         clean = schedule.clean(first, predict(first, 999, codes), 999)
@@ -281,7 +281,8 @@ def test_the_encoders_size_is_a_function_of_seed_and_step(
     name: str, chain: dict[str, Trained], data: Path, monkeypatch
 ):
     one, other = (
-        CopyRecipe.encoder_size.__get__(SimpleNamespace(options=chain[name].config.options, seed=s)) for s in (0, 1)
+        TrainableCopyRecipe.encoder_size.__get__(SimpleNamespace(options=chain[name].config.options, seed=s))
+        for s in (0, 1)
     )
     sizes = [one(step) for step in range(300)]
     assert [one(step) for step in reversed(range(300))] == sizes[::-1]
@@ -290,12 +291,12 @@ def test_the_encoders_size_is_a_function_of_seed_and_step(
     if name != "diffusion-mini":
         return
     recipe, seen = chain[name].build(), []
-    codes = recipe.codes
-    monkeypatch.setattr(recipe, "codes", lambda images, size: seen.append(size) or codes(images, size))
+    embeddings = recipe.embeddings
+    monkeypatch.setattr(recipe, "embeddings", lambda images, size: seen.append(size) or embeddings(images, size))
     for step in range(6):
         recipe(Batch(images_of(data, 1), (1,), step))
     assert seen == sizes[:6]
-    assert codes(images_of(data, 1), 72).shape[-2:] == (9, 9)
+    assert embeddings(images_of(data, 1), 72).shape[-2:] == (9, 9)
 
 
 def altered(file: Path, folder: Path) -> str:
@@ -331,7 +332,7 @@ def test_files_trained_with_other_parts_are_refused(
 
 def test_an_adapter_or_a_copy_of_another_kind_is_refused(chain: dict[str, Trained], tmp_path: Path):
     pixel = chain["pixel-hypersd-mini"]
-    with pytest.raises(WeightsError, match="is an adapter of accelerator tlcm, expected hypersd"):
+    with pytest.raises(WeightsError, match="is the few-step LoRA tlcm, expected hypersd"):
         pixel.build(adapter=str(chain["accelerator-tlcm-mini"].file))
     state, metadata = read_checkpoint(chain["accelerator-hypersd-mini"].file)
     other = replace(metadata, config={**metadata.config, "base": "0" * 64})
@@ -340,7 +341,7 @@ def test_an_adapter_or_a_copy_of_another_kind_is_refused(chain: dict[str, Traine
         pixel.build(adapter=str(tmp_path / "adapter.safetensors"))
     with pytest.raises(WeightsError, match=r"other sizes than options\.condition_widths"):
         pixel.build(condition_widths=[16])
-    with pytest.raises(WeightsError, match=r"ldm-mini.safetensors: .*config is none of CopyFileConfig"):
+    with pytest.raises(WeightsError, match=r"ldm-mini.safetensors: .*config is none of TrainableCopyConfig"):
         pixel.build(start=str(chain["ldm-mini"].file))
     with pytest.raises(WeightsError, match=r"diffusion-mini.safetensors: .*config is none of LDMFileConfig"):
         chain["diffusion-mini"].build(base=str(chain["diffusion-mini"].file))

@@ -197,7 +197,7 @@ def test_an_unmerged_load_is_strict():
 def test_a_fresh_copy_steers_nothing(inputs: tuple[Tensor, Tensor]):
     sample, codes = inputs
     model = decoder(SMALL.decoder)
-    model.copy_unet()
+    model.copy_unet_encoder()
     unet, copy = model.unet.state_dict(), model.controlnet.state_dict()
     shared = [name for name in copy if name in unet]
     assert all(torch.equal(copy[name], unet[name]) for name in shared)
@@ -264,7 +264,7 @@ def test_networks_without_text_and_sizes(kind: str, inputs: tuple[Tensor, Tensor
     given |= {"down_block_types": (f"{kind}DownBlock2D",) * 3, "up_block_types": (f"{kind}UpBlock2D",) * 3}
     given |= {"mid_block_type": "UNetMidBlock2D"}
     model = decoder(dataclasses.replace(SMALL.decoder, unet=dataclasses.replace(UNET, **given)))
-    model.copy_unet()
+    model.copy_unet_encoder()
     sample, codes = inputs
     assert model.empty_text(sample).states is None
     noise = model.predict(sample, 3, codes)
@@ -339,7 +339,7 @@ def test_an_adapter_of_another_network_is_refused(tmp_path: Path):
     config.write_text(json.dumps({"r": 4, "lora_alpha": 2, "target_modules": []}))
     a, b, name = torch.zeros(4, 3), torch.zeros(3, 4), "base_model.model.nowhere.to_q.lora_"
     for state, reason in (
-        ({f"{name}A.weight": a, f"{name}B.weight": b}, "1 layers that the network does not have: nowhere.to_q"),
+        ({f"{name}A.weight": a, f"{name}B.weight": b}, "1 unexpected layers: nowhere.to_q"),
         ({f"{name}A.weight": a}, "1 layers have one of two matrices: nowhere.to_q"),
         ({"weight": a}, "weight is no weight of a LoRA adapter of peft"),
         ({f"conv_in.lora_{m}.weight": t for m, t in (("A", a), ("B", b))}, r"conv_in: update of shape \(3, 3\)"),
@@ -375,7 +375,7 @@ def test_a_file_that_is_no_lora_of_this_network_is_refused(tmp_path: Path):
     path = tmp_path / "lora.safetensors"
     matrices = {"lora_A": torch.zeros(4, 8), "lora_B": torch.zeros(8, 4)}
     for state, reason in (
-        ({f"unet.nowhere.{m}.weight": t for m, t in matrices.items()}, "1 layers that the UNet lacks: nowhere"),
+        ({f"unet.nowhere.{m}.weight": t for m, t in matrices.items()}, "1 unexpected layers: nowhere"),
         ({f"text_encoder.to_q.{m}.weight": t for m, t in matrices.items()}, "it has no UNet layer"),
     ):
         save_file(state, path)

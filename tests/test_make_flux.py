@@ -19,8 +19,8 @@ def cache(tmp_path) -> Path:
 PROMPTS = [f"a photograph of {i} cups" for i in range(6)]
 
 
-def make(out: Path, paint=twins.paint, prompts=PROMPTS) -> list[int]:
-    return [made.index for made in make_flux.make(prompts, make_flux.pending(prompts, out), out, paint)]
+def make(out: Path, generate=twins.generate, prompts=PROMPTS) -> list[int]:
+    return [made.index for made in make_flux.make(prompts, make_flux.pending(prompts, out), out, generate)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -42,7 +42,7 @@ def test_making_stops_anywhere_and_resumes(tmp_path):
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(prompt)
-        return twins.paint(prompt, seed)
+        return twins.generate(prompt, seed)
 
     out = tmp_path / "part"
     with pytest.raises(KeyboardInterrupt):
@@ -72,7 +72,7 @@ def test_what_was_made_is_a_dataset_that_verifies(tmp_path, cache, capsys):
     assert any(make_flux.REVISION in note for note in dataset.notes)
     command = ["data", "verify", "flux", f"root={out}", f"out={tmp_path}", "expect=6", "workers=1"]
     assert main(command) == 0
-    twins.paint("x", 1).save(out / "00002.png")
+    twins.generate("x", 1).save(out / "00002.png")
     assert main(command) == 1
     assert "00002.png: its sha256 is" in capsys.readouterr().out
 

@@ -96,7 +96,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def columns(found: planning.Plan) -> list[str]:
-    return [planned.column.name for planned in found.columns]
+    return [is_dry_run.column.name for is_dry_run in found.columns]
 
 
 def test_the_default_table():
@@ -109,9 +109,9 @@ def test_the_default_table():
         *("PSNR", "PSNR-pooled", "SSIM", "perc-effnet", "top1-effnet", "FD-effnet", "colour-de00", "brightness-dl"),
         *("codebook use", "perplexity", "entropy"),
     ]
-    kinds = {planned.column.name: planned.kind for planned in found.columns}
+    kinds = {is_dry_run.column.name: is_dry_run.kind for is_dry_run in found.columns}
     assert (kinds["PSNR-pooled"], kinds["FD-effnet"], kinds["entropy"]) == ("image", "set", "tokens")
-    hidden = [planned.column.name for planned in found.columns if not planned.column.shown]
+    hidden = [is_dry_run.column.name for is_dry_run in found.columns if not is_dry_run.column.shown]
     assert hidden == ["brightness-dl", "codebook use", "perplexity", "entropy"]
 
 

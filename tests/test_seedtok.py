@@ -126,7 +126,7 @@ def test_a_case_of_the_conditioning_alone(copy: Path):
     save_file(tensors, copy / "case.safetensors")
     assert [line.passed for line in run(CaseFolder(copy))] == [True, False]
     save_file({k: v for k, v in tensors.items() if k != "noise"}, copy / "case.safetensors")
-    with pytest.raises(CaseError, match="the conditioning lacks noise"):
+    with pytest.raises(CaseError, match="the conditioning is missing noise"):
         list(run(CaseFolder(copy)))
 
 

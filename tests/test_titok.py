@@ -320,5 +320,5 @@ def test_runner_refuses_a_model_that_the_port_is_not(case: Path, key: str, value
 
 def test_runner_names_a_missing_setting(case: Path):
     edit_config(case, lambda config: config["dataset"].clear())
-    with pytest.raises(CaseError, match=r"config\.json lacks the published nesting: KeyError\('preprocessing'\)"):
+    with pytest.raises(CaseError, match=r"config\.json: the published nesting is missing: KeyError\('preprocessing'\)"):
         failed(case)

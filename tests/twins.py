@@ -131,7 +131,7 @@ def mjhq(root: Path, form: str) -> Path:
     return write_folder(root / "mjhq30k_imgs", mjhq_files()).parent
 
 
-def paint(prompt: str, seed: int) -> Image.Image:
+def generate(prompt: str, seed: int) -> Image.Image:
     """In the place of FLUX.1-dev: noise of 16 x 16 pixels from prompt and seed."""
     rng = np.random.default_rng([seed, len(prompt)])
     return Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
@@ -140,6 +140,6 @@ def paint(prompt: str, seed: int) -> Image.Image:
 def flux(root: Path, count: int = COUNT) -> Path:
     """A folder as make-flux writes it."""
     prompts = [f"a photograph of {i} cups" for i in range(count)]
-    for _ in make_flux.make(prompts, make_flux.pending(prompts, root), root, paint):
+    for _ in make_flux.make(prompts, make_flux.pending(prompts, root), root, generate):
         pass
     return root

@@ -19,7 +19,7 @@ from torch import Tensor
 from lactok.data.pack import Pack
 
 ORDER, CROP, NOISE = 1, 2, 3
-"""Independent streams of random numbers for one (seed, step, sample)."""
+"""Independent RNG streams for one (seed, step, sample)."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ WEIGHTS = UrlWeights(
 
 
 def load(device: torch.device | str = "cpu", features: Sequence[str] = ("2048",)) -> FeatureExtractorInceptionV3:
-    """The published network. Raises lactok.weights.MissingWeights when its weights are not to be had.
+    """The published network. Raises lactok.weights.MissingWeights when its weights are not available.
 
     It takes uint8 (B, 3, H, W) RGB of any size, resizes inside as TensorFlow 1 did, and gives a tuple of float32
     (B, D), one for each name in `features`: "64", "192", "768", "2048", "logits_unbiased", "logits" (1008 each).
@@ -32,7 +32,7 @@ def load(device: torch.device | str = "cpu", features: Sequence[str] = ("2048",)
 def build(
     tensors: Mapping[str, Tensor], device: torch.device | str = "cpu", features: Sequence[str] = ("2048",)
 ) -> FeatureExtractorInceptionV3:
-    """The network with the given weights; `num_batches_tracked` entries may lack. Raises WeightsError for others."""
+    """The network with the given weights, but for `num_batches_tracked` entries. Raises WeightsError for others."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     # The class insists on reading a file, and would unpickle it without restriction: it gets our own bytes.

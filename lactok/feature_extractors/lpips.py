@@ -41,7 +41,7 @@ def sources(net: Net) -> tuple[WeightsSource, ...]:
 
 
 def load(net: Net, device: torch.device | str = "cpu") -> LPIPS:
-    """The published LPIPS. Raises lactok.weights.MissingWeights when the backbone is not to be had."""
+    """The published LPIPS. Raises lactok.weights.MissingWeights when the backbone is not available."""
     published = load_state_dict(locate(BACKBONES[net]))
     names = list(_empty(net).net.state_dict())
     missing = [f"net.{name}" for name in names if torchvision_name(name) not in published]
@@ -68,8 +68,8 @@ def load_squeeze(device: torch.device | str = "cpu") -> LPIPS:
 def build(net: Net, backbone: Mapping[str, Tensor], device: torch.device | str = "cpu") -> LPIPS:
     """LPIPS with the given backbone and the package's linear layers; frozen, in eval mode.
 
-    backbone: the module's own names ("net.slice1.0.weight"). Raises WeightsError when a tensor lacks, is too many or
-    has another shape.
+    backbone: the module's own names ("net.slice1.0.weight"). Raises WeightsError when a tensor is missing, unexpected
+    or has another shape.
     """
     from lpips import ScalingLayer
 

@@ -1,4 +1,4 @@
-"""The published adapters that cut SDXL's UNet to few steps: Hyper-SD's (LacTok-H) and TLCM's (LacTok-T).
+"""The published LoRAs that cut SDXL's UNet to few steps: Hyper-SD's (LacTok-H) and TLCM's (LacTok-T).
 
 Each belongs to one sampler (lactok/models/samplers.py); they are not interchangeable.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 _OTHERWISE = "name a local file by options.NAME.accelerator=PATH"
 
 HYPERSD = HubWeights("ByteDance/Hyper-SD", "Hyper-SDXL-1step-lora.safetensors", otherwise=_OTHERWISE)
-"""The one-step "unified" LoRA: one evaluation at t = 999 from pure noise. (The full UNet beside it wants t = 800.)"""
+"""The one-step "unified" LoRA: one NFE at t = 999 from pure noise. (The repository's full UNet wants t = 800.)"""
 
 TLCM = HubWeights("OPPOer/TLCM", "adapter_model.safetensors", otherwise=_OTHERWISE)
-"""A peft adapter of rank 64; for 1 to 7 evaluations on TLCM's grid."""
+"""A peft adapter of rank 64; for NFE 1 to 7 on TLCM's grid."""
 
 TLCM_CONFIG = HubWeights("OPPOer/TLCM", "adapter_config.json", otherwise=_OTHERWISE)
 """Its settings: rank and alpha are read from there."""
@@ -33,20 +33,20 @@ TLCM_CONFIG = HubWeights("OPPOer/TLCM", "adapter_config.json", otherwise=_OTHERW
 _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
-ACCELERATORS = ("hypersd", "tlcm")
+FEW_STEP_LORAS = ("hypersd", "tlcm")
 
 
-def require_accelerator(name: str | None) -> str:
-    """The name. Raises ValueError unless it is an accelerator's."""
-    if name is None or name not in ACCELERATORS:
+def require_few_step_lora(name: str | None) -> str:
+    """The name. Raises ValueError unless it is a few-step LoRA's."""
+    if name is None or name not in FEW_STEP_LORAS:
         seen = "none is named" if name is None else f"accelerator={name}"
-        raise ValueError(f"{seen}: expected accelerator={' or accelerator='.join(ACCELERATORS)}")
+        raise ValueError(f"{seen}: expected accelerator={' or accelerator='.join(FEW_STEP_LORAS)}")
     return name
 
 
-def evaluated_timesteps(accelerator: str, evaluations: int) -> tuple[int, ...]:
-    """(999,) for hypersd; for tlcm those of its published grid. Raises ValueError for a number that it lacks."""
-    return (FIRST_TIMESTEP,) if accelerator == "hypersd" else tlcm_timesteps(evaluations)
+def evaluated_timesteps(name: str, nfe: int) -> tuple[int, ...]:
+    """(999,) for hypersd; for tlcm those of its published grid. Raises ValueError for another number."""
+    return (FIRST_TIMESTEP,) if name == "hypersd" else tlcm_timesteps(nfe)
 
 
 @torch.no_grad()
@@ -69,9 +69,9 @@ def merge_hypersd(unet: UNet2DConditionModel, path: Path) -> None:
     layers = {name.split(".lora_")[0] for name in convert_unet_state_dict_to_peft(names)}
     have = dict(unet.named_modules())
     if not layers or any(layer not in have for layer in layers):
-        strangers = sorted(layers - have.keys())
-        what = f"{len(strangers)} layers that the UNet lacks: {', '.join(strangers[:3])}" if layers else "no UNet layer"
-        raise CheckpointMismatch(f"{path} is no LoRA of this UNet: it has {what}")
+        unexpected = sorted(layers - have.keys())
+        what = f"{len(unexpected)} unexpected layers: {', '.join(unexpected[:3])}" if layers else "it has no UNet layer"
+        raise CheckpointMismatch(f"{path} is no LoRA of this UNet: {what}")
     unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas)
     wrapped = sum(isinstance(module, BaseTunerLayer) for module in unet.modules())
     unet.fuse_lora()
@@ -96,7 +96,7 @@ def merge_tlcm(unet: UNet2DConditionModel, path: Path, config_path: Path) -> Non
     try:
         add_to_weights(unet, {layer: (pair["A"], pair["B"]) for layer, pair in pairs.items()}, lora.scale)
     except ValueError as error:
-        raise CheckpointMismatch(f"{path} is no adapter of this UNet: {error}") from error
+        raise CheckpointMismatch(f"{path} is no LoRA of this UNet: {error}") from error
 
 
 def _peft_settings(path: Path) -> LoRAConfig:

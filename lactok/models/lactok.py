@@ -62,18 +62,18 @@ class LacTok(nn.Module):
         self.config, self.vq, self.decoder, self.vae = config, vq, decoder, vae
 
     def encode(self, images: Tensor) -> Encoded:
-        """Images (B, 3, H, W) in [-1, 1] to codes. Raises ValueError for a size that does not divide."""
+        """Images (B, 3, H, W) in [-1, 1] to code embeddings. Raises ValueError for a size that does not divide."""
         return self.vq.encode(images)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Codes (B, D, h, w) of int64 ids (B, h, w)."""
+        """Code embeddings (B, D, h, w) of int64 ids (B, h, w)."""
         return self.vq.lookup(ids)
 
-    def decode_latents(self, codes: Tensor, noises: Tensor, sampler: Sampler, scale: float = 1.0) -> Tensor:
-        """Codes (B, D, h, w) to latents (B, C, H, W), float32, by the sampler's noises (B, draws, C, H, W)."""
+    def decode_latents(self, embeddings: Tensor, noises: Tensor, sampler: Sampler, scale: float = 1.0) -> Tensor:
+        """Code embeddings (B, D, h, w) and the sampler's noises (B, draws, C, H, W) to float32 latents (B, C, H, W)."""
 
         def predict(x: Tensor, t: int) -> Tensor:
-            return self.decoder.predict(x, t, codes, scale)
+            return self.decoder.predict(x, t, embeddings, scale)
 
         return sampler(predict, noises, self.config.schedule)
 

@@ -1,7 +1,8 @@
-"""The latent decoder of LacTok: a frozen latent diffusion UNet, steered by a ControlNet-style copy that reads codes.
+"""The latent decoder of LacTok: a frozen latent diffusion UNet, steered by a trainable copy that reads code embeddings.
 
-Stock diffusers networks; what is LacTok's own is the condition (the l2-normalised code map, resized to the latents)
-and that no text is given. The numbers are those of the released LaCTok-T, whose UNet is SDXL-base-1.0's.
+The trainable copy is the paper's (section 4.1) and diffusers' ControlNet. Stock diffusers networks; what is LacTok's
+own is the condition (the l2-normalised code-embedding map, resized to the latents) and that no text is given. The
+numbers are those of the released LaCTok-T, whose UNet is SDXL-base-1.0's.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class UNetConfig:
 class LatentDecoderConfig:
     """Sizes of a `LatentDecoder`; the defaults are the released LaCTok-T's.
 
-    condition_channels: length of a code; condition_widths: of the convolutions that read the code map.
+    condition_channels: length of a code embedding; condition_widths: of the convolutions that read the code-embedding
+    map.
     text_positions: how many zero text states there are. pixels_per_latent: side in pixels, for the size conditions.
     prediction: what the UNet predicts, "epsilon" (the noise) or "v_prediction"; see lactok/models/prediction.py.
     """
@@ -167,7 +169,7 @@ def empty_text(unet: UNetConfig, text_positions: int, pixels_per_latent: int, sa
 
 
 class LatentDecoder(nn.Module):
-    """Predicts the noise in latents (B, C, H, W) from a code map (B, D, h, w).
+    """Predicts the noise in latents (B, C, H, W) from a code-embedding map (B, D, h, w).
 
     unet: diffusers' UNet2DConditionModel; controlnet: its ControlNetModel, whose condition has the latents' size.
     Either is built anew where none is given.
@@ -184,8 +186,8 @@ class LatentDecoder(nn.Module):
         self.unet = unet or build_unet(config.unet)
         self.controlnet = controlnet or build_controlnet(config)
 
-    def copy_unet(self) -> None:
-        """Start the copy from the UNet's encoder half, as a ControlNet does; its zero convolutions stay as they are.
+    def copy_unet_encoder(self) -> None:
+        """Start the trainable copy from the UNet's encoder half; its zero convolutions stay as they are.
 
         To be called before adapters are added to the UNet.
         """
@@ -193,20 +195,20 @@ class LatentDecoder(nn.Module):
         shared = {name: ours[name] for name in self.controlnet.state_dict() if name in ours}
         self.controlnet.load_state_dict(shared, strict=False)
 
-    def condition(self, codes: Tensor, size: Sequence[int]) -> Tensor:
-        """The code map (B, D, h, w) at the latents' `size`: nearest, float32, source index floor(i h / H)."""
-        return F.interpolate(codes.float(), size=tuple(size), mode="nearest")
+    def condition(self, embeddings: Tensor, size: Sequence[int]) -> Tensor:
+        """The code-embedding map (B, D, h, w) at the latents' `size`: nearest, float32, source index floor(i h / H)."""
+        return F.interpolate(embeddings.float(), size=tuple(size), mode="nearest")
 
     def empty_text(self, sample: Tensor) -> EmptyText:
         """`empty_text` of this network's sizes."""
         return empty_text(self.config.unet, self.config.text_positions, self.config.pixels_per_latent, sample)
 
-    def predict(self, sample: Tensor, t: int | Tensor, codes: Tensor, scale: float = 1.0) -> Tensor:
+    def predict(self, sample: Tensor, t: int | Tensor, embeddings: Tensor, scale: float = 1.0) -> Tensor:
         """The noise in latents (B, C, H, W) at timestep t (an int, or int64 (B,)), in the UNet's dtype.
 
         Of a UNet that predicts the velocity it is float32.
-        codes: (B, D, h, w) as the quantizer looks them up, unit length; scale: of the copy's residuals (0: unsteered).
-        H and W: multiples of config.unet.downsample_factor.
+        embeddings: (B, D, h, w) as the quantizer looks them up, unit length; scale: of the trainable copy's residuals
+        (0: unsteered). H and W: multiples of config.unet.downsample_factor.
         """
         sample = sample.to(self.unet.dtype)
         t = torch.as_tensor(t, device=sample.device).expand(len(sample))
@@ -215,7 +217,7 @@ class LatentDecoder(nn.Module):
             sample,
             t,
             encoder_hidden_states=text.states,
-            controlnet_cond=self.condition(codes, sample.shape[-2:]).to(sample.dtype),
+            controlnet_cond=self.condition(embeddings, sample.shape[-2:]).to(sample.dtype),
             conditioning_scale=scale,
             added_cond_kwargs=text.added,
             return_dict=False,
@@ -231,6 +233,6 @@ class LatentDecoder(nn.Module):
         )
         return noise_of(output, sample, t, self.config.prediction)
 
-    def forward(self, sample: Tensor, t: int | Tensor, codes: Tensor, scale: float = 1.0) -> Tensor:
+    def forward(self, sample: Tensor, t: int | Tensor, embeddings: Tensor, scale: float = 1.0) -> Tensor:
         """`predict`."""
-        return self.predict(sample, t, codes, scale)
+        return self.predict(sample, t, embeddings, scale)

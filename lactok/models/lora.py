@@ -24,7 +24,7 @@ BASE = ".base_layer."
 class LoRAConfig:
     """rank of the update, its alpha (scale: alpha / rank), and the layers that get one, by the end of their names.
 
-    The defaults are those of TLCM's adapter and of the released LaCTok-T: peft's default alpha of 8 at rank 64.
+    The defaults are those of TLCM's LoRA and of the released LaCTok-T: peft's default alpha of 8 at rank 64.
     """
 
     rank: int = 64
@@ -90,8 +90,8 @@ def add_to_weights(network: nn.Module, adapters: Mapping[str, tuple[Tensor, Tens
     adapters: A and B by layer. Raises ValueError naming layers that the network does not have.
     """
     layers = dict(network.named_modules())
-    if strangers := [name for name in adapters if name not in layers]:
-        raise ValueError(f"{len(strangers)} layers that the network does not have: {', '.join(strangers[:3])}")
+    if unexpected := [name for name in adapters if name not in layers]:
+        raise ValueError(f"{len(unexpected)} unexpected layers: {', '.join(unexpected[:3])}")
     for name, (a, b) in adapters.items():
         weight = layers[name].weight
         delta = product(a.to(weight.device), b.to(weight.device))

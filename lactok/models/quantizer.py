@@ -88,16 +88,16 @@ class VectorQuantizer(nn.Module):
 
     def _distances(self, rows: Tensor) -> Tensor:
         """Squared distances of rows (M, D) to every code: (M, codebook_size), by the published expansion."""
-        codes = self.codebook
+        embeddings = self.codebook
         meta = rows.device.type == "meta"  # which has no autocast to switch off
         with nullcontext() if meta else torch.autocast(rows.device.type, enabled=False):
-            return rows.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * rows @ codes.T
+            return rows.square().sum(1, keepdim=True) + embeddings.square().sum(1) - 2 * rows @ embeddings.T
 
     @torch.no_grad()
     def search(self, pre_quant: Tensor) -> Tensor:
-        """Nearest codes: (B, D, h, w) to int64 ids (B, h, w).
+        """Nearest embeddings: (B, D, h, w) to int64 ids (B, h, w).
 
-        Raises FloatingPointError for vectors that are not finite; in train mode the loss tells of them.
+        Raises FloatingPointError for vectors that are not finite; in train mode the loop checks the loss.
         """
         if not self.training:
             require_finite(pre_quant, "the encoder's vectors")
@@ -107,11 +107,11 @@ class VectorQuantizer(nn.Module):
         return torch.stack(ids).view(batch, height, width)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Codes of int64 ids (B, h, w): float32 (B, D, h, w)."""
+        """Code embeddings of int64 ids (B, h, w): float32 (B, D, h, w)."""
         return F.embedding(ids, self.codebook).permute(0, 3, 1, 2)
 
     def forward(self, pre_quant: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantize (B, D, h, w): the codes with the straight-through gradient, float32 (B, D, h, w), and the ids."""
+        """Vectors (B, D, h, w) to code embeddings with the straight-through gradient, float32 (B, D, h, w), and ids."""
         ids = self.search(pre_quant)
         z = self._rows(pre_quant).view(*ids.shape, self.dim).permute(0, 3, 1, 2)
         return z + (self.lookup(ids) - z).detach(), ids
@@ -120,10 +120,10 @@ class VectorQuantizer(nn.Module):
         """Training terms for (B, D, h, w); ids (B, h, w) spares the search. In train mode it records the ids."""
         ids = self.search(pre_quant) if ids is None else ids
         z = self._rows(pre_quant)
-        codes = F.embedding(ids.reshape(-1), self.codebook)
+        embeddings = F.embedding(ids.reshape(-1), self.codebook)
         return QuantizerLosses(
-            codebook=(codes - z.detach()).square().mean(),
-            commitment=self.beta * (codes.detach() - z).square().mean(),
+            codebook=(embeddings - z.detach()).square().mean(),
+            commitment=self.beta * (embeddings.detach() - z).square().mean(),
             entropy=self.entropy_ratio * self._entropy(z) if self.entropy_ratio else z.new_zeros(()),
             usage=self._record(ids) if self.training and self.track_usage else None,
         )

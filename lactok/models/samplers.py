@@ -35,7 +35,7 @@ FIRST_TIMESTEP = 999
 """Where few-step samplers start, from pure noise: the last of 1000."""
 
 DDIM_STEPS = 25
-"""Of the rows without an accelerator in the paper's Table 4."""
+"""Of the rows without a few-step LoRA in the paper's Table 4."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class NoiseSchedule:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler with its settings. draws: how many noises an image needs; evaluations: calls of the network."""
+    """A sampler with its settings. draws: how many noises an image needs; nfe: calls of the network."""
 
     run: Callable[[Predict, Tensor, NoiseSchedule], Tensor]
     draws: int
-    evaluations: int
+    nfe: int
 
     def __call__(self, predict: Predict, noises: Tensor, schedule: NoiseSchedule) -> Tensor:
         """Latents (B, C, h, w) of noises (B, draws, C, h, w)."""
@@ -94,7 +94,7 @@ class Sampler:
 def ddim_sampler(steps: int = DDIM_STEPS) -> Sampler:
     """`ddim` of that many steps; raises ValueError for a number that the schedule does not have."""
     ddim_timesteps(steps)
-    return Sampler(partial(ddim, steps=steps), draws=1, evaluations=steps)
+    return Sampler(partial(ddim, steps=steps), draws=1, nfe=steps)
 
 
 def consistency_sampler(timesteps: Sequence[int]) -> Sampler:
@@ -103,7 +103,7 @@ def consistency_sampler(timesteps: Sequence[int]) -> Sampler:
     falling = list(timesteps) == sorted(set(timesteps), reverse=True)
     if not timesteps or not falling or timesteps[0] > FIRST_TIMESTEP or timesteps[-1] < 0:
         raise ValueError(f"timesteps {timesteps}: expected one or more, falling, from {FIRST_TIMESTEP} to 0")
-    return Sampler(partial(consistency, timesteps=timesteps), draws=len(timesteps), evaluations=len(timesteps))
+    return Sampler(partial(consistency, timesteps=timesteps), draws=len(timesteps), nfe=len(timesteps))
 
 
 def tlcm_timesteps(steps: int) -> tuple[int, ...]:
@@ -148,7 +148,7 @@ def consistency(predict: Predict, noises: Tensor, schedule: NoiseSchedule, times
 
 
 def one_step(predict: Predict, noises: Tensor, schedule: NoiseSchedule, timestep: int = FIRST_TIMESTEP) -> Tensor:
-    """Hyper-SD's single evaluation, from pure noise (B, 1, C, h, w) to x_0."""
+    """Hyper-SD's single step (NFE 1), from pure noise (B, 1, C, h, w) to x_0."""
     return consistency(predict, noises, schedule, (timestep,))
 
 

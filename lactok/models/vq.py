@@ -61,7 +61,7 @@ class VQConfig:
 class Encoded:
     """What `VQEncoder.encode` gives, at h = H / downsample_factor and w = W / downsample_factor.
 
-    quantized: float32 (B, D, h, w), the codes, with the straight-through gradient; ids: int64 (B, h, w);
+    quantized: float32 (B, D, h, w), the code embeddings, with the straight-through gradient; ids: int64 (B, h, w);
     pre_quant: (B, D, h, w), the encoder's vectors before normalisation.
     """
 
@@ -72,7 +72,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class VQOutput:
-    """What a training step needs: reconstruction (B, 3, H, W) around [-1, 1], the codes, and the quantizer's losses."""
+    """What a training step needs: reconstruction (B, 3, H, W) around [-1, 1], `encode`'s result, the losses."""
 
     reconstruction: Tensor
     encoded: Encoded
@@ -80,7 +80,7 @@ class VQOutput:
 
 
 class VQEncoder(nn.Module):
-    """The half that encodes: images (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and ids to codes.
+    """The half that encodes: images (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and ids to code embeddings.
 
     All that a latent decoder takes over. H and W: multiples of `downsample_factor`.
     """
@@ -127,13 +127,13 @@ class VQEncoder(nn.Module):
         return self.quant_conv(self.encoder(self.unshuffle(images)))
 
     def encode(self, images: Tensor) -> Encoded:
-        """Images (B, 3, H, W) in [-1, 1] to codes; ids run row by row. Raises ValueError as `pre_quant`."""
+        """Images (B, 3, H, W) in [-1, 1] to code embeddings; ids run row by row. Raises ValueError as `pre_quant`."""
         pre_quant = self.pre_quant(images)
         quantized, ids = self.quantizer(pre_quant)
         return Encoded(quantized, ids, pre_quant)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Codes (B, D, h, w) of int64 ids (B, h, w) in [0, codebook_size); unit length with codebook_l2_norm."""
+        """Code embeddings (B, D, h, w) of int64 ids (B, h, w) in [0, codebook_size); unit length if l2-normalised."""
         return self.quantizer.lookup(ids)
 
 
@@ -159,7 +159,7 @@ class VQModel(VQEncoder):
         nearest_init(self.decoder.conv_out, area)
 
     def decode(self, quantized: Tensor) -> Tensor:
-        """Codes (B, D, h, w) to images (B, 3, H, W) around [-1, 1], not clamped."""
+        """Code embeddings (B, D, h, w) to images (B, 3, H, W) around [-1, 1], not clamped."""
         return self.shuffle(self.decoder(self.post_quant_conv(quantized.to(self.post_quant_conv.weight.dtype))))
 
     def decode_ids(self, ids: Tensor) -> Tensor:

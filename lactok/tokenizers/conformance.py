@@ -239,16 +239,16 @@ class _Checks:
             return compare_floats(name, corner(merged), want)
         return dataclasses.replace(plain, note="the case holds the weight after the adapter was taken out again")
 
-    def _condition(self, codes: Tensor) -> Tensor:
-        return self.model.decoder.condition(codes, self.case["sample"].shape[-2:])
+    def _condition(self, embeddings: Tensor) -> Tensor:
+        return self.model.decoder.condition(embeddings, self.case["sample"].shape[-2:])
 
     def _noise(self, other: str | None, t: str, scale: str, disabled: str | None) -> Tensor:
-        codes = self.model.lookup(self.case["alt_tokens"]) if other else self.case["quant"]
+        embeddings = self.model.lookup(self.case["alt_tokens"]) if other else self.case["quant"]
         model = self.model
         if disabled:
             model = unmerged_model(self.config, self.lora, case_weights(self.case))
             model.decoder.unet.disable_adapters()
-        return model.decoder.predict(self.case["sample"], int(t), codes, float(scale))
+        return model.decoder.predict(self.case["sample"], int(t), embeddings, float(scale))
 
     def _inside_call(self) -> dict[str, Tensor]:
         if self._inside is None:

@@ -1,7 +1,7 @@
 """LacTok in miniature behind the benchmark's interface: the chain that the bundled trainers make, in five rows.
 
 All share llamagen-mini's encoder and codebook, one small latent diffusion model, and its autoencoder; the rows are
-those of the paper's Table 4. A file that was trained beside other parts than it finds is refused.
+those of the paper's Table 4. A file that was trained with other parts than it finds is refused.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lactok.models.samplers import (
     tlcm_timesteps,
 )
 from lactok.tokenizers.mini_parts import (
-    ADAPTERS,
+    FEW_STEP_LORA_FILES,
     FIRST_STAGE,
     LDM,
     SECOND_STAGE,
-    load_adapter,
     load_base,
-    load_copy,
+    load_few_step_lora,
+    load_trainable_copy,
     put_together,
     require_made_with,
     training_of,
@@ -42,9 +42,9 @@ from lactok.weights import WeightsSource
 class LacTokMiniOptions:
     """What every one takes. Files: null for those that ship with the package.
 
-    weights: the copy, a checkpoint of recipe=diffusion or recipe=pixel; base: of recipe=ldm; autoencoder: of
+    weights: the trainable copy, a checkpoint of recipe=diffusion or recipe=pixel; base: of recipe=ldm; autoencoder: of
         recipe=vae; vq: of recipe=vq.
-    conditioning_scale: strength of the copy's residuals; 1, as trained.
+    conditioning_scale: strength of the trainable copy's residuals; 1, as trained.
     input_size: pixels of a side that the encoder sees, a multiple of 8; 56, 64 and 72 (49, 64 and 81 ids) were trained.
     output_size: pixels of a side of the decoded image, a multiple of 16; 128 was trained.
     """
@@ -76,7 +76,7 @@ class OneStepMiniOptions(LacTokMiniOptions):
 class FewStepMiniOptions(LacTokMiniOptions):
     """adapter: a local checkpoint of recipe=accelerator accelerator=tlcm.
 
-    steps: evaluations on TLCM's grid, 1 to 7; 2 as in the paper (timesteps 999, 499), which was trained.
+    steps: NFE on TLCM's grid, 1 to 7; 2 as in the paper (timesteps 999, 499), which was trained.
     """
 
     adapter: str | None = None
@@ -91,30 +91,34 @@ class AcceleratedMiniOptions(FewStepMiniOptions):
 
 
 class LacTokMini(LacTokTokenizer):
-    """The parts put together; subclasses name the copy and the accelerator."""
+    """The parts put together; subclasses name the trainable copy and the few-step LoRA."""
 
     scale = "mini"
     code_licence = "Apache-2.0"
     weights_licence = LICENCE
-    COPY: ClassVar[Miniature]
-    ACCELERATOR: ClassVar[str | None] = None
+    TRAINABLE_COPY: ClassVar[Miniature]
+    FEW_STEP_LORA: ClassVar[str | None] = None
     path_options: ClassVar[tuple[str, ...]] = ("weights", "base", "autoencoder", "vq", "adapter")
 
     @classmethod
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
-        """The copy, the encoder, the diffusion model, its autoencoder, and the adapter where there is one."""
+        """The trainable copy, the encoder, the diffusion model, its autoencoder, and the few-step LoRA if any."""
         shared = vq_source(options.vq), LDM.source(options.base), AUTOENCODER.source(options.autoencoder)
-        sources = cls.COPY.source(options.weights), *shared
-        return sources if cls.ACCELERATOR is None else (*sources, ADAPTERS[cls.ACCELERATOR].source(options.adapter))
+        sources = cls.TRAINABLE_COPY.source(options.weights), *shared
+        return (
+            sources
+            if cls.FEW_STEP_LORA is None
+            else (*sources, FEW_STEP_LORA_FILES[cls.FEW_STEP_LORA].source(options.adapter))
+        )
 
     def _load(self) -> tuple[LacTok, int, int, TrainingCompute | None]:
         options = self.options
-        copy, made, file = load_copy(self.COPY.source(options.weights))
+        copy, made, file = load_trainable_copy(self.TRAINABLE_COPY.source(options.weights))
         base = load_base(options.vq, options.base, options.autoencoder)
         model = put_together(base, copy, made, file)
         parts = [base.vq_file, base.diffusion.file, base.diffusion.vae_file]
-        if self.ACCELERATOR is not None:
-            adapter = load_adapter(self.ACCELERATOR, options.adapter)
+        if self.FEW_STEP_LORA is not None:
+            adapter = load_few_step_lora(self.FEW_STEP_LORA, options.adapter)
             require_made_with(adapter.file, "diffusion UNet", adapter.config.base, base.diffusion.file)
             if made.adapter is not None:
                 require_made_with(file, "adapter", made.adapter, adapter.file)
@@ -124,22 +128,22 @@ class LacTokMini(LacTokTokenizer):
 
 
 class LacTokHMini(LacTokMini):
-    """LacTok-H in miniature: one evaluation, fine-tuned in pixels."""
+    """LacTok-H in miniature: NFE 1, fine-tuned in pixels."""
 
     Options = OneStepMiniOptions
-    COPY = SECOND_STAGE["hypersd"]
-    ACCELERATOR = "hypersd"
+    TRAINABLE_COPY = SECOND_STAGE["hypersd"]
+    FEW_STEP_LORA = "hypersd"
 
     def _sampler(self) -> Sampler:
         return consistency_sampler((FIRST_TIMESTEP,))
 
 
 class LacTokTMini(LacTokMini):
-    """LacTok-T in miniature: two evaluations, fine-tuned in pixels."""
+    """LacTok-T in miniature: NFE 2, fine-tuned in pixels."""
 
     Options = FewStepMiniOptions
-    COPY = SECOND_STAGE["tlcm"]
-    ACCELERATOR = "tlcm"
+    TRAINABLE_COPY = SECOND_STAGE["tlcm"]
+    FEW_STEP_LORA = "tlcm"
 
     def _sampler(self) -> Sampler:
         return consistency_sampler(tlcm_timesteps(self.options.steps))
@@ -150,7 +154,7 @@ class VQLADDMini(LacTokMini):
 
     ablation = True
     Options = DiffusionMiniOptions
-    COPY = FIRST_STAGE
+    TRAINABLE_COPY = FIRST_STAGE
     path_options = ("weights", "base", "autoencoder", "vq")
 
     def _sampler(self) -> Sampler:
@@ -158,15 +162,15 @@ class VQLADDMini(LacTokMini):
 
 
 class VQLADDHyperSDMini(LacTokHMini):
-    """The first stage with the one-step adapter, no fine-tuning in pixels."""
+    """The first stage with the one-step LoRA, no fine-tuning in pixels."""
 
     ablation = True
-    COPY = FIRST_STAGE
+    TRAINABLE_COPY = FIRST_STAGE
 
 
 class VQLADDTLCMMini(LacTokTMini):
-    """The first stage with the few-step adapter, no fine-tuning in pixels."""
+    """The first stage with the few-step LoRA, no fine-tuning in pixels."""
 
     ablation = True
     Options = AcceleratedMiniOptions
-    COPY = FIRST_STAGE
+    TRAINABLE_COPY = FIRST_STAGE

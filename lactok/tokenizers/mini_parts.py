@@ -1,8 +1,8 @@
 """The files of which LacTok in miniature is put together, each shared by all rows that need it.
 
 The VQ encoder is llamagen-mini's, the autoencoder autoencoder-mini's; the diffusion UNet is stored once, beside the two
-adapters that make it few-step, and one copy for each training. A file says which others it was trained with, by the
-sha256 of their tensors, and nothing else is put together.
+adapters that make it few-step, and one trainable copy for each training. A file says which others it was trained with,
+by the sha256 of their tensors, and nothing else is put together.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LDM = Miniature(
 )
 """The diffusion UNet."""
 
-ADAPTERS = {
+FEW_STEP_LORA_FILES = {
     "hypersd": Miniature(
         "hypersd-mini.safetensors",
         sha256="594579a5dbbe04ea1653fec89f2bf402ab8963e0a036af53d96c4ca621eaf625",
@@ -53,14 +53,14 @@ ADAPTERS = {
         command=_COMMAND.format("accelerator accelerator=tlcm"),
     ),
 }
-"""By accelerator: what cuts the UNet to one step, or to few."""
+"""By few-step LoRA: what cuts the UNet to one step, or to few."""
 
 FIRST_STAGE = Miniature(
     "vq-ladd-mini.safetensors",
     sha256="ef3c64ddfb16dc7ffe500386f2e7029cde1d56ccf9fe52feb1305f5148a02d9b",
     command=_COMMAND.format("diffusion"),
 )
-"""The copy after the paper's stage 1."""
+"""The trainable copy after the paper's stage 1."""
 
 SECOND_STAGE = {
     "hypersd": Miniature(
@@ -74,7 +74,7 @@ SECOND_STAGE = {
         command=_COMMAND.format("pixel accelerator=tlcm"),
     ),
 }
-"""By accelerator: the copy after stage 2."""
+"""By few-step LoRA: the trainable copy after stage 2."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class LDMFileConfig:
 
 
 @dataclass(frozen=True)
-class AdapterFileConfig:
-    """Header of an adapter's file. timesteps: at which it was trained to be evaluated; base: the UNet's tensors."""
+class FewStepLoRAConfig:
+    """Header of a few-step LoRA's file. timesteps: for which it was trained; base: the UNet's tensors."""
 
     lora: LoRAConfig
     accelerator: str
@@ -105,8 +105,8 @@ class AdapterFileConfig:
 
 
 @dataclass(frozen=True)
-class CopyFileConfig:
-    """Header of a copy's file: its sizes, and the tensors of the parts beside which it was trained.
+class TrainableCopyConfig:
+    """Header of a trainable copy's file: its sizes, and the tensors of the parts with which it was trained.
 
     adapter: None where it was trained without one (stage 1). timesteps: of the chain that it was trained in, () there.
     """
@@ -163,41 +163,41 @@ def load_ldm(path: str | None = None) -> tuple[UNet2DConditionModel, LDMFileConf
 
 
 @dataclass(frozen=True)
-class Adapter:
+class FewStepLoRA:
     """A low-rank update. layers: A and B by the UNet's layer."""
 
-    config: AdapterFileConfig
+    config: FewStepLoRAConfig
     layers: dict[str, tuple[Tensor, Tensor]]
     file: Located
 
     def merge(self, unet: UNet2DConditionModel) -> None:
-        """Add it to the weights of a plain `unet`, in place. Raises WeightsError for layers that it lacks."""
+        """Add it to the weights of a plain `unet`, in place. Raises WeightsError for layers that are missing there."""
         try:
             add_to_weights(unet, self.layers, self.config.lora.scale)
         except ValueError as error:
-            raise WeightsError(f"{self.file.path} is no adapter of this UNet: {error}") from error
+            raise WeightsError(f"{self.file.path} is no LoRA of this UNet: {error}") from error
 
 
-def load_adapter(accelerator: str, path: str | None = None) -> Adapter:
-    """The adapter of that accelerator. Raises WeightsError for a file of another kind, or of the other accelerator."""
-    state, file = _read(ADAPTERS[accelerator].source(path))
-    config = _config(file, AdapterFileConfig)
-    if config.accelerator != accelerator:
-        raise WeightsError(f"{file.path} is an adapter of accelerator {config.accelerator}, expected {accelerator}")
+def load_few_step_lora(name: str, path: str | None = None) -> FewStepLoRA:
+    """The few-step LoRA of that name. Raises WeightsError for a file of another kind, or for the other one."""
+    state, file = _read(FEW_STEP_LORA_FILES[name].source(path))
+    config = _config(file, FewStepLoRAConfig)
+    if config.accelerator != name:
+        raise WeightsError(f"{file.path} is the few-step LoRA {config.accelerator}, expected {name}")
     layers = [name.removesuffix(A_WEIGHT) for name in state if name.endswith(A_WEIGHT)]
     try:
         pairs = {layer: (state.pop(layer + A_WEIGHT), state.pop(layer + B_WEIGHT)) for layer in layers}
     except KeyError as error:
         raise WeightsError(f"{file.path} lacks {error}") from error
-    return Adapter(config, pairs, file)
+    return FewStepLoRA(config, pairs, file)
 
 
-def load_copy(source: WeightsSource) -> tuple[ControlNetModel, CopyFileConfig, Located]:
-    """A trained copy, frozen. Raises WeightsError for a file of another kind."""
+def load_trainable_copy(source: WeightsSource) -> tuple[ControlNetModel, TrainableCopyConfig, Located]:
+    """A trainable copy, frozen. Raises WeightsError for a file of another kind."""
     state, file = _read(source)
-    config = _config(file, CopyFileConfig)
+    config = _config(file, TrainableCopyConfig)
     model = meta_skeleton(build_controlnet, config.decoder)
-    _assign(model, state, file, "control copy")
+    _assign(model, state, file, "trainable copy")
     return model.eval().requires_grad_(False), config, file
 
 
@@ -223,7 +223,7 @@ def require_made_with(file: Located, what: str, expected: str, part: Located) ->
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The latent diffusion model: its UNet without an adapter, the autoencoder of its latents, the files of both."""
+    """The latent diffusion model: its UNet without LoRA, the autoencoder of its latents, the files of both."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -245,7 +245,7 @@ def load_diffusion(base: str | None, vae: str | None) -> Diffusion:
 
 @dataclass(frozen=True)
 class Base:
-    """What every LacTok in miniature shares: all but the copy."""
+    """What every LacTok in miniature shares: all but the trainable copy."""
 
     vq: VQEncoder
     vq_file: Located
@@ -255,7 +255,7 @@ class Base:
 def decoder_config(
     model: LatentDiffusionConfig, vq: VQEncoder, condition_widths: tuple[int, ...]
 ) -> LatentDecoderConfig:
-    """Of a copy for that UNet, which reads the codes of `vq`."""
+    """Of a trainable copy for that UNet, which reads the code embeddings of `vq`."""
     shared = {name: getattr(model, name) for name in ("text_positions", "pixels_per_latent", "prediction")}
     return LatentDecoderConfig(model.unet, vq.config.codebook_embed_dim, condition_widths, **shared)
 
@@ -266,8 +266,8 @@ def load_base(vq: str | None, base: str | None, vae: str | None) -> Base:
     return Base(*load_vq(vq), diffusion)
 
 
-def put_together(base: Base, copy: ControlNetModel, made: CopyFileConfig, file: Located) -> LacTok:
-    """A LacTok of the shared parts and a copy. Raises WeightsError when the copy was trained beside others."""
+def put_together(base: Base, copy: ControlNetModel, made: TrainableCopyConfig, file: Located) -> LacTok:
+    """A LacTok of the shared parts and a trainable copy. Raises WeightsError if it was trained with others."""
     require_made_with(file, "VQ encoder", made.vq, base.vq_file)
     require_made_with(file, "diffusion UNet", made.base, base.diffusion.file)
     config = LacTokConfig(base.vq.config, made.decoder, base.diffusion.autoencoder)
@@ -276,7 +276,7 @@ def put_together(base: Base, copy: ControlNetModel, made: CopyFileConfig, file: 
 
 
 def training_of(copy: Located, *parts: Located) -> TrainingCompute:
-    """What a copy's training cost, with the hours of the parts that were trained before it."""
+    """What a trainable copy's training cost, with the hours of the parts that were trained before it."""
     total = copy.metadata.training
     for part in parts:
         total = total.on_top_of(part.metadata.training)

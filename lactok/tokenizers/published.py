@@ -46,7 +46,7 @@ class LacTokOptions:
     """What every one takes.
 
     weights: a local checkpoint, `LaCTok-T.pth` or one under its names (lactok/models/lactok_state_dict.py).
-    conditioning_scale: strength of the copy's residuals; 1, as trained (the paper names none).
+    conditioning_scale: strength of the trainable copy's residuals; 1, as trained (the paper names none).
     input_size: pixels of a side that the encoder sees, a multiple of 16; the paper names 224, 256 and 288 (196, 256
         and 324 ids). output_size: pixels of a side of the decoded image, a multiple of 32.
     """
@@ -59,7 +59,7 @@ class LacTokOptions:
 
 @dataclass
 class LacTokTOptions(LacTokOptions):
-    """steps: evaluations on TLCM's grid, 1 to 7; 2 as in the paper (timesteps 999, 499)."""
+    """steps: NFE on TLCM's grid, 1 to 7; 2 as in the paper (timesteps 999, 499)."""
 
     steps: int = 2
 
@@ -88,7 +88,7 @@ class HyperSDOptions(LacTokOptions):
 
 @dataclass
 class TLCMOptions(LacTokOptions):
-    """steps: evaluations on TLCM's grid, 1 to 7; 3 as in Table 4.
+    """steps: NFE on TLCM's grid, 1 to 7; 3 as in Table 4.
 
     accelerator: a local adapter_model.safetensors instead of the hub's, its adapter_config.json beside it.
     """
@@ -178,11 +178,11 @@ class _Published(LacTokTokenizer):
         with errors_name(path):
             state = find_state_dict(load_state_dict(path), ("model", "state_dict"))  # in the published loader's order
             model = LacTokStateDict(self.LORA).load(meta_skeleton(build_lactok, self.CONFIG), state)
-        self._accelerate(model, more)
+        self._merge_few_step_lora(model, more)
         return model, self.options.input_size, self.options.output_size, self.TRAINING
 
-    def _accelerate(self, model: LacTok, paths: Sequence[Path]) -> None:
-        """Merge what stands in the files behind the checkpoint (none, for a decoder that holds its accelerator)."""
+    def _merge_few_step_lora(self, model: LacTok, paths: Sequence[Path]) -> None:
+        """Merge what stands in the files behind the checkpoint (none, for a decoder that holds its few-step LoRA)."""
 
 
 def _unpublished(what: str, name: str, command: str, where: str) -> WeightsSource:
@@ -192,7 +192,7 @@ def _unpublished(what: str, name: str, command: str, where: str) -> WeightsSourc
 
 
 class LacTokH(_Published):
-    """LacTok-H: one evaluation, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public images."""
+    """LacTok-H: NFE 1, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public images."""
 
     Options = LacTokOptions
     SOURCE = _unpublished("LacTok-H", "lactok-h", "recipe=pixel accelerator=hypersd scale=paper data.root=DIR", "")
@@ -213,7 +213,7 @@ class LacTokHStar(LacTokH):
 
 
 class LacTokT(_Published):
-    """LacTok-T: few evaluations, from TLCM's SDXL; fine-tuned in pixels on public images."""
+    """LacTok-T: low NFE, from TLCM's SDXL; fine-tuned in pixels on public images."""
 
     Options = LacTokTOptions
     SOURCE = _unpublished("LacTok-T", "lactok-t", "recipe=pixel accelerator=tlcm scale=paper data.root=DIR", "")
@@ -242,7 +242,7 @@ class VQLADD(_Published):
 
 
 class VQLADDHyperSD(_Published):
-    """Table 4's first-stage decoder with Hyper-SD's one-step adapter merged, no fine-tuning in pixels."""
+    """Table 4's first-stage decoder with Hyper-SD's one-step LoRA merged, no fine-tuning in pixels."""
 
     ablation = True
     Options = HyperSDOptions
@@ -253,18 +253,18 @@ class VQLADDHyperSD(_Published):
 
     @classmethod
     def weights(cls, options: HyperSDOptions) -> tuple[WeightsSource, ...]:
-        """The first stage's checkpoint, and the adapter."""
+        """The first stage's checkpoint, and the few-step LoRA."""
         return *super().weights(options), override(HYPERSD, options.accelerator)
 
     def _sampler(self) -> Sampler:
         return consistency_sampler((FIRST_TIMESTEP,))
 
-    def _accelerate(self, model: LacTok, paths: Sequence[Path]) -> None:
+    def _merge_few_step_lora(self, model: LacTok, paths: Sequence[Path]) -> None:
         merge_hypersd(model.decoder.unet, *paths)
 
 
 class VQLADDTLCM(_Published):
-    """Table 4's first-stage decoder with TLCM's adapter merged, no fine-tuning in pixels."""
+    """Table 4's first-stage decoder with TLCM's LoRA merged, no fine-tuning in pixels."""
 
     ablation = True
     Options = TLCMOptions
@@ -273,7 +273,7 @@ class VQLADDTLCM(_Published):
 
     @classmethod
     def weights(cls, options: TLCMOptions) -> tuple[WeightsSource, ...]:
-        """The first stage's checkpoint, the adapter, and its settings."""
+        """The first stage's checkpoint, the few-step LoRA, and its settings."""
         if options.accelerator is None:
             return *super().weights(options), TLCM, TLCM_CONFIG
         beside = Path(options.accelerator).expanduser().with_name(TLCM_CONFIG.filename)
@@ -282,5 +282,5 @@ class VQLADDTLCM(_Published):
     def _sampler(self) -> Sampler:
         return consistency_sampler(tlcm_timesteps(self.options.steps))
 
-    def _accelerate(self, model: LacTok, paths: Sequence[Path]) -> None:
+    def _merge_few_step_lora(self, model: LacTok, paths: Sequence[Path]) -> None:
         merge_tlcm(model.decoder.unet, *paths)

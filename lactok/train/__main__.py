@@ -75,7 +75,7 @@ def _chain(chain: Chain) -> int:
 
 
 def _stopped(where: str, reason: str) -> int:
-    print(f"stopped {where} ({reason}), saved; the same command goes on")
+    print(f"stopped {where} ({reason}), saved; the same command resumes")
     return 130 if reason.startswith("SIG") else 0
 
 

@@ -1,7 +1,7 @@
 """`recipe=mini-all`: LacTok in miniature by one command, each part of it a run of its own, in the order of need.
 
 The VQ encoder and the autoencoder are those that ship (or the runs vq-mini and vae-mini, where such lie beside). A part
-that is finished is left as it is; the one that was interrupted goes on from its last checkpoint.
+that is finished is left as it is; the one that was interrupted resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ class Chain:
         for part, config in zip(PARTS, self.settings, strict=True):
             cost = compute[config.name]
             hours = {name: spent.gpu_hours or spent.core_hours or 0.0 for name, spent in compute.items()}
-            before = hours["diffusion-mini"] if part.recipe == "pixel" else 0.0  # a copy's file counts stage 1, too
+            before = (
+                hours["diffusion-mini"] if part.recipe == "pixel" else 0.0
+            )  # a trainable copy's file counts stage 1, too
             own = max(0.0, hours[config.name] - before)
             done.append(Finished(config.name, cost.steps or 0, own, cost.gpu_hours is not None, config.export_path))
         return done
@@ -168,7 +170,7 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
                 "recipe=diffusion and recipe=pixel"
             )
         elif key == "accelerator":
-            raise TrainConfigError(f"{override}: recipe={CHAIN} trains both accelerators; leave it out")
+            raise TrainConfigError(f"{override}: recipe={CHAIN} trains both few-step LoRAs; leave it out")
         elif prefix == "options":
             raise TrainConfigError(
                 f"{key} is of one part: write PART.{key}=VALUE, where PART is one of {', '.join(PREFIXES)}"

@@ -14,7 +14,7 @@ from lactok.data.batches import rng
 from lactok.models.quantizer import VectorQuantizer
 
 REVIVAL = 11
-"""Stream of random numbers, lactok/data/batches.py, that picks the vectors onto which dead codes are moved."""
+"""RNG stream, lactok/data/batches.py, that picks the vectors onto which dead codes are moved."""
 
 
 @dataclass
@@ -65,9 +65,9 @@ class DeadCodes(nn.Module):
         self.used.zero_()
 
 
-def codebook_statistics(ids: Tensor, vocabulary: int) -> dict[str, float]:
-    """Share of the vocabulary that `ids` (any shape) use, and their perplexity (exp of the entropy)."""
-    share = torch.bincount(ids.flatten(), minlength=vocabulary).double()
+def codebook_statistics(ids: Tensor, codebook_size: int) -> dict[str, float]:
+    """Share of the codebook that `ids` (any shape) use, and their perplexity (exp of the entropy)."""
+    share = torch.bincount(ids.flatten(), minlength=codebook_size).double()
     share = share / share.sum()
     entropy = -(share[share > 0] * share[share > 0].log()).sum().item()
     return {"codebook_use": (share > 0).double().mean().item(), "codebook_perplexity": math.exp(entropy)}

@@ -63,7 +63,7 @@ class TrainConfig:
     recipe: str = _key("", "what is trained (required); see the list above")
     scale: str = _key("mini", "mini or paper: which defaults the recipe takes")
     out: str | None = _key(
-        None, "the run's folder; default runs/NAME, see above. The same command goes on where it stopped"
+        None, "the run's folder; default runs/NAME, see above. The same command resumes where it stopped"
     )
     steps: int = _key(1000, "optimizer steps in all")
     batch_size: int = _key(32, "images a micro-batch and process")
@@ -73,7 +73,8 @@ class TrainConfig:
     threads: int | None = _key(None, "CPU threads; default: torch's own choice")
     seed: int = _key(0, "all randomness is a function of (seed, step, sample)")
     gradient_checkpointing: bool = _key(
-        False, "keep fewer activations, and compute them again on the way back: less memory, about 1.3 times the time"
+        False,
+        "keep fewer activations, and compute them again in the backward pass: less memory, about 1.3 times the time",
     )
     dry_run: bool = _key(
         False, "train nothing and load no weights: parameters, FLOPs and memory of a step, and a look at the data"
@@ -92,7 +93,7 @@ class TrainConfig:
 
     @property
     def name(self) -> str:
-        """Of the run's default folder and of its export: RECIPE-SCALE, with the accelerator where there is one."""
+        """Of the run's default folder and of its export: RECIPE-SCALE, with the few-step LoRA where there is one."""
         accelerator = getattr(self.options, "accelerator", None)
         return "-".join(part for part in (self.recipe, accelerator, self.scale) if part)
 
@@ -114,7 +115,7 @@ FREE_ON_RESUME = (
     *("out", "device", "threads", "stop_after_minutes", "log_every", "sample_every"),
     *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "data.pack"),
 )
-"""Settings that may change when a run goes on: they don't move its weights (device and threads only by rounding)."""
+"""Settings that may change when a run resumes: they don't move its weights (device and threads only by rounding)."""
 
 
 def loop_keys() -> dict[str, dataclasses.Field]:

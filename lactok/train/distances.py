@@ -38,7 +38,7 @@ class ScoringDistance(nn.Module):
     """LPIPS, as the paper's stage 2 trains on it. It scores, too: such rows are marked, and no miniature does it.
 
     net: "alex" or "vgg"; load: False for a network on the meta device, of which only sizes matter. Raises WeightsError
-    when the backbone is not to be had.
+    when the backbone is not available.
     """
 
     def __init__(self, net: lpips.Net, load: bool = True) -> None:

@@ -13,11 +13,11 @@ Train a model of this project from a folder of images.
 
     python -m lactok.train recipe=NAME data.root=DIR [scale=mini] [key=value ...]
 
-The run lives in one folder (out=, by default runs/RECIPE-SCALE). The same command goes on where a run stopped or was
+The run lives in one folder (out=, by default runs/RECIPE-SCALE). The same command resumes where a run stopped or was
 killed, with the same weights in the end as an uninterrupted one. In the folder:
     log.csv, validation.csv, log.png     losses and measurements, and their plot
     samples/step-*.png                   validation images: originals above reconstructions
-    checkpoints/step-*                   the last two, to go on from
+    checkpoints/step-*                   the last two, to resume from
     RECIPE-SCALE.safetensors             averaged weights, written at every checkpoint and at the end
 
 Recipes
@@ -25,7 +25,7 @@ Recipes
     {chain:<14} all of LacTok in miniature, each part a run of its own, in this order:
                    {parts}
                    in runs/{chain}/PART-mini (out= names another folder). Finished parts are left as they are, and
-                   the same command goes on with the next. Keys hold for all parts; PART.key=value holds for one,
+                   the same command resumes with the next. Keys hold for all parts; PART.key=value holds for one,
                    and accelerator.key=value or pixel.key=value for both of a kind. The VQ encoder and the
                    autoencoder are those that ship, unless runs vq-mini and vae-mini lie beside the parts.
 

@@ -1,6 +1,6 @@
 """The one training loop. A recipe says what is trained and what the loss is; everything else is here.
 
-All randomness is a pure function of (seed, step, sample), so a killed run that goes on from its last checkpoint gives
+All randomness is a pure function of (seed, step, sample), so a killed run that resumes from its last checkpoint gives
 the same weights, bit for bit on the CPU, as one that was never interrupted.
 """
 
@@ -150,7 +150,7 @@ def accumulate_gradients(accelerator: Accelerator, model: nn.Module, batches: Se
 
 
 def train(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> Outcome:
-    """Run or go on with a training run until its last step, a signal, or `stop_after_minutes`.
+    """Start or resume a training run until its last step, a signal, or `stop_after_minutes`.
 
     check_held_out: refuse the evaluation set's photographs; off only in tests of the mechanics.
     Raises TrainingDiverged, DataError, or RunFolderError for a folder that holds another run.
@@ -413,7 +413,7 @@ class _Run:
         return self.recipe.reconstruct(images.to(self.accelerator.device), _seeds(len(images))).float().cpu()
 
     def _save(self) -> None:
-        """A checkpoint to go on from, and the averaged weights exported for use."""
+        """A checkpoint to resume from, and the averaged weights exported for use."""
         step = self.progress.step
         if self.accelerator.num_processes == 1:
             saved = self.checkpoints.save(step, lambda folder: self.accelerator.save_state(str(folder)))

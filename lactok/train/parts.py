@@ -1,4 +1,4 @@
-"""The frozen networks beside which a LacTok's copy learns: the miniatures', or the published ones of the paper.
+"""The frozen networks with which a LacTok's trainable copy learns: the miniatures', or the published ones of the paper.
 
 Inside `torch.device("meta")`, which a dry run sets, a checkpoint that is not here is done without: only sizes matter.
 """
@@ -61,12 +61,12 @@ SDXL_VAE = HubWeights(
 
 @dataclass
 class PartsOptions:
-    """Which networks stand beside the copy.
+    """Which networks are used with the trainable copy.
 
     networks: "mini", or "sdxl" for SDXL-base-1.0 and LlamaGen's published encoder.
     vq, base, autoencoder: local checkpoints of the encoder, the diffusion UNet and the autoencoder; null: for "mini"
         what earlier runs beside this one left, else the miniatures that ship; for "sdxl" the hub's.
-    condition_widths: of the convolutions that read the code map.
+    condition_widths: of the convolutions that read the code-embedding map.
     """
 
     networks: str = "sdxl"
@@ -95,7 +95,7 @@ class Parts:
     base: Base | None
 
 
-def planned() -> bool:
+def is_dry_run() -> bool:
     """Whether networks are made for their sizes alone."""
     return torch.get_default_device().type == "meta"
 
@@ -141,7 +141,7 @@ def load_parts(options: PartsOptions) -> Parts:
     decoder = LatentDecoderConfig(UNetConfig(), condition_widths=tuple(options.condition_widths))
     vq = build_vq(options.vq)
     unet, vae = meta_skeleton(build_unet, UNetConfig()), meta_skeleton(build_autoencoder, AutoencoderConfig())
-    if not planned():
+    if not is_dry_run():
         fill(unet, override(SDXL_UNET, options.base), "SDXL's UNet")
         fill(vae, override(SDXL_VAE, options.autoencoder), "SDXL's autoencoder")
     for network in (unet, vae):
@@ -150,15 +150,15 @@ def load_parts(options: PartsOptions) -> Parts:
 
 
 def _mini(options: PartsOptions) -> Parts:
-    vq, vq_file = _load_vq_or_plan(options.vq)
-    diffusion = load_diffusion_or_plan(options.base, options.autoencoder)
+    vq, vq_file = _load_vq_or_skeleton(options.vq)
+    diffusion = load_diffusion_or_skeleton(options.base, options.autoencoder)
     decoder = decoder_config(diffusion.model, vq, tuple(options.condition_widths))
     base = Base(vq, vq_file, diffusion) if vq_file and isinstance(diffusion, Diffusion) else None
     return Parts(vq, diffusion.unet, diffusion.vae, decoder, diffusion.autoencoder, base)
 
 
 @dataclass(frozen=True)
-class PlannedDiffusion:
+class DiffusionSkeleton:
     """A `Diffusion` without a file, of the sizes that the preset of recipe=ldm has."""
 
     unet: UNet2DConditionModel
@@ -167,35 +167,35 @@ class PlannedDiffusion:
     autoencoder: AutoencoderConfig
 
 
-def load_diffusion_or_plan(base: str | None, vae: str | None) -> Diffusion | PlannedDiffusion:
-    """The miniature latent diffusion model, or, in a dry run without its file, a planned one."""
+def load_diffusion_or_skeleton(base: str | None, vae: str | None) -> Diffusion | DiffusionSkeleton:
+    """The miniature latent diffusion model, or, in a dry run without its file, a meta skeleton."""
     try:
         return load_diffusion(base, vae)
     except MissingWeights:
-        if not planned():
+        if not is_dry_run():
             raise
     model = LatentDiffusionConfig(**preset_options("ldm")["model"])
-    network, sizes, _ = load_autoencoder_or_plan(vae)
-    return PlannedDiffusion(build_unet(model.unet).requires_grad_(False), network, model, sizes)
+    network, sizes, _ = load_autoencoder_or_skeleton(vae)
+    return DiffusionSkeleton(build_unet(model.unet).requires_grad_(False), network, model, sizes)
 
 
-def load_autoencoder_or_plan(path: str | None) -> tuple[AutoencoderKL, AutoencoderConfig, str]:
+def load_autoencoder_or_skeleton(path: str | None) -> tuple[AutoencoderKL, AutoencoderConfig, str]:
     """The miniature autoencoder, frozen, its sizes, and sha256 of its tensors ("" where, in a dry run, it has none)."""
     try:
         network, sizes, _ = autoencoder.load_mini_autoencoder(path)
         return network, sizes, tensors_sha256(locate(autoencoder.MINI.source(path)))
     except MissingWeights:
-        if not planned():
+        if not is_dry_run():
             raise
     sizes = AutoencoderConfig(**preset_options("vae")["model"])
     return build_autoencoder(sizes).requires_grad_(False), sizes, ""
 
 
-def _load_vq_or_plan(path: str | None) -> tuple[VQEncoder, Located | None]:
+def _load_vq_or_skeleton(path: str | None) -> tuple[VQEncoder, Located | None]:
     try:
         return load_vq(path)
     except MissingWeights:
-        if not planned():
+        if not is_dry_run():
             raise
     return VQEncoder(VQConfig(**preset_options("vq")["model"])).requires_grad_(False), None
 
@@ -210,7 +210,7 @@ def preset_options(recipe: str) -> dict[str, Any]:
 def build_vq(path: str | None) -> VQEncoder:
     """The encoding half of LlamaGen's published tokenizer, frozen."""
     whole, encoder = meta_skeleton(VQModel, VQConfig()), meta_skeleton(VQEncoder, VQConfig())
-    if not planned():
+    if not is_dry_run():
         file = locate(published_vq(path))
         with errors_name(file):
             state = VQStateDict().from_published(find_state_dict(load_state_dict(file), NESTED), whole)

@@ -79,7 +79,7 @@ class Recipe(nn.Module, ABC):
         self.frozen = nn.ModuleDict()
 
     def checkpoint_activations(self, function: Callable[..., Any] | None = None) -> None:
-        """Keep fewer activations in every network that can compute them again on the way back (diffusers' can).
+        """Keep fewer activations in every network that can compute them again in the backward pass (diffusers' can).
 
         function: does so for a block and its inputs; None for diffusers' own, torch.utils.checkpoint.
         """

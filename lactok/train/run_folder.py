@@ -47,7 +47,7 @@ def data_fingerprint(pack: Pack) -> str:
 def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
     """What a run starts from: sha256 of the tensors of local files; the name and revision of published ones.
 
-    Raises one MissingWeights for all that is not to be had.
+    Raises one MissingWeights for all that is not available.
     """
     locate_all(sources)
     return [tensors_sha256(locate(s)) if isinstance(s, LocalWeights) else str(s) for s in sources]
@@ -102,7 +102,7 @@ def claim(
     if differ:
         lines = "\n".join(f"  {k}: {seen.get(k)} in the folder, {wanted.get(k)} now" for k in differ)
         raise RunFolderError(
-            f"{folder} holds a run with other settings:\n{lines}\nGive them as they were to go on with it, "
+            f"{folder} holds a run with other settings:\n{lines}\nGive them as they were to resume it, "
             "name another out= for a new run, or delete the folder"
         )
 

@@ -119,7 +119,7 @@ class CudaKernels(TorchFunctionMode):
 
 
 def recomputed_as_on_cuda(autocast: bool) -> Callable:
-    """For `Recipe.checkpoint_activations`: autograd leaves the mode on the way back, so it is entered there anew."""
+    """For `Recipe.checkpoint_activations`: the backward pass leaves the mode, so it is entered there anew."""
 
     def checkpointed(block: nn.Module, *inputs: Any) -> Any:
         def contexts() -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from lactok.interface import Latents, Tokenizer, TokenizerInfo, Tokens
 
 
 class _PassThrough(Tokenizer):
-    """Gives back what it got; only the protocol's resizing acts. Its codes are the pixels; their rate is undefined."""
+    """Gives back what it got; only the protocol's resizing acts. The latents are the pixels, of undefined rate."""
 
     code_licence = "Apache-2.0"
     weights_licence = "none needed"

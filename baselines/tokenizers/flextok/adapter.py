@@ -103,7 +103,7 @@ class FlexTokTokenizer(Tokenizer):
         return TokenizerInfo(
             family="FlexTok",
             tokens_per_image=self.options.keep_ids,
-            codebook_size=config.vocabulary,
+            codebook_size=config.codebook_size,
             input_size=config.image_size,
             output_size=config.image_size,
             deterministic=False,
@@ -147,7 +147,7 @@ class FlexTokTokenizer(Tokenizer):
     def _checked(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Ids (B, n), and how many of each count (B,)."""
         config = self.model.config
-        ids = require_ids(tokens, config.registers, config.vocabulary, prefixes=True)
+        ids = require_ids(tokens, config.registers, config.codebook_size, prefixes=True)
         if tokens.lengths is None:
             return ids, torch.full((len(ids),), ids.shape[1], device=ids.device)
         keep = tokens.lengths

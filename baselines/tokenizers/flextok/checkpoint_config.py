@@ -143,7 +143,7 @@ class _Reader:
     def modules(self, half: str, expected: Mapping[str, str]) -> None:
         """Note modules of a half that are missing, unknown, or of another class."""
         given = _mapping(_mapping(self.config.get(half)).get("module_dict"))
-        self.problems += [f"{half} lacks module {name}" for name in expected if name not in given]
+        self.problems += [f"{half} has no module {name}" for name in expected if name not in given]
         for name, settings in given.items():
             seen = str(_mapping(settings).get("_target_", "")).rpartition(".")[2]
             if name in expected and seen != expected[name]:
@@ -156,7 +156,7 @@ class _Reader:
         value = self.module(path).get(key, default)
         if value is _ABSENT:
             if self.module(path):  # a module that is missing was noted already
-                self.problems.append(f"{path} lacks {key}")
+                self.problems.append(f"{path} has no {key}")
             return None
         return tuple(value) if isinstance(value, list) else value
 
@@ -188,7 +188,7 @@ def _sizes(reader: _Reader) -> dict[str, Any]:
                 reader.same(f"{half}.{module}", "dim", trunks[half]["dim"])
     levels = tuple(_mapping(reader.config.get("regularizer")).get("levels", ()))
     if not levels:
-        reader.problems.append("regularizer lacks levels")
+        reader.problems.append("regularizer: levels is missing")
     registers = reader.get("encoder.enc_register_module", "n_max")
     channels = reader.get("encoder.enc_patch_emb", "channels_in")
     grid = _square(reader, "encoder.enc_posemb_module", "max_sizes")

@@ -46,7 +46,7 @@ class FlexTokConfig:
     """A whole tokenizer; the defaults are those of every published one.
 
     vae: None for a model that works on latents alone (then nothing turns images into latents).
-    registers: most ids of an image; levels: FSQ levels of the numbers behind an id (their product is the vocabulary).
+    registers: most ids of an image; levels: FSQ levels of the numbers behind an id (product: the codebook size).
     latent_channels, patch_size, grid: latents (latent_channels, S, S) with S = grid x patch_size are read as grid x
     grid patches. frequencies: width of the sinusoidal time embedding, even. max_timestep: its scale (see FlowDecoder).
     """
@@ -74,7 +74,7 @@ class FlexTokConfig:
             )
 
     @property
-    def vocabulary(self) -> int:
+    def codebook_size(self) -> int:
         """Values of an id (64,000)."""
         return math.prod(self.levels)
 

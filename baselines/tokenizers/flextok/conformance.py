@@ -93,7 +93,7 @@ def _makers(case: CaseFolder, model: FlexTok) -> dict[str, Callable[[], Tensor]]
     return {
         "register_latents": lambda: model.encoder(case["latents"]),
         "token_ids": lambda: model.encode_latents(case["latents"]).ids,
-        "quantized": lambda: model.encode_latents(case["latents"]).codes,
+        "quantized": lambda: model.encode_latents(case["latents"]).embeddings,
         "embedding_of_ids": lambda: model.lookup(case["token_ids"]),
         "posembs_encoder": lambda: model.encoder.positions,
         "posembs_decoder_patches": lambda: decoder.positions,
@@ -127,7 +127,7 @@ def _sampling(case: CaseFolder) -> Sampling:
         projection = ProjectedGuidance(given["apg_momentum"], given["apg_eta"], given["apg_norm_threshold"])
         return Sampling(given["steps"], given["guidance_scale"], projection)
     except KeyError as error:
-        raise CaseError(f"{case.path / 'config.json'}: sampling lacks {error}") from error
+        raise CaseError(f"{case.path / 'config.json'}: sampling is missing {error}") from error
 
 
 def _guided(case: CaseFolder, calls: int) -> Tensor:

@@ -16,16 +16,16 @@ MARGIN = 1e-3
 
 
 def quantize(latents: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Numbers (..., D) to their codes in [-1, 1], float32 (..., D), and ids, int64 (...), first number fastest.
+    """Numbers (..., D) to code embeddings in [-1, 1], float32 (..., D), and ids, int64 (...), first number fastest.
 
     The gradient passes the rounding as if it were not there.
     """
     bounded = bound(latents.float(), levels)
     rounded = bounded.round()
     half = _half(levels, latents.device)
-    codes = (bounded + (rounded - bounded).detach()) / half
+    embeddings = (bounded + (rounded - bounded).detach()) / half
     ids = ((rounded.long() + half) * _basis(levels, latents.device)).sum(-1)
-    return codes, ids
+    return embeddings, ids
 
 
 def bound(latents: Tensor, levels: Sequence[int]) -> Tensor:

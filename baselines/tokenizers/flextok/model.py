@@ -41,10 +41,13 @@ INIT_STD = 0.02
 
 @dataclass(frozen=True)
 class Encoded:
-    """What `FlexTok.encode_latents` gives. codes: float32 (B, N, D) in [-1, 1], with the straight-through gradient;
-    ids: int64 (B, N); pre_quant: (B, N, D), the registers' numbers before rounding."""
+    """What `FlexTok.encode_latents` gives.
 
-    codes: Tensor
+    embeddings: of the codes, float32 (B, N, D) in [-1, 1], with the straight-through gradient; ids: int64 (B, N);
+    pre_quant: (B, N, D), the registers' numbers before rounding.
+    """
+
+    embeddings: Tensor
     ids: Tensor
     pre_quant: Tensor
 
@@ -86,7 +89,7 @@ class RegisterEncoder(nn.Module):
 
 
 class FlowDecoder(nn.Module):
-    """Velocity of noised latents, given a time and a condition made from codes.
+    """Velocity of noised latents, given a time and a condition made from code embeddings.
 
     The time embedding has the frequencies (1000 / max_timestep) x TIME_PERIOD^(-i / half); time itself is 0 to 1.
     """
@@ -117,13 +120,13 @@ class FlowDecoder(nn.Module):
             nn.init.zeros_(linear.weight)  # adaLN-Zero
             nn.init.zeros_(linear.bias)
 
-    def condition(self, codes: Tensor, keep: Tensor) -> Tensor:
-        """Codes (B, N, D) to register tokens (B, N, dim); image i's from keep[i] on (int64 (B,)) are the mask vector.
+    def condition(self, embeddings: Tensor, keep: Tensor) -> Tensor:
+        """Code embeddings (B, N, D) to register tokens (B, N, dim).
 
-        A masked register carries no position.
+        Image i's tokens from keep[i] on (int64 (B,)) are the mask vector. A masked register carries no position.
         """
-        tokens = self.embed_codes(codes) + self.register_positions[0].mT
-        masked = torch.arange(codes.shape[1], device=codes.device) >= keep[:, None]
+        tokens = self.embed_codes(embeddings) + self.register_positions[0].mT
+        masked = torch.arange(embeddings.shape[1], device=embeddings.device) >= keep[:, None]
         return torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def null_condition(self, batch: int) -> Tensor:
@@ -189,11 +192,11 @@ class FlexTok(nn.Module):
         pre_quant = self.encoder(latents)
         if not self.training:
             require_finite(pre_quant, "the encoder's vectors")
-        codes, ids = fsq.quantize(pre_quant, self.config.levels)
-        return Encoded(codes, ids, pre_quant)
+        embeddings, ids = fsq.quantize(pre_quant, self.config.levels)
+        return Encoded(embeddings, ids, pre_quant)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Codes (B, N, D) of int64 ids (B, N)."""
+        """Code embeddings (B, N, D) of int64 ids (B, N)."""
         return fsq.codes_of(ids, self.config.levels)
 
     def decode_latents(self, ids: Tensor, keep: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:

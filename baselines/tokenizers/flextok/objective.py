@@ -1,8 +1,8 @@
 """The training objective of FlexTok, recipe `flextok`: rectified flow on an autoencoder's latents, with nested dropout.
 
-The decoder learns the velocity from clean latents to noise, given a random prefix of the registers' codes; encoder,
-quantizer and decoder learn together by that loss alone (arXiv 2502.13967, section 3). The published training adds an
-alignment of the decoder's features with DINOv2's (REPA), which is not here.
+The decoder learns the velocity from clean latents to noise, given a random prefix of the registers' code embeddings;
+encoder, quantizer and decoder learn together by that loss alone (arXiv 2502.13967, section 3). The published training
+adds an alignment of the decoder's features with DINOv2's (REPA), which is not here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 NOISE, TIME, KEEP, NULL = range(4)
-"""Streams of a sample's random numbers, see lactok/train/noise.py."""
+"""RNG streams of a sample, see lactok/train/noise.py."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ class FlexTokRecipe(Recipe):
         noise = normal(seeds, latents, NOISE)
         times = (normal(seeds, latents[:, 0, 0, 0], TIME) + self.options.time_shift).sigmoid()
         decoder = self.model.decoder
-        condition = decoder.condition(self.model.encode_latents(latents).codes, self._keep(seeds, latents.device))
+        condition = decoder.condition(self.model.encode_latents(latents).embeddings, self._keep(seeds, latents.device))
         dropped = uniform(seeds, latents.device, NULL) < self.options.null_share
         condition = torch.where(dropped[:, None, None], decoder.null_condition(len(latents)), condition)
         place = times[:, None, None, None]
@@ -129,7 +129,7 @@ class FlexTokRecipe(Recipe):
             decoded = [self._decoded(of, keep, s) for of, (_, s) in zip(ids.split(32), parts, strict=True)]
             psnr[f"psnr_{keep}"] = mean_psnr(torch.cat(decoded), images)
         flow = torch.cat([self._flow_errors(part, s) for part, s in parts]).mean().item()
-        return {"flow": flow, **psnr, **codebook_statistics(ids, self.options.model.vocabulary)}
+        return {"flow": flow, **psnr, **codebook_statistics(ids, self.options.model.codebook_size)}
 
     def export(self, path: Path, provenance: Provenance) -> None:
         """The transformers' weights, for `baselines.tokenizers.flextok.model.FlexTok` with vae=None."""
@@ -153,6 +153,6 @@ def _short_training_start(model: FlexTok) -> None:
         for block in cast(Sequence[Block | ModulatedBlock], vit.blocks):
             mimetic_(block.attn.to_q.weight, block.attn.to_k.weight, block.attn.to_v.weight, block.attn.to_out.weight)
     for shut in cast(Sequence[ModulatedBlock], decoder.blocks):
-        # adaLN-Zero shuts every block; ajar, gradients reach the codes at once
+        # adaLN-Zero shuts every block; ajar, gradients reach the code embeddings at once
         gates = shut.modulation.bias.view(ModulatedBlock.KINDS, 6, -1)[:, :2]
         gates.fill_(0.5)

@@ -160,10 +160,10 @@ def _decode_lines(case: CaseFolder, model: VQModel, prefix: str, ids: str) -> It
     for level, block in enumerate(model.decoder.up_blocks):
         if block.upsamplers:
             modules[f"dec_up{level}"] = block.upsamplers[0]
-    codes = model.lookup(case[ids])
+    embeddings = model.lookup(case[ids])
     with _recorded(modules) as full:
-        reconstruction = model.decode(codes)
-    full |= {"codebook_entry": codes, "recon": reconstruction}
+        reconstruction = model.decode(embeddings)
+    full |= {"codebook_entry": embeddings, "recon": reconstruction}
     yield from _compare(case, stored, full, "")
 
 

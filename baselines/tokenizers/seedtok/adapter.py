@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from baselines.tokenizers.seedtok import unclip
+from baselines.tokenizers.seedtok.diffusion_decoder import SeedMini, SeedMiniConfig, build_unclip
 from baselines.tokenizers.seedtok.model import SeedConfig, SeedModel, normalise
-from baselines.tokenizers.seedtok.painter import SeedMini, SeedMiniConfig, build_unclip
 from baselines.tokenizers.seedtok.state_dict import VIT_PREFIX, SeedStateDict
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models import autoencoder
@@ -55,9 +55,10 @@ class SeedTokOptions:
 
 @dataclass
 class SeedTokMiniOptions:
-    """What may be set; see `SeedTokOptions`. A small painter has less to guide: fewer steps, less guidance.
+    """What may be set; see `SeedTokOptions`. A small diffusion decoder has less to guide: fewer steps, less guidance.
 
-    weights: a local checkpoint instead of the one that ships; autoencoder: of the painter's latents, likewise.
+    weights: a local checkpoint instead of the one that ships; autoencoder: of the diffusion decoder's latents,
+    likewise.
     """
 
     weights: str | None = None
@@ -68,7 +69,7 @@ class SeedTokMiniOptions:
 
 
 class SeedTok(Tokenizer):
-    """SEED-2: 32 causal ids of an image's meaning, from which unCLIP paints a new image; no pixel fidelity is meant.
+    """SEED-2: 32 causal ids of an image's meaning, from which unCLIP generates a new image; no pixel fidelity is meant.
 
     The published code draws the starting latents once, unseeded, and the embedding's noise from the global generator;
     here both follow from the image's seed.
@@ -92,8 +93,8 @@ class SeedTok(Tokenizer):
         self.sampling = unclip.Sampling(
             options.steps, options.guidance_scale, options.noise_level, together=self.TOGETHER
         )
-        model, painter = self._load()
-        self.model, self.unclip = model.eval().requires_grad_(False).to(device), painter.to(device)
+        model, decoder = self._load()
+        self.model, self.unclip = model.eval().requires_grad_(False).to(device), decoder.to(device)
         if not 0 <= options.noise_level < self.unclip.noise_levels:
             raise ValueError(f"noise_level {options.noise_level}: expected 0 to {self.unclip.noise_levels - 1}")
 
@@ -101,17 +102,17 @@ class SeedTok(Tokenizer):
         """Both networks on the CPU, with their weights."""
         quantizer, vit, *pipeline = [locate(source) for source in self.weights(self.options)]
         model, folder = _load_model(self.CONFIG, quantizer, vit), common_folder(pipeline)
-        painter = unclip.load(folder)
-        if painter.embedding_dim != self.CONFIG.image_features_dim:
+        decoder = unclip.load(folder)
+        if decoder.embedding_dim != self.CONFIG.image_features_dim:
             raise WeightsError(
-                f"{folder} takes image embeddings of {painter.embedding_dim} values, "
+                f"{folder} takes image embeddings of {decoder.embedding_dim} values, "
                 f"expected {self.CONFIG.image_features_dim}: it is another unCLIP model than {self.UNCLIP}"
             )
-        return model, painter
+        return model, decoder
 
     @classmethod
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
-        """The quantizer, the ViT, then each file of the painter's folder."""
+        """The quantizer, the ViT, then each file of the diffusion decoder's folder."""
         quantizer = cls.QUANTIZER if options.weights is None else LocalWeights(options.weights)
         vit = cls.VIT if options.vit is None else LocalWeights(options.vit)
         return quantizer, vit, *_pipeline_sources(cls.UNCLIP, options.unclip)
@@ -153,7 +154,7 @@ class SeedTok(Tokenizer):
         # image by image, so that none depends on what else is in the batch
         rows = [self.model.image_embeds(self.model.lift(one[None])).float() for one in ids]
         embeds = torch.cat([*rows, torch.empty(0, self.model.config.image_features_dim, device=ids.device)])
-        return self.unclip.paint(embeds, seeds, self.sampling).float()
+        return self.unclip.generate(embeds, seeds, self.sampling).float()
 
 
 class SeedTokMini(SeedTok):
@@ -182,7 +183,7 @@ class SeedTokMini(SeedTok):
 
 
 def _pipeline_sources(repo: str, folder: str | None) -> list[WeightsSource]:
-    """Each file of the painter: of the hub's published form, or of a local folder whatever form its tokenizer has."""
+    """The diffusion decoder's files: the hub's, or those of a local folder, whatever form its tokenizer has."""
     if folder is not None:
         root = Path(folder).expanduser()
         tokenizer = sorted(path for path in (root / "tokenizer").glob("*") if path.is_file())
@@ -196,7 +197,7 @@ def _pipeline_sources(repo: str, folder: str | None) -> list[WeightsSource]:
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder in whose folders the painter's files lie. Raises WeightsError when it is not one (other revisions)."""
+    """The diffusion decoder's one folder. Raises WeightsError for files of several (other revisions)."""
     folder = paths[0].parent.parent
     if strays := [path for path in paths if path.parent.parent != folder]:
         raise WeightsError(

@@ -1,7 +1,8 @@
 """Runs golden cases of SEED-2: everything is read from the case, every stored output is checked.
 
 A stored `[prefix]token_ids` is followed to `[prefix]query_output_up` and `[prefix]image_embeds`, so that an id that
-differs does not spoil what comes after. The painter's conditioning is a file of tensors beside the model's cases.
+differs does not spoil what comes after. The diffusion decoder's conditioning is a file of tensors beside the model's
+cases.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def _decode_lines(case: CaseFolder, model: SeedModel) -> Iterator[CheckLine]:
 def conditioning_lines(tensors: Mapping[str, Tensor]) -> Iterator[CheckLine]:
     """The class labels at each stored noise level. Raises CaseError when what they are made from is not there."""
     if lacking := [name for name in _LABELS_FROM if name not in tensors]:
-        raise CaseError(f"the conditioning lacks {', '.join(lacking)}; it has {', '.join(sorted(tensors))}")
+        raise CaseError(f"the conditioning is missing {', '.join(lacking)}; it has {', '.join(sorted(tensors))}")
     mean, std, embeds, noise = (tensors[name] for name in _LABELS_FROM)
     for name, want in sorted(tensors.items()):
         if match := _LABELS.fullmatch(name):

@@ -1,8 +1,8 @@
 """The SEED-2 tokenizer: an image as 32 causal ids, and those as one image embedding (SEED-LLaMA, arXiv 2310.01218).
 
 EVA-CLIP's ViT reads the image, BLIP-2's Q-Former summarises it in 32 queries that see only earlier ones, each query
-is matched to a codebook; codes become the CLIP embedding from which unclip.py paints. ViT and Q-Former are
-transformers' BLIP-2 networks, the blocks of the way back are timm's.
+is matched to a codebook; code embeddings become the CLIP embedding from which unclip.py generates the image. ViT and
+Q-Former are transformers' BLIP-2 networks, the decoder's blocks are timm's.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class QFormerConfig:
 
 @dataclass(frozen=True)
 class SeedConfig:
-    """The whole tokenizer without its painter, by the published names; the defaults are the released one's.
+    """The whole tokenizer without its diffusion decoder, by the published names; the defaults are the released one's.
 
-    n_embed, codebook_embed_dim: shape of the codebook; decode_depth, decode_num_heads: of the blocks on the way back;
+    n_embed, codebook_embed_dim: shape of the codebook; decode_depth, decode_num_heads: of the decoder's blocks;
     down_widths: outputs of the layers that shrink each position before all are joined;
     image_features_dim: of the image embedding.
     """
@@ -160,16 +160,16 @@ class SeedModel(nn.Module):
         return self.qformer(queries, attention_mask=mask, encoder_hidden_states=vision_embeds).last_hidden_state
 
     def quantized(self, quantizer_input: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (B, N, D) to ids (B, N), and their codes as `lift` gives them, with the straight-through gradient."""
-        codes, ids = self.quantize(quantizer_input.transpose(1, 2).unsqueeze(-1))
-        return ids.squeeze(-1), self.decode_task_layer(codes.squeeze(-1).transpose(1, 2))
+        """Vectors (B, N, D) to ids (B, N) and lifted code embeddings with the straight-through gradient."""
+        embeddings, ids = self.quantize(quantizer_input.transpose(1, 2).unsqueeze(-1))
+        return ids.squeeze(-1), self.decode_task_layer(embeddings.squeeze(-1).transpose(1, 2))
 
     def lift(self, ids: Tensor) -> Tensor:
-        """Ids (B, N) to their codes at the Q-Former's width (B, N, hidden_size)."""
+        """Ids (B, N) to their code embeddings at the Q-Former's width (B, N, hidden_size)."""
         return self.decode_task_layer(self.quantize.lookup(ids.unsqueeze(-1)).squeeze(-1).transpose(1, 2))
 
     def image_embeds(self, lifted: Tensor) -> Tensor:
-        """Lifted codes (B, N, hidden_size) to image embeddings (B, image_features_dim)."""
+        """Lifted code embeddings (B, N, hidden_size) to image embeddings (B, image_features_dim)."""
         positions = self.blocks_image(lifted + self.pos_embed_image)
         return self.distill_image_proj(self.image_down(positions).flatten(1))
 

@@ -1,8 +1,8 @@
 """The training objective of SeedTok in miniature, recipe `seed`.
 
-Encoder, quantizer and the way back learn to rebuild an image embedding from causal ids, as SEED does for unCLIP's CLIP
+Encoder, quantizer and decoder learn to rebuild an image embedding from causal ids, as SEED does for unCLIP's CLIP
 embedding (arXiv 2310.01218, section 3.2); here the target is what EfficientNet-Lite2's feature maps hold on average. A
-latent diffusion model learns to paint from the embedding that the ids give, with unCLIP's noise and schedules; its
+latent diffusion model learns to generate from the embedding that the ids give, with unCLIP's noise and schedules; its
 gradient stops there. Published, ViT and Q-Former come trained on hundreds of millions of captioned images, and text
 is a target, too. Lite2's last features, nearer to meaning, are out of reach: from hundreds of images, no part of
 their variance on others can be learned, while that of its first maps can.
@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.tokenizers.seedtok.model import SeedModel, normalise
-from baselines.tokenizers.seedtok.painter import (
+from baselines.tokenizers.seedtok.diffusion_decoder import (
     TIMESTEPS,
     SeedMini,
     SeedMiniConfig,
@@ -28,6 +27,7 @@ from baselines.tokenizers.seedtok.painter import (
     latents_schedule,
     noised_condition,
 )
+from baselines.tokenizers.seedtok.model import SeedModel, normalise
 from baselines.tokenizers.seedtok.unclip import Sampling
 from lactok import registry
 from lactok.models.autoencoder import load_mini_autoencoder
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lactok.feature_extractors.effnet import Effnet
 
 NOISE, TIME, LEVEL, EMBEDDING, NULL = range(5)
-"""Streams of a sample's random numbers, see lactok/train/noise.py."""
+"""RNG streams of a sample, see lactok/train/noise.py."""
 
 STATISTICS_STEPS = 40
 """From whose images the target's mean and deviation are taken."""
@@ -56,7 +56,7 @@ class SeedTrainingOptions(RevivalOptions):
     features_size: pixels a side to which images are enlarged for the target's network; features_stages: its feature
         maps whose means by channel are the target, 1 to 5.
     most_noise: largest noise level of the embedding in training, of 1000; null_share: share without condition.
-    quantize_from: the first step at which the way back sees codes; before it, the encoder's vectors.
+    quantize_from: the first step at which the decoder sees code embeddings; before it, the encoder's vectors.
     sample_steps, guidance_scale: of the sample images.
     """
 
@@ -118,7 +118,7 @@ class SeedRecipe(Recipe):
         if self.training:
             self.dead_codes.note(ids, as_map)
         losses = model.quantize.losses(as_map, ids.unsqueeze(-1)).total
-        if not quantize:  # commitment to codes that nobody sees would only draw the vectors together
+        if not quantize:  # commitment to code embeddings that nobody sees would only draw the vectors together
             lifted, losses = model.decode_task_layer(vectors), 0 * losses
         return model.image_embeds(lifted), ids, losses
 
@@ -127,11 +127,11 @@ class SeedRecipe(Recipe):
             self.statistics(_means(self.frozen["features"], batch.images, self.options))
         embeds, _, quantizer = self._embeds(batch.images, batch.step >= self.options.quantize_from)
         semantic = (embeds - self._targets(batch.images)).square().mean()
-        painting = self._painting_errors(batch.images, embeds.detach(), batch.seeds).mean()
-        parts = {"semantic": semantic, "painting": painting, "quantizer": quantizer}
-        return Losses(semantic + painting + quantizer, {k: v.detach() for k, v in parts.items()})
+        denoising = self._denoising_errors(batch.images, embeds.detach(), batch.seeds).mean()
+        parts = {"semantic": semantic, "painting": denoising, "quantizer": quantizer}
+        return Losses(semantic + denoising + quantizer, {k: v.detach() for k, v in parts.items()})
 
-    def _painting_errors(self, images: Tensor, embeds: Tensor, seeds: Sequence[int]) -> Tensor:
+    def _denoising_errors(self, images: Tensor, embeds: Tensor, seeds: Sequence[int]) -> Tensor:
         """Squared error of the velocity (B,), at random times and noise levels of the embedding."""
         latents, device = self._latents(images), images.device
         noise = normal(seeds, latents, NOISE)
@@ -149,29 +149,29 @@ class SeedRecipe(Recipe):
     @torch.no_grad()
     def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         options = self.options
-        painter = build_unclip(
+        decoder = build_unclip(
             self.model.unet,
             self.frozen["autoencoder"],
             self._autoencoder,
             options.model.tokenizer.image_features_dim,
         )
         embeds = self._embeds(images)[0]
-        return painter.paint(embeds.float(), seeds, Sampling(options.sample_steps, options.guidance_scale, 0))
+        return decoder.generate(embeds.float(), seeds, Sampling(options.sample_steps, options.guidance_scale, 0))
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """Cosine of embedding and target, the painter's error, use of the codebook, PSNR (dB) of 16 images."""
-        ids, cosine, painting = [], [], []
+        """Cosine of embedding and target, the noise's error, use of the codebook, PSNR (dB) of 16 images."""
+        ids, cosine, denoising = [], [], []
         for start in range(0, len(images), 32):
             part = images[start : start + 32]
             embeds, of_part, _ = self._embeds(part)
             ids.append(of_part)
             cosine.append(F.cosine_similarity(embeds, self._targets(part)))
-            painting.append(self._painting_errors(part, embeds, seeds[start : start + 32]))
+            denoising.append(self._denoising_errors(part, embeds, seeds[start : start + 32]))
         few = slice(0, 16)
         return {
             "cosine": torch.cat(cosine).mean().item(),
-            "painting": torch.cat(painting).mean().item(),
+            "painting": torch.cat(denoising).mean().item(),
             "psnr": mean_psnr(self.reconstruct(images[few], seeds[few]), images[few]),
             **codebook_statistics(torch.cat(ids), self.options.model.tokenizer.n_embed),
         }

@@ -1,4 +1,4 @@
-"""Image embeddings painted by Stable Diffusion 2.1 unCLIP: diffusers' stock pipeline, loaded strictly.
+"""Images generated from image embeddings by Stable Diffusion 2.1 unCLIP: diffusers' stock pipeline, loaded strictly.
 
 SEED's copy of the pipeline differs by an argument that SEED does not use, and by scaling latents that are handed in,
 which the stock one does with those that it draws itself, as here.
@@ -47,7 +47,7 @@ _SHOWN = 5  # names of each kind in an error
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to paint; the defaults are those with which SEED calls the pipeline.
+    """How to sample; the defaults are those with which SEED calls the pipeline.
 
     steps: denoising steps; guidance_scale: 1 or less means no guidance; noise_level: index into the schedule by which
     noise is added to the embedding (level 0 still adds a little). together: images in one pass; one, as published,
@@ -65,7 +65,7 @@ class Sampling:
 
 
 class UnCLIP:
-    """A `StableUnCLIPImg2ImgPipeline` that paints image embeddings with an empty prompt.
+    """A `StableUnCLIPImg2ImgPipeline` that generates images from image embeddings with an empty prompt.
 
     One without text encoder gets zeros in place of the prompt's states.
     """
@@ -93,7 +93,7 @@ class UnCLIP:
         self.pipeline.to(device)
         return self
 
-    def paint(self, embeds: Tensor, seeds: Sequence[int], sampling: Sampling) -> Tensor:
+    def generate(self, embeds: Tensor, seeds: Sequence[int], sampling: Sampling) -> Tensor:
         """Image embeddings (B, embedding_dim) to images (B, 3, S, S) in [0, 1].
 
         One generator an image, on the CPU and seeded by seeds[i] alone, draws the embedding's noise first, then the

@@ -1,7 +1,7 @@
 """Runs golden cases of TiTok: everything is read from the case, every stored output is checked.
 
 Each part is fed what is stored, so that one that differs does not spoil the next: the image to the encoder, the
-stored codes to the decoder, the stored ids to `reconstruction_from_ids`.
+stored code embeddings to the decoder, the stored ids to `reconstruction_from_ids`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def case_config(case: CaseFolder) -> TiTokConfig:
         published = case.setting("model")["vq_model"]
         image_size = case.setting("dataset")["preprocessing"]["crop_size"]
     except (KeyError, TypeError) as error:
-        raise CaseError(f"{case.path / 'config.json'} lacks the published nesting: {error!r}") from error
+        raise CaseError(f"{case.path / 'config.json'}: the published nesting is missing: {error!r}") from error
     fields = {f.name for f in dataclasses.fields(TiTokConfig)}
     for key, value in published.items():
         if key not in fields and (key not in _FIXED or value != _FIXED[key]):
@@ -111,9 +111,9 @@ def _decode(case: CaseFolder, model: TiTok, wanted: set[str]) -> dict[str, Tenso
     if not bases & {"decoder_logits", "soft_codes", "reconstruction"}:
         return {}
     logits = model.decode_logits(case["quantized"])
-    codes = model.soft_codes(logits)
-    full = {"decoder_logits": logits, "soft_codes": codes}
-    return full | ({"reconstruction": model.paint(codes)} if "reconstruction" in bases else {})
+    embeddings = model.soft_embeddings(logits)
+    full = {"decoder_logits": logits, "soft_codes": embeddings}
+    return full | ({"reconstruction": model.decode_pixels(embeddings)} if "reconstruction" in bases else {})
 
 
 def _decode_ids(case: CaseFolder, model: TiTok, wanted: set[str]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """TiTok: an image as a short row of ids (Yu et al., "An Image is Worth 32 Tokens", arXiv 2406.07550).
 
-A ViT reads the patches together with learned latent tokens, of which each becomes an id; a second ViT turns the codes
-into a grid of logits over the codebook of MaskGIT's VQGAN, whose pixel decoder paints their softmax-weighted mean.
+A ViT reads the patches together with learned latent tokens, of which each becomes an id; a second ViT turns the code
+embeddings into a grid of logits over the codebook of MaskGIT's VQGAN, whose pixel decoder decodes their
+softmax-weighted mean.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class TiTokConfig:
 class Encoded:
     """What `TiTok.encode` gives.
 
-    quantized: float32 (B, token_size, 1, N), the codes, with the straight-through gradient (hence float noise away
-    from `TiTok.lookup`); ids: int64 (B, 1, N); pre_quant: (B, token_size, 1, N), vectors before normalisation.
+    quantized: float32 (B, token_size, 1, N), the code embeddings, with the straight-through gradient (hence float noise
+    away from `TiTok.lookup`); ids: int64 (B, 1, N); pre_quant: (B, token_size, 1, N), vectors before normalisation.
     """
 
     quantized: Tensor
@@ -129,31 +130,31 @@ class TiTok(nn.Module):
         return self.encoder(images, self.latent_tokens)
 
     def encode(self, images: Tensor) -> Encoded:
-        """Images (B, 3, S, S) in [0, 1] to codes. Raises ValueError as `pre_quant`."""
+        """Images (B, 3, S, S) in [0, 1] to code embeddings. Raises ValueError as `pre_quant`."""
         pre_quant = self.pre_quant(images)
         quantized, ids = self.quantize(pre_quant)
         return Encoded(quantized, ids, pre_quant)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Codes (B, token_size, 1, N) of int64 ids (B, 1, N) in [0, codebook_size)."""
+        """Code embeddings (B, token_size, 1, N) of int64 ids (B, 1, N) in [0, codebook_size)."""
         return self.quantize.lookup(ids)
 
     def decode_logits(self, quantized: Tensor) -> Tensor:
-        """Codes (B, token_size, 1, N) to logits (B, pixel_codebook_size, h, w) over the pixel codebook."""
+        """Code embeddings (B, token_size, 1, N) to logits (B, pixel_codebook_size, h, w) over the pixel codebook."""
         return self.decoder(quantized.to(self.latent_tokens.dtype))
 
-    def soft_codes(self, logits: Tensor) -> Tensor:
-        """The mean of the pixel codes (B, pixel_token_size, h, w), weighted by the softmax of the logits."""
+    def soft_embeddings(self, logits: Tensor) -> Tensor:
+        """The mean of the pixel code embeddings (B, pixel_token_size, h, w), weighted by the softmax of the logits."""
         mean = torch.einsum("bchw,cd->bdhw", logits.softmax(1), self.pixel_quantize.embedding.weight)
         return mean.contiguous(memory_format=torch.channels_last)  # one memory layout, whatever the batch
 
-    def paint(self, pixel_codes: Tensor) -> Tensor:
-        """Pixel codes (B, pixel_token_size, h, w) to images around [0, 1], not clamped."""
+    def decode_pixels(self, pixel_codes: Tensor) -> Tensor:
+        """Pixel code embeddings (B, pixel_token_size, h, w) to images around [0, 1], not clamped."""
         return self.pixel_decoder(pixel_codes)
 
     def decode(self, quantized: Tensor) -> Tensor:
-        """Codes (B, token_size, 1, N) to images (B, 3, output_size, output_size) around [0, 1], not clamped."""
-        return self.paint(self.soft_codes(self.decode_logits(quantized)))
+        """Code embeddings (B, token_size, 1, N) to images (B, 3, S, S) around [0, 1], not clamped; S: output_size."""
+        return self.decode_pixels(self.soft_embeddings(self.decode_logits(quantized)))
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         """Ids (B, 1, N) to images; see `lookup` and `decode`."""

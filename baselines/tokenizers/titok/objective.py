@@ -1,10 +1,10 @@
 """The training objective of TiTok, recipe `titok`.
 
-L1 + perceptual distance + codebook and commitment terms on the painted image, all networks together: the objective
+L1 + perceptual distance + codebook and commitment terms on the decoded image, all networks together: the objective
 of TiTok's single-stage training (arXiv 2406.07550, section 3.3) without the adversarial term. The published TiTok-S-128
 was trained in two stages, first against the proxy codes of a trained MaskGIT-VQGAN, whose pixel decoder it kept. No
 miniature of that exists; so that the pixel decoder learns to heed its codes before the transformers give good ones, a
-small pixel encoder paints every other sample at first.
+small pixel encoder replaces the transformers in every other sample at first.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class TiTokTrainingOptions(RevivalOptions):
 
     pixel, perceptual: weights of the L1 term (on [-1, 1]) and of the feature distance; 0 leaves the network unloaded.
     perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the image's size on.
-    quantize_from: the first step at which the decoder sees codes; before it, the encoder's unit vectors.
-    aid_until: share of the steps in which the pixel encoder paints every other sample.
+    quantize_from: the first step at which the decoder sees code embeddings; before it, the encoder's unit vectors.
+    aid_until: share of the steps in which the pixel encoder replaces the transformers in every other sample.
     """
 
     model: TiTokConfig = field(default_factory=TiTokConfig)
@@ -55,7 +55,7 @@ class TiTokTrainingOptions(RevivalOptions):
     def __post_init__(self) -> None:
         if self.model.output_size != self.model.image_size:
             raise ValueError(
-                f"the decoder paints {self.model.output_size} pixels a side, the encoder reads "
+                f"the decoder gives {self.model.output_size} pixels a side, the encoder reads "
                 f"{self.model.image_size}: training needs the same"
             )
 
@@ -90,12 +90,14 @@ class TiTokRecipe(Recipe):
         if self.training and batch.step < options.aid_until * self.total_steps:
             aided = torch.arange(len(logits), device=logits.device) % 2 == 1  # every other sample
             logits = torch.where(aided[:, None, None, None], self.pixel_encoder(2 * batch.images - 1), logits)
-        output = self.model.paint(self.model.soft_codes(logits))
+        output = self.model.decode_pixels(self.model.soft_embeddings(logits))
         pixel = (output - batch.images).abs().mean() * 2
         perceptual = self._perceptual(batch.images, output).mean()
         quantizer = self.model.quantizer_losses(encoded.pre_quant, encoded.ids).total
         if waiting:
-            quantizer = 0 * quantizer  # commitment to codes that nobody sees would only draw the vectors together
+            quantizer = (
+                0 * quantizer
+            )  # commitment to code embeddings that nobody sees would only draw the vectors together
         total = options.pixel * pixel + options.perceptual * perceptual + quantizer
         parts = {"pixel": pixel, "perceptual": perceptual, "quantizer": quantizer}
         return Losses(total, {k: v.detach() for k, v in parts.items()})

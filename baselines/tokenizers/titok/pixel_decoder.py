@@ -1,4 +1,4 @@
-"""The pixel decoder of MaskGIT's VQGAN (arXiv 2202.04200), as TiTok carries it: codes of a grid to an image.
+"""The pixel decoder of MaskGIT's VQGAN (arXiv 2202.04200), as TiTok carries it: code embeddings of a grid to an image.
 
 Not diffusers' decoder: no attention, convolutions without bias, and another shortcut (see `_ResidualBlock`).
 Facts: bytedance/1d-tokenizer, modeling/modules/maskgit_vqgan.py, whose tensor names these modules have.
@@ -54,7 +54,7 @@ class _Level(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Codes (B, in_channels, h, w) to RGB (B, 3, H, W) around [0, 1]; H = h x 2^(levels - 1) x patch_size.
+    """Code embeddings (B, in_channels, h, w) to RGB (B, 3, H, W) around [0, 1]; H = h x 2^(levels - 1) x patch_size.
 
     ch: base width; ch_mult: width of each level in units of ch, highest resolution first.
     patch_size: side of the patches into which the last convolution's channels are shuffled; 1 for the published one.
@@ -83,8 +83,8 @@ class PixelDecoder(nn.Module):
         self.shuffle = nn.PixelShuffle(patch_size)
         nearest_init(self.conv_out, patch_size**2)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(codes))
+    def forward(self, embeddings: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(embeddings))
         for level in reversed(self.up):
             x = level(x)
         return self.shuffle(self.conv_out(F.silu(self.norm_out(x))))

@@ -92,7 +92,7 @@ class TiTokEncoder(_LatentViT):
 
 
 class TiTokDecoder(_LatentViT):
-    """Codes (B, token_size, 1, N) to logits (B, pixel_codebook_size, grid, grid) over the pixel codebook."""
+    """Code embeddings (B, token_size, 1, N) to logits (B, pixel_codebook_size, grid, grid) over the pixel codebook."""
 
     def __init__(
         self, size: ViTSize, grid: int, num_latent_tokens: int, token_size: int, pixel_codebook_size: int

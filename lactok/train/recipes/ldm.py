@@ -22,7 +22,7 @@ from lactok.models.prediction import squared_errors
 from lactok.models.samplers import NoiseSchedule, ddim_sampler
 from lactok.tokenizers.mini_parts import LDMFileConfig
 from lactok.train.noise import normal, timesteps
-from lactok.train.parts import left_by, load_autoencoder_or_plan, planned
+from lactok.train.parts import is_dry_run, left_by, load_autoencoder_or_skeleton
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 from lactok.weights import WeightsSource
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 NOISE, TIME = range(2)
-"""Streams of a sample's random numbers, see lactok/train/noise.py."""
+"""RNG streams of a sample, see lactok/train/noise.py."""
 
 BANDS = (0, 250, 500, 750, 1000)
 """Of timesteps, in which the error on validation images is logged: the last is what few-step samplers start from."""
@@ -66,7 +66,7 @@ class LDMRecipe(Recipe):
 
     def __init__(self, options: LDMOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
-        network, self._autoencoder, self._autoencoder_tensors = load_autoencoder_or_plan(options.autoencoder)
+        network, self._autoencoder, self._autoencoder_tensors = load_autoencoder_or_skeleton(options.autoencoder)
         self.frozen["autoencoder"] = network
         self._check(options)
         self.unet = build_unet(options.model.unet)
@@ -82,7 +82,7 @@ class LDMRecipe(Recipe):
             if seen != expected:
                 raise ValueError(f"options.model.{what}={seen}: the autoencoder has {expected}")
         divisor = vae.downsample_factor * model.unet.downsample_factor
-        if options.image_size % divisor and not planned():
+        if options.image_size % divisor and not is_dry_run():
             raise ValueError(f"options.image_size={options.image_size}: expected a multiple of {divisor}")
 
     @property

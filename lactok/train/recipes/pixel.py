@@ -1,8 +1,9 @@
 """Recipe `pixel`: the paper's stage 2. The accelerated decoder is fine-tuned end to end on the images themselves.
 
-Equation 6: an accelerator's adapter is merged into the frozen UNet; from pure noise one evaluation (`hypersd`), or the
+Equation 6: a few-step LoRA is merged into the frozen UNet; from pure noise NFE 1 (`hypersd`), or the
 few-step chain with gradients through the last evaluation alone (`tlcm`), the autoencoder's decoder, and the perceptual
-distance from the original. Only the copy learns. A colour term, which the paper lacks, is off by default.
+distance from the original. Only the trainable copy learns. A colour term, which the paper does not have, is off by
+default.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from lactok.models.few_step_lora import (
     evaluated_timesteps,
     merge_hypersd,
     merge_tlcm,
-    require_accelerator,
+    require_few_step_lora,
 )
 from lactok.models.lactok_state_dict import is_wrapped
 from lactok.models.samplers import consistency_sampler
 from lactok.tokenizers.mini_parts import (
-    ADAPTERS,
+    FEW_STEP_LORA_FILES,
     FIRST_STAGE,
     Base,
-    load_adapter,
-    load_copy,
+    load_few_step_lora,
+    load_trainable_copy,
     require_made_with,
 )
 from lactok.train.distances import PerceptualDistance, ScoringDistance, mean_psnr
-from lactok.train.parts import left_by, only, planned
+from lactok.train.parts import is_dry_run, left_by, only
 from lactok.train.recipe import Batch, Losses, Provenance
-from lactok.train.recipes.copy import CopyOptions, CopyRecipe
+from lactok.train.recipes.trainable_copy import TrainableCopyOptions, TrainableCopyRecipe
 from lactok.weights import (
     LocalWeights,
     UnpublishedWeights,
@@ -51,21 +52,22 @@ from lactok.weights import (
 )
 
 SAMPLER = 0
-"""First of a sample's streams of random numbers, one a noise of the chain; see lactok/train/noise.py."""
+"""First of a sample's RNG streams, one a noise of the chain; see lactok/train/noise.py."""
 
 PERCEPTUAL: Mapping[str, lpips.Net | None] = {"effnet-lite2": None, "lpips-vgg": "vgg", "lpips-alex": "alex"}
 """Perceptual networks by name; those of LPIPS score, too."""
 
-COPY = "decoder.controlnet."
+TRAINABLE_COPY = "decoder.controlnet."
 
 
 @dataclass
-class PixelOptions(CopyOptions):
-    """accelerator: "hypersd" or "tlcm". evaluations: of tlcm's chain, 1 to 7; 2 as in the paper (999, 499).
+class PixelOptions(TrainableCopyOptions):
+    """accelerator: "hypersd" or "tlcm". evaluations: NFE of tlcm's chain, 1 to 7; 2 as in the paper (999, 499).
 
-    start: the copy after stage 1, a checkpoint of recipe=diffusion; null: that of the run beside this one, else, for
+    start: the trainable copy after stage 1, a checkpoint of recipe=diffusion; null: that of the run beside this one,
+    else, for
         networks=mini, the miniature that ships.
-    adapter: the accelerator's checkpoint; null: for networks=mini that of the run of recipe=accelerator beside this
+    adapter: the few-step LoRA's checkpoint; null: for networks=mini that of the run of recipe=accelerator beside this
         one, else the miniature that ships; for sdxl the hub's (tlcm: with its adapter_config.json beside it).
     perceptual_network: "lpips-vgg", "lpips-alex" (the paper says LPIPS and not which; both score, so networks=mini
         refuses them) or "effnet-lite2", with perceptual_stages feature maps, 1 to 5.
@@ -86,7 +88,7 @@ class PixelOptions(CopyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        evaluated_timesteps(require_accelerator(self.accelerator), self.evaluations)
+        evaluated_timesteps(require_few_step_lora(self.accelerator), self.evaluations)
         if self.perceptual_network not in PERCEPTUAL:
             raise ValueError(f"perceptual_network={self.perceptual_network}: expected one of {', '.join(PERCEPTUAL)}")
         if self.networks == "mini" and PERCEPTUAL[self.perceptual_network]:
@@ -96,11 +98,11 @@ class PixelOptions(CopyOptions):
             )
 
 
-class PixelRecipe(CopyRecipe[PixelOptions]):
+class PixelRecipe(TrainableCopyRecipe[PixelOptions]):
     """Stage 2."""
 
     Options = PixelOptions
-    path_options = (*CopyRecipe.path_options, "start", "adapter")
+    path_options = (*TrainableCopyRecipe.path_options, "start", "adapter")
 
     @classmethod
     def with_inputs(cls, options: PixelOptions, runs: Path) -> PixelOptions:
@@ -112,33 +114,33 @@ class PixelRecipe(CopyRecipe[PixelOptions]):
 
     @classmethod
     def sources(cls, options: PixelOptions) -> tuple[WeightsSource, ...]:
-        """The frozen parts, the copy to start from, the adapter's files, and those of LPIPS where it trains."""
+        """The frozen parts, the start of the trainable copy, the few-step LoRA, and LPIPS where it trains."""
         scoring = PERCEPTUAL[options.perceptual_network] if options.perceptual else None
         perceptual = lpips.sources(scoring) if scoring else ()
-        return *super().sources(options), _start_source(options), *_adapter_sources(options), *perceptual
+        return *super().sources(options), _start_source(options), *_few_step_lora_sources(options), *perceptual
 
     def __init__(self, options: PixelOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
-        self.accelerator = require_accelerator(options.accelerator)
+        self.accelerator = require_few_step_lora(options.accelerator)
         self.timesteps = evaluated_timesteps(self.accelerator, options.evaluations)
         self.sampler = consistency_sampler(self.timesteps)
         self._before: TrainingCompute | None = None
         self._adapter: str | None = None
-        if not planned():
+        if not is_dry_run():
             self._start_mini(self._base) if self._base else self._start_published()
         if options.perceptual:
             self.frozen["perceptual"] = _perceptual_network(options)
 
     def _start_mini(self, base: Base) -> None:
         options = self.options
-        copy, made, file = load_copy(_start_source(options))
+        copy, made, file = load_trainable_copy(_start_source(options))
         require_made_with(file, "VQ encoder", made.vq, base.vq_file)
         require_made_with(file, "diffusion UNet", made.base, base.diffusion.file)
         if made.decoder != self.config.decoder:
             raise WeightsError(f"{file.path} has other sizes than options.condition_widths says: {made.decoder}")
         self.control.load_state_dict(copy.state_dict())
         self._before = file.metadata.training
-        adapter = load_adapter(self.accelerator, options.adapter)
+        adapter = load_few_step_lora(self.accelerator, options.adapter)
         require_made_with(adapter.file, "diffusion UNet", adapter.config.base, base.diffusion.file)
         adapter.merge(self.frozen["unet"])
         self._adapter = adapter.file.tensors
@@ -149,23 +151,25 @@ class PixelRecipe(CopyRecipe[PixelOptions]):
         state = load_state_dict(path)
         state = state.get("model", state)
         if is_wrapped(state):
-            raise WeightsError(f"{path} holds an accelerator already: it is no copy after stage 1")
-        state = {name: tensor.float() for name, tensor in only(state, COPY).items()}
-        require_entries(state, {n: tuple(t.shape) for n, t in self.control.state_dict().items()}, f"the copy ({path})")
+            raise WeightsError(f"{path} holds a few-step LoRA already: it is no trainable copy after stage 1")
+        state = {name: tensor.float() for name, tensor in only(state, TRAINABLE_COPY).items()}
+        require_entries(
+            state, {n: tuple(t.shape) for n, t in self.control.state_dict().items()}, f"the trainable copy ({path})"
+        )
         self.control.load_state_dict(state)
-        paths = [locate(source) for source in _adapter_sources(options)]
+        paths = [locate(source) for source in _few_step_lora_sources(options)]
         merge: Callable[..., None] = merge_hypersd if self.accelerator == "hypersd" else merge_tlcm
         merge(self.frozen["unet"], *paths)
 
     def _decoded(self, images: Tensor, seeds: Sequence[int], size: int) -> Tensor:
-        """Images (B, 3, S, S) around [-1, 1] from their codes at `size` pixels and pure noise."""
-        network, codes = self.lactok(), self.codes(images, size)
+        """Images (B, 3, S, S) around [-1, 1] from their code embeddings at `size` pixels and pure noise."""
+        network, embeddings = self.lactok(), self.embeddings(images, size)
 
         def predict(x: Tensor, t: int) -> Tensor:
             if t == self.timesteps[-1]:
-                return network.decoder.predict(x, t, codes)
+                return network.decoder.predict(x, t, embeddings)
             with torch.no_grad():
-                noise = network.decoder.predict(x, t, codes)
+                noise = network.decoder.predict(x, t, embeddings)
             torch.clear_autocast_cache()  # what autocast cast without gradients would go on without them
             return noise
 
@@ -208,7 +212,7 @@ class PixelRecipe(CopyRecipe[PixelOptions]):
         training = provenance.training.on_top_of(self._before) if self._before else provenance.training
         if self.options.perceptual and PERCEPTUAL[self.options.perceptual_network]:
             training = replace(training, data=f"{training.data}; trained on LPIPS")
-        self.save_copy(path, replace(provenance, training=training), self._adapter, self.timesteps)
+        self.save_trainable_copy(path, replace(provenance, training=training), self._adapter, self.timesteps)
 
 
 def _start_source(options: PixelOptions) -> WeightsSource:
@@ -217,16 +221,16 @@ def _start_source(options: PixelOptions) -> WeightsSource:
     if options.start:
         return LocalWeights(options.start)
     return UnpublishedWeights(
-        "the copy after stage 1 (equation 4)",
+        "the trainable copy after stage 1 (equation 4)",
         "make it by `python -m lactok.train recipe=diffusion scale=paper data.root=DIR`, which leaves it where this "
         "command looks for it (runs/diffusion-paper), or name it by options.start=PATH",
     )
 
 
-def _adapter_sources(options: PixelOptions) -> tuple[WeightsSource, ...]:
+def _few_step_lora_sources(options: PixelOptions) -> tuple[WeightsSource, ...]:
     path, hypersd = options.adapter, options.accelerator == "hypersd"
     if options.networks == "mini":
-        return (ADAPTERS[require_accelerator(options.accelerator)].source(path),)
+        return (FEW_STEP_LORA_FILES[require_few_step_lora(options.accelerator)].source(path),)
     if path is not None:
         beside = Path(path).expanduser().with_name(TLCM_CONFIG.filename)
         return (LocalWeights(path),) if hypersd else (LocalWeights(path), LocalWeights(str(beside)))
@@ -238,4 +242,4 @@ def _perceptual_network(options: PixelOptions) -> nn.Module:
     net = PERCEPTUAL[options.perceptual_network]
     if net is None:
         return PerceptualDistance(options.perceptual_stages)
-    return ScoringDistance(net, load=not planned())
+    return ScoringDistance(net, load=not is_dry_run())

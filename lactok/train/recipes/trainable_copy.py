@@ -1,4 +1,4 @@
-"""What the two stages of LacTok's training share: frozen networks, and one copy of the UNet's encoder that learns."""
+"""What the two stages of LacTok's training share: frozen networks, and the trainable copy of the UNet's encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.ladd import LatentDecoder, build_controlnet
 from lactok.models.samplers import NoiseSchedule
 from lactok.models.vq import VQEncoder
-from lactok.tokenizers.mini_parts import CopyFileConfig
+from lactok.tokenizers.mini_parts import TrainableCopyConfig
 from lactok.train.noise import normal
 from lactok.train.parts import PartsOptions, load_parts, part_sources, with_earlier_parts
 from lactok.train.recipe import Provenance, Recipe, export_model, export_state
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 ENCODER_SIZE = 21
-"""Stream of random numbers, lactok/data/batches.py, that picks the size of the encoder's images of a step."""
+"""RNG stream, lactok/data/batches.py, that picks the size of the encoder's images of a step."""
 
 
 @dataclass
-class CopyOptions(PartsOptions):
+class TrainableCopyOptions(PartsOptions):
     """encoder_sizes: pixels of a side that the encoder sees, one of them drawn for each optimizer step.
 
     picture_sizes: pixels of a side of the target images, in the order of training, each for an equal share of the
@@ -49,25 +49,25 @@ class CopyOptions(PartsOptions):
                 raise ValueError(f"{name} is empty: expected one size or more")
 
 
-AnyCopyOptions = TypeVar("AnyCopyOptions", bound=CopyOptions)
+AnyTrainableCopyOptions = TypeVar("AnyTrainableCopyOptions", bound=TrainableCopyOptions)
 
 
-class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
+class TrainableCopyRecipe(Recipe, Generic[AnyTrainableCopyOptions]):
     """Only `self.control`, diffusers' ControlNet with LacTok's condition, learns; all else is in `self.frozen`."""
 
-    Options: ClassVar[type] = CopyOptions
+    Options: ClassVar[type] = TrainableCopyOptions
     path_options: ClassVar[tuple[str, ...]] = ("vq", "base", "autoencoder")
-    options: AnyCopyOptions
+    options: AnyTrainableCopyOptions
 
     @classmethod
-    def with_inputs(cls, options: AnyCopyOptions, runs: Path) -> AnyCopyOptions:
+    def with_inputs(cls, options: AnyTrainableCopyOptions, runs: Path) -> AnyTrainableCopyOptions:
         return with_earlier_parts(options, runs)
 
     @classmethod
-    def sources(cls, options: AnyCopyOptions) -> tuple[WeightsSource, ...]:
+    def sources(cls, options: AnyTrainableCopyOptions) -> tuple[WeightsSource, ...]:
         return part_sources(options)
 
-    def __init__(self, options: AnyCopyOptions, total_steps: int, seed: int) -> None:
+    def __init__(self, options: AnyTrainableCopyOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
         parts = load_parts(options)
         self._base = parts.base
@@ -77,7 +77,7 @@ class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
         self.control = build_controlnet(parts.decoder)
         self.schedule = NoiseSchedule()
 
-    def _check_sizes(self, options: CopyOptions) -> None:
+    def _check_sizes(self, options: TrainableCopyOptions) -> None:
         for size in options.picture_sizes:
             self.config.latent_shape(size)
         for size in options.encoder_sizes:
@@ -116,8 +116,8 @@ class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
         return sizes[len(sizes) // 2]
 
     @torch.no_grad()
-    def codes(self, images: Tensor, size: int) -> Tensor:
-        """The code map (B, D, h, w) of images (B, 3, S, S) in [0, 1], seen at `size` pixels; float32 always.
+    def embeddings(self, images: Tensor, size: int) -> Tensor:
+        """The code-embedding map (B, D, h, w) of images (B, 3, S, S) in [0, 1], seen at `size` pixels; float32 always.
 
         Resized as the protocol does it: bicubic, antialiased, clamped.
         """
@@ -138,16 +138,16 @@ class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
         like = images.new_empty(len(images), *self.config.latent_shape(images.shape[-1]))
         return torch.stack([normal(seeds, like, first_stream + i) for i in range(draws)], dim=1)
 
-    def save_copy(
+    def save_trainable_copy(
         self, path: Path, provenance: Provenance, adapter: str | None = None, timesteps: Sequence[int] = ()
     ) -> None:
-        """The miniature's copy alone, for `mini_parts.load_copy`; at paper scale all of LacTok, what was merged merged.
+        """The miniature's trainable copy alone, for `mini_parts.load_trainable_copy`; at paper scale all of LacTok.
 
-        The latter as `options.NAME.weights=PATH` takes it.
+        The latter with what was merged into its UNet, as `options.NAME.weights=PATH` takes it.
         """
         if self._base is None:
             export_state(path, LacTokStateDict().to_published(self.lactok().state_dict()), self.config, provenance)
             return
         parts = self._base.vq_file.tensors, self._base.diffusion.file.tensors
-        config = CopyFileConfig(self.config.decoder, *parts, adapter, tuple(timesteps))
+        config = TrainableCopyConfig(self.config.decoder, *parts, adapter, tuple(timesteps))
         export_model(path, self.control, config, provenance)

@@ -1,4 +1,4 @@
-"""Recipe `accelerator`: a low-rank adapter that cuts the miniature latent diffusion model to few steps, or to one.
+"""Recipe `accelerator`: a LoRA that cuts the miniature latent diffusion model to few steps, or to one.
 
 Two kinds, for the two samplers of lactok/models/samplers.py:
 
@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lactok.models.autoencoder import MINI as AUTOENCODER
-from lactok.models.few_step_lora import evaluated_timesteps, require_accelerator
+from lactok.models.few_step_lora import evaluated_timesteps, require_few_step_lora
 from lactok.models.latent_diffusion import predict_noise
 from lactok.models.lora import LoRAConfig, add_lora
 from lactok.models.samplers import FIRST_TIMESTEP, TLCM_GRID, NoiseSchedule, consistency_sampler
-from lactok.tokenizers.mini_parts import LDM, AdapterFileConfig, Diffusion
+from lactok.tokenizers.mini_parts import LDM, Diffusion, FewStepLoRAConfig
 from lactok.train.noise import normal, timesteps, uniform
-from lactok.train.parts import left_by, load_diffusion_or_plan
+from lactok.train.parts import left_by, load_diffusion_or_skeleton
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_state
 from lactok.weights import WeightsSource
 
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 NOISE, POINT, CHOICE, FRESH = 0, 1, 2, 3
-"""Streams of a sample's random numbers, see lactok/train/noise.py; FRESH and those after it are a sampler's noises."""
+"""RNG streams of a sample, see lactok/train/noise.py; FRESH and those after it are a sampler's noises."""
 
 TLCM_STEPS = 3
-"""Evaluations whose timesteps are drawn more often: 999, 499, 124; their first two are those of the paper."""
+"""NFE whose timesteps are drawn more often: 999, 499, 124; their first two are those of the paper."""
 
 HUBER = 0.1
 """Below it the consistency loss is a square, above it an absolute value; latents have unit power."""
 
 
 @dataclass
-class AcceleratorOptions:
-    """accelerator: "tlcm" or "hypersd". lora: rank, alpha and layers of the adapter. image_size: pixels, side.
+class FewStepLoRAOptions:
+    """accelerator: "tlcm" or "hypersd". lora: rank, alpha and layers of the LoRA. image_size: pixels, side.
 
     base, autoencoder: checkpoints of recipe=ldm and recipe=vae; null: those of the runs ldm-mini and vae-mini beside
         this one, else the miniatures that ship.
@@ -70,34 +70,34 @@ class AcceleratorOptions:
     differences: float = 1.0
 
     def __post_init__(self) -> None:
-        require_accelerator(self.accelerator)
+        require_few_step_lora(self.accelerator)
 
 
-class AcceleratorRecipe(Recipe):
-    """Trains one peft adapter of the UNet; its unchanged weights are the teacher's."""
+class FewStepLoRARecipe(Recipe):
+    """Trains one LoRA (peft) of the UNet; its unchanged weights are the teacher's."""
 
-    Options = AcceleratorOptions
+    Options = FewStepLoRAOptions
     path_options = ("base", "autoencoder")
 
     @classmethod
-    def with_inputs(cls, options: AcceleratorOptions, runs: Path) -> AcceleratorOptions:
+    def with_inputs(cls, options: FewStepLoRAOptions, runs: Path) -> FewStepLoRAOptions:
         base = left_by(runs, "ldm-mini", options.base)
         return replace(options, base=base, autoencoder=left_by(runs, "vae-mini", options.autoencoder))
 
     @classmethod
-    def sources(cls, options: AcceleratorOptions) -> tuple[WeightsSource, ...]:
+    def sources(cls, options: FewStepLoRAOptions) -> tuple[WeightsSource, ...]:
         return LDM.source(options.base), AUTOENCODER.source(options.autoencoder)
 
-    def __init__(self, options: AcceleratorOptions, total_steps: int, seed: int) -> None:
+    def __init__(self, options: FewStepLoRAOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
-        parts = load_diffusion_or_plan(options.base, options.autoencoder)
+        parts = load_diffusion_or_skeleton(options.base, options.autoencoder)
         self._model, self._autoencoder = parts.model, parts.autoencoder
         self._base = parts.file.tensors if isinstance(parts, Diffusion) else ""
         self.frozen["autoencoder"], self.frozen["teacher"] = parts.vae, parts.unet
         self.unet = copy.deepcopy(parts.unet)
         add_lora(self.unet, options.lora)
         self.schedule = NoiseSchedule()
-        self.timesteps = evaluated_timesteps(require_accelerator(options.accelerator), TLCM_STEPS)
+        self.timesteps = evaluated_timesteps(require_few_step_lora(options.accelerator), TLCM_STEPS)
 
     @property
     def image_size(self) -> int:
@@ -189,8 +189,8 @@ class AcceleratorRecipe(Recipe):
         return {"consistency": torch.cat([self._consistency_errors(*part) for part in parts]).mean().item()}
 
     def export(self, path: Path, provenance: Provenance) -> None:
-        """The adapter's matrices under peft's names, for `lactok.tokenizers.mini_parts.load_adapter`."""
+        """The LoRA's matrices under peft's names, for `lactok.tokenizers.mini_parts.load_few_step_lora`."""
         options = self.options
-        config = AdapterFileConfig(options.lora, options.accelerator, self.timesteps, self._base)
+        config = FewStepLoRAConfig(options.lora, options.accelerator, self.timesteps, self._base)
         state = {name: tensor for name, tensor in self.unet.state_dict().items() if ".lora_" in name}
         export_state(path, state, config, provenance)

@@ -1,4 +1,4 @@
-"""A small painter of image embeddings: SD 2.1 unCLIP's networks in miniature, for its stock pipeline."""
+"""A small diffusion decoder of image embeddings: SD 2.1 unCLIP's networks in miniature, for its stock pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMESTEPS = 1000
 
 
 @dataclass(frozen=True)
-class PainterConfig:
+class DiffusionDecoderConfig:
     """A `UNet2DConditionModel` under an image embedding alone; defaults are free choices for a miniature.
 
     block_out_channels: width of each level, highest resolution first; all but the first attend.
@@ -39,7 +39,7 @@ class PainterConfig:
         object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))  # JSON gives lists
 
 
-def build_unet(config: PainterConfig, embedding_dim: int) -> UNet2DConditionModel:
+def build_unet(config: DiffusionDecoderConfig, embedding_dim: int) -> UNet2DConditionModel:
     """The stock network; embedding and the code of its noise level enter beside the time, as in SD 2.1 unCLIP."""
     from diffusers import UNet2DConditionModel
 
@@ -116,13 +116,13 @@ def noised_condition(embeds: torch.Tensor, levels: torch.Tensor, noise: torch.Te
 
 @dataclass(frozen=True)
 class SeedMiniConfig:
-    """tokenizer, painter: the two networks."""
+    """tokenizer, painter (the diffusion decoder): the two networks."""
 
     tokenizer: SeedConfig = field(default_factory=SeedConfig)
-    painter: PainterConfig = field(default_factory=PainterConfig)
+    painter: DiffusionDecoderConfig = field(default_factory=DiffusionDecoderConfig)
 
     def __post_init__(self) -> None:
-        for name, cls in (("tokenizer", SeedConfig), ("painter", PainterConfig)):
+        for name, cls in (("tokenizer", SeedConfig), ("painter", DiffusionDecoderConfig)):
             if isinstance(value := getattr(self, name), dict):  # JSON gives mappings
                 object.__setattr__(self, name, cls(**value))
 
