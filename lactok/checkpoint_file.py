@@ -26,7 +26,7 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What stands in a checkpoint's header, beside the weights.
+    """The header of a checkpoint.
 
     config: the fields of the model's configuration dataclass, as JSON values; see `build_config`.
     image_size: side in pixels of the images that it was trained for.

@@ -2,7 +2,7 @@
 
 A port registers a runner `run(case: CaseFolder) -> Iterator[CheckLine]` under the entry-point group
 `lactok.conformance`, by the name of its model's folder. A case is a folder (`config.json`, `case.safetensors`, and a
-`manifest.json` here or in the folder above) or a `.jsonl` file beside such folders. Nothing in a case is ever run.
+`manifest.json` here or in the folder above) or a `.jsonl` file next to such folders. Nothing in a case is ever run.
 """
 
 from __future__ import annotations

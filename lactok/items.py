@@ -15,7 +15,7 @@ class Item:
     cluster: what it was cut from or belongs to (intervals resample clusters); the id itself where items stand alone.
     content_hash: sha256 hex of what determines it (a file's bytes, a tile's decoded pixels, a prompt's text).
     payload: a prompt's text; "" for an image, whose pixels the dataset reads.
-    tags: what metrics need to know of it beside the payload (GenEval's task and objects), plain JSON values.
+    tags: what metrics need to know of it besides the payload (GenEval's task and objects), plain JSON values.
     """
 
     id: str

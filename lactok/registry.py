@@ -2,7 +2,7 @@
 
 Groups: tokenizers, generators, recipes, features, metrics, datasets, suites, conformance, calibration;
 the entry-point group is `lactok.<group>`.
-Nothing is imported until it is asked for, and a plugin that breaks on import is named while the rest go on.
+Nothing is imported until it is asked for, and a plugin that breaks on import is named while the rest load.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN = 5  # names of each kind in a CheckpointMismatch, or of tensors that are not finite
-# What trainers save beside the weights; no network takes it.
+# What trainers save with the weights; no network takes it.
 _NOT_WEIGHTS = ("optimizer", "discriminator", "lr_scheduler", "scaler")
 
 
@@ -238,7 +238,7 @@ def _locate_local(source: LocalWeights) -> Path:
 def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
     """A checkpoint's content on the CPU: a safetensors file's tensors, or what a restricted pickle holds.
 
-    The pickle may hold tensors, plain containers and values, and the `argparse.Namespace` that trainers put beside
+    The pickle may hold tensors, plain containers and values, and the `argparse.Namespace` that trainers put with
     the tensors (it can't run code). Raises WeightsError for a file that is neither form, that wants to run code, that
     holds no mapping, or a weight that is not finite (infinities are values of attention masks alone).
     """

@@ -1,6 +1,6 @@
 """The files of which LacTok in miniature is put together, each shared by all rows that need it.
 
-The VQ encoder is llamagen-mini's, the autoencoder autoencoder-mini's; the diffusion UNet is stored once, beside the two
+The VQ encoder is llamagen-mini's, the autoencoder autoencoder-mini's; the diffusion UNet is stored once, with the two
 adapters that make it few-step, and one trainable copy for each training. A file says which others it was trained with,
 by the sha256 of their tensors, and nothing else is put together.
 """
@@ -188,7 +188,7 @@ def load_few_step_lora(name: str, path: str | None = None) -> FewStepLoRA:
     try:
         pairs = {layer: (state.pop(layer + A_WEIGHT), state.pop(layer + B_WEIGHT)) for layer in layers}
     except KeyError as error:
-        raise WeightsError(f"{file.path} lacks {error}") from error
+        raise WeightsError(f"{file.path} has no {error}") from error
     return FewStepLoRA(config, pairs, file)
 
 

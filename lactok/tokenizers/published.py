@@ -90,7 +90,7 @@ class HyperSDOptions(LacTokOptions):
 class TLCMOptions(LacTokOptions):
     """steps: NFE on TLCM's grid, 1 to 7; 3 as in Table 4.
 
-    accelerator: a local adapter_model.safetensors instead of the hub's, its adapter_config.json beside it.
+    accelerator: a local adapter_model.safetensors instead of the hub's, its adapter_config.json next to it.
     """
 
     steps: int = 3
@@ -276,8 +276,8 @@ class VQLADDTLCM(_Published):
         """The first stage's checkpoint, the few-step LoRA, and its settings."""
         if options.accelerator is None:
             return *super().weights(options), TLCM, TLCM_CONFIG
-        beside = Path(options.accelerator).expanduser().with_name(TLCM_CONFIG.filename)
-        return *super().weights(options), LocalWeights(options.accelerator), LocalWeights(str(beside))
+        sibling = Path(options.accelerator).expanduser().with_name(TLCM_CONFIG.filename)
+        return *super().weights(options), LocalWeights(options.accelerator), LocalWeights(str(sibling))
 
     def _sampler(self) -> Sampler:
         return consistency_sampler(tlcm_timesteps(self.options.steps))

@@ -1,6 +1,6 @@
 """`recipe=mini-all`: LacTok in miniature by one command, each part of it a run of its own, in the order of need.
 
-The VQ encoder and the autoencoder are those that ship (or the runs vq-mini and vae-mini, where such lie beside). A part
+The VQ encoder and the autoencoder are those that ship (or the runs vq-mini and vae-mini, if they exist). A part
 that is finished is left as it is; the one that was interrupted resumes from its last checkpoint.
 """
 

@@ -1,4 +1,4 @@
-"""Training checkpoints on disk: written beside, renamed into place, the last two kept."""
+"""Training checkpoints on disk: written to a partial folder, renamed into place, the last two kept."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Recipes
                    in runs/{chain}/PART-mini (out= names another folder). Finished parts are left as they are, and
                    the same command resumes with the next. Keys hold for all parts; PART.key=value holds for one,
                    and accelerator.key=value or pixel.key=value for both of a kind. The VQ encoder and the
-                   autoencoder are those that ship, unless runs vq-mini and vae-mini lie beside the parts.
+                   autoencoder are those that ship, unless runs vq-mini and vae-mini lie next to the parts.
 
 Keys (key=value, Hydra syntax; quote twice what holds spaces or '=': "data.root='/my images'")
 {keys}

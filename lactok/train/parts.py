@@ -65,7 +65,7 @@ class PartsOptions:
 
     networks: "mini", or "sdxl" for SDXL-base-1.0 and LlamaGen's published encoder.
     vq, base, autoencoder: local checkpoints of the encoder, the diffusion UNet and the autoencoder; null: for "mini"
-        what earlier runs beside this one left, else the miniatures that ship; for "sdxl" the hub's.
+        what earlier runs next to this one left, else the miniatures that ship; for "sdxl" the hub's.
     condition_widths: of the convolutions that read the code-embedding map.
     """
 
@@ -107,7 +107,7 @@ def left_by(runs: Path, name: str, given: str | None) -> str | None:
 
 
 def with_earlier_parts(options: AnyPartsOptions, runs: Path) -> AnyPartsOptions:
-    """`options` with the exports of runs beside this one, where nothing is named."""
+    """`options` with the exports of runs next to this one, where nothing is named."""
     if options.networks != "mini":
         return options
     return replace(

@@ -64,7 +64,7 @@ class Recipe(nn.Module, ABC):
 
     @classmethod
     def with_inputs(cls, options: Any, runs: Path) -> Any:
-        """`options` with files that earlier runs beside this one (folders in `runs`) left, where none are named."""
+        """`options` with files that earlier runs next to this one (folders in `runs`) left, where none are named."""
         return options
 
     @classmethod

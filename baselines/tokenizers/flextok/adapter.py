@@ -42,7 +42,7 @@ MINI = Miniature(
 class FlexTokOptions:
     """What may be set; the defaults are the published readme's (20 steps, guidance 7.5, projected).
 
-    weights: a local model.safetensors instead of the hub's; the config.json beside it is read, else its header.
+    weights: a local model.safetensors instead of the hub's; the config.json next to it is read, else its header.
     keep_ids: how many of an image's ids are kept, from the first (1 to 256); its rate follows.
     guidance_scale: 1 means no guidance.
     posterior_seed: None takes ids from the mean of the VAE's posterior. A number takes them from a sample of it, as
@@ -176,9 +176,9 @@ class FlexTokD18D28(FlexTokTokenizer):
         """The checkpoint, and its configuration where that is a file of its own."""
         if options.weights is None:
             return HubWeights(cls.REPO, "model.safetensors"), HubWeights(cls.REPO, "config.json")
-        beside = Path(options.weights).expanduser().with_name("config.json")
+        sibling = Path(options.weights).expanduser().with_name("config.json")
         model = LocalWeights(options.weights)
-        return (model, LocalWeights(str(beside))) if beside.is_file() else (model,)
+        return (model, LocalWeights(str(sibling))) if sibling.is_file() else (model,)
 
     @property
     def training(self) -> TrainingCompute:

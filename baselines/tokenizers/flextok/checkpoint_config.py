@@ -85,7 +85,7 @@ def read_config(path: Path | None, checkpoint: Path) -> dict[str, Any]:
     if "encoder" not in header:
         raise WeightsError(
             f"{checkpoint}: its header holds no configuration ({', '.join(header) or 'nothing'}), and there is no "
-            "config.json beside it; put the hub's config.json there"
+            "config.json next to it; put the hub's config.json there"
         )
     try:
         return {key: _literal(text) for key, text in header.items()}

@@ -142,7 +142,7 @@ def _guided(case: CaseFolder, calls: int) -> Tensor:
 
 
 def _manifest_lines(case: CaseFolder) -> Iterator[CheckLine]:
-    """The manifests of full checkpoints beside the case: "manifest.json" is d18-d28's, the others say theirs.
+    """The manifests of full checkpoints next to the case: "manifest.json" is d18-d28's, the others say theirs.
 
     One that the case itself takes its weights from is no full checkpoint's.
     """

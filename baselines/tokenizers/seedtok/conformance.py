@@ -1,7 +1,7 @@
 """Runs golden cases of SEED-2: everything is read from the case, every stored output is checked.
 
 A stored `[prefix]token_ids` is followed to `[prefix]query_output_up` and `[prefix]image_embeds`, so that an id that
-differs does not spoil what comes after. The diffusion decoder's conditioning is a file of tensors beside the model's
+differs does not spoil what comes after. The diffusion decoder's conditioning is a file of tensors next to the model's
 cases.
 """
 
@@ -82,7 +82,7 @@ def case_weights(case: CaseFolder) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def run(case: CaseFolder) -> Iterator[CheckLine]:
-    """Every stored output of a `seed` case, and of the conditioning beside it, one line each.
+    """Every stored output of a `seed` case, and of the conditioning next to it, one line each.
 
     Raises CaseError for a case that is incomplete.
     """

@@ -40,7 +40,7 @@ class DiffusionDecoderConfig:
 
 
 def build_unet(config: DiffusionDecoderConfig, embedding_dim: int) -> UNet2DConditionModel:
-    """The stock network; embedding and the code of its noise level enter beside the time, as in SD 2.1 unCLIP."""
+    """The stock network; embedding and the code of its noise level enter with the time, as in SD 2.1 unCLIP."""
     from diffusers import UNet2DConditionModel
 
     attending = len(config.block_out_channels) - 1
@@ -107,7 +107,7 @@ def build_unclip(
 
 
 def noised_condition(embeds: torch.Tensor, levels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Embeddings (B, D) with noise of levels (B,) beside the code of the level: (B, 2 D), as the pipeline makes it."""
+    """Embeddings (B, D) with noise of levels (B,) with the code of the level: (B, 2 D), as the pipeline makes it."""
     from diffusers.models.embeddings import get_timestep_embedding
 
     noised = embedding_schedule().add_noise(embeds, noise, levels)

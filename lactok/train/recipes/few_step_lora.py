@@ -52,7 +52,7 @@ HUBER = 0.1
 class FewStepLoRAOptions:
     """accelerator: "tlcm" or "hypersd". lora: rank, alpha and layers of the LoRA. image_size: pixels, side.
 
-    base, autoencoder: checkpoints of recipe=ldm and recipe=vae; null: those of the runs ldm-mini and vae-mini beside
+    base, autoencoder: checkpoints of recipe=ldm and recipe=vae; null: those of the runs ldm-mini and vae-mini next to
         this one, else the miniatures that ship.
     substeps: of the teacher's DDIM from one grid point to the next (tlcm). evaluated_share: of samples at the points
         that are evaluated in use (tlcm). rollout: steps of the teacher's DDIM from noise (hypersd).
@@ -149,7 +149,7 @@ class FewStepLoRARecipe(Recipe):
         moved, teacher = self._walk(x, t, after, self.options.substeps)
         with torch.no_grad():
             student = self._clean(self.unet, moved, after)
-        torch.clear_autocast_cache()  # what autocast cast without gradients would go on without them
+        torch.clear_autocast_cache()  # what autocast cast without gradients would stay without them
         target = torch.where((after == 0)[:, None, None, None], teacher, student)
         return F.huber_loss(self._clean(self.unet, x, t), target, reduction="none", delta=HUBER).mean((1, 2, 3)) / HUBER
 

@@ -40,7 +40,7 @@ BANDS = (0, 250, 500, 750, 1000)
 class LDMOptions:
     """model: the network. image_size: pixels, side of the training images.
 
-    autoencoder: path of a checkpoint of recipe=vae; null: that of the run vae-mini beside this one, else the miniature
+    autoencoder: path of a checkpoint of recipe=vae; null: that of the run vae-mini next to this one, else the miniature
     that ships. sample_steps: of DDIM, for the sample images.
     """
 

@@ -64,11 +64,11 @@ TRAINABLE_COPY = "decoder.controlnet."
 class PixelOptions(TrainableCopyOptions):
     """accelerator: "hypersd" or "tlcm". evaluations: NFE of tlcm's chain, 1 to 7; 2 as in the paper (999, 499).
 
-    start: the trainable copy after stage 1, a checkpoint of recipe=diffusion; null: that of the run beside this one,
+    start: the trainable copy after stage 1, a checkpoint of recipe=diffusion; null: that of the run next to this one,
     else, for
         networks=mini, the miniature that ships.
-    adapter: the few-step LoRA's checkpoint; null: for networks=mini that of the run of recipe=accelerator beside this
-        one, else the miniature that ships; for sdxl the hub's (tlcm: with its adapter_config.json beside it).
+    adapter: the few-step LoRA's checkpoint; null: for networks=mini that of the run of recipe=accelerator next to this
+        one, else the miniature that ships; for sdxl the hub's (tlcm: with its adapter_config.json next to it).
     perceptual_network: "lpips-vgg", "lpips-alex" (the paper says LPIPS and not which; both score, so networks=mini
         refuses them) or "effnet-lite2", with perceptual_stages feature maps, 1 to 5.
     perceptual, pixel, colour: weights of that distance, of L1 on [-1, 1], and of the squared error of the mean colours
@@ -170,7 +170,7 @@ class PixelRecipe(TrainableCopyRecipe[PixelOptions]):
                 return network.decoder.predict(x, t, embeddings)
             with torch.no_grad():
                 noise = network.decoder.predict(x, t, embeddings)
-            torch.clear_autocast_cache()  # what autocast cast without gradients would go on without them
+            torch.clear_autocast_cache()  # what autocast cast without gradients would stay without them
             return noise
 
         noises = self.noises(images, seeds, self.sampler.draws, SAMPLER)
@@ -232,8 +232,8 @@ def _few_step_lora_sources(options: PixelOptions) -> tuple[WeightsSource, ...]:
     if options.networks == "mini":
         return (FEW_STEP_LORA_FILES[require_few_step_lora(options.accelerator)].source(path),)
     if path is not None:
-        beside = Path(path).expanduser().with_name(TLCM_CONFIG.filename)
-        return (LocalWeights(path),) if hypersd else (LocalWeights(path), LocalWeights(str(beside)))
+        sibling = Path(path).expanduser().with_name(TLCM_CONFIG.filename)
+        return (LocalWeights(path),) if hypersd else (LocalWeights(path), LocalWeights(str(sibling)))
     published = (HYPERSD,) if hypersd else (TLCM, TLCM_CONFIG)
     return tuple(replace(source, otherwise="name a local copy by options.adapter=PATH") for source in published)
 
