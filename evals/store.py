@@ -23,8 +23,9 @@ import safetensors
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from lactok import files
 from lactok.files import WriteError as StoreError
-from lactok.files import append_line, explained, write_atomically, write_synced
+from lactok.files import append_line, explained, write_atomically
 
 __all__ = ["Cache", "Piece", "StoreError", "append_line", "key_of", "write_atomically"]
 
@@ -82,8 +83,8 @@ class Cache:
         try:
             with explained(folder):
                 temporary.mkdir(parents=True)
-                write_synced(temporary / "data.safetensors", data)
-                write_synced(temporary / "meta.json", text.encode())
+                files.write_synced(temporary / "data.safetensors", data)
+                files.write_synced(temporary / "meta.json", text.encode())
                 try:
                     os.rename(temporary, folder)
                 except OSError as error:
