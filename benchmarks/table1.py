@@ -38,7 +38,7 @@ from benchmarks.memory import synthetic
 from benchmarks.metrics import inception_file, lpips_file
 from benchmarks.tokenizer_networks import TOKENIZERS
 from evals.config import compose_config
-from evals.environment import choose_device, describe_device
+from evals.engine.environment import choose_device, describe_device
 from lactok import registry
 from lactok.features import inception, lpips
 from lactok.interface import Tokenizer

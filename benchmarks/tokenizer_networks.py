@@ -32,11 +32,11 @@ from baselines.titok.model import TiTok, TiTokConfig
 from baselines.titok.vit import ViTSize
 from lactok.interface import Tokenizer
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import LaCTok, LaCTokConfig, meta_model
+from lactok.models.lactok import LacTok, LacTokConfig, meta_model
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
 from lactok.models.vq import VQConfig, VQModel
 from lactok.seeded import manifest_of, seeded_state_dict
-from lactok.systems.tokenizer import LaCTokH, LaCTokOptions, LaCTokT, LaCTokTOptions
+from lactok.systems.tokenizer import LacTokH, LacTokOptions, LacTokT, LacTokTOptions
 from lactok.train.simulate import CudaKernels
 
 
@@ -244,7 +244,7 @@ def unclip_pipeline(quick: bool, embedding_dim: int) -> unclip.UnCLIP:
     )
 
 
-QUICK_LACTOK = LaCTokConfig(
+QUICK_LACTOK = LacTokConfig(
     vq=VQConfig(64, 4, encoder_ch_mult=(1, 2), decoder_ch_mult=(1, 2), z_channels=8, ch=8, norm_num_groups=4),
     decoder=LatentDecoderConfig(
         UNetConfig(
@@ -270,36 +270,36 @@ def lactok_h(quick: bool, device: torch.device) -> Subject:
     """LacTok-H: one evaluation of SDXL's UNet and of the copy, 256 pixels in, 1024 out."""
     config, sides = _lactok_sizes(quick)
 
-    class Seeded(LaCTokH):
-        def _load(self) -> tuple[LaCTok, int, int, None]:
+    class Seeded(LacTokH):
+        def _load(self) -> tuple[LacTok, int, int, None]:
             return _seeded_lactok(config, device), *sides, None
 
-    return _lactok_subject(Seeded(LaCTokOptions(input_size=sides[0], output_size=sides[1]), device))
+    return _lactok_subject(Seeded(LacTokOptions(input_size=sides[0], output_size=sides[1]), device))
 
 
 def lactok_t(quick: bool, device: torch.device) -> Subject:
     """LacTok-T: two evaluations, as in the paper."""
     config, sides = _lactok_sizes(quick)
 
-    class Seeded(LaCTokT):
-        def _load(self) -> tuple[LaCTok, int, int, None]:
+    class Seeded(LacTokT):
+        def _load(self) -> tuple[LacTok, int, int, None]:
             return _seeded_lactok(config, device), *sides, None
 
-    return _lactok_subject(Seeded(LaCTokTOptions(input_size=sides[0], output_size=sides[1]), device))
+    return _lactok_subject(Seeded(LacTokTOptions(input_size=sides[0], output_size=sides[1]), device))
 
 
-def _lactok_sizes(quick: bool) -> tuple[LaCTokConfig, tuple[int, int]]:
+def _lactok_sizes(quick: bool) -> tuple[LacTokConfig, tuple[int, int]]:
     """The networks, and the sides in pixels of what goes in and comes out."""
-    return (QUICK_LACTOK, (16, 32)) if quick else (LaCTokConfig(), (256, 1024))
+    return (QUICK_LACTOK, (16, 32)) if quick else (LacTokConfig(), (256, 1024))
 
 
-def _seeded_lactok(config: LaCTokConfig, device: torch.device) -> LaCTok:
+def _seeded_lactok(config: LacTokConfig, device: torch.device) -> LacTok:
     """On a GPU in the layout in which its convolutions run on tensor cores without being transposed."""
     model = seeded(meta_model(config))
     return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
-def _lactok_subject(tokenizer: LaCTokH | LaCTokT) -> Subject:
+def _lactok_subject(tokenizer: LacTokH | LacTokT) -> Subject:
     model = tokenizer.model
     return Subject(
         tokenizer,
@@ -323,7 +323,7 @@ class DecodeFlops:
 
 
 @torch.no_grad()
-def decode_flops(config: LaCTokConfig, side: int, codes_side: int) -> DecodeFlops:
+def decode_flops(config: LacTokConfig, side: int, codes_side: int) -> DecodeFlops:
     """Counted on the meta device, with fused attention, for pictures of `side` pixels from codes_side^2 ids."""
     model = meta_model(config).eval()
     latents = torch.empty(1, *config.latent_shape(side), device="meta")

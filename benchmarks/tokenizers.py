@@ -46,8 +46,8 @@ from rich.table import Column, Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tokenizer_networks import TOKENIZERS, Subject
-from evals.environment import choose_device, describe_device, package_versions, precision
-from lactok.interface import Codes
+from evals.engine.environment import choose_device, describe_device, package_versions, precision
+from lactok.interface import Codes, Tokens
 from lactok.weights import MissingWeights
 
 PARTS = ("encode", "decode")
@@ -132,7 +132,7 @@ class Work:
         self.subject, self.settings = subject, settings
         size = 1, 3, subject.side, subject.side
         self.image = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(settings.device)
-        self._codes: Codes | None = None
+        self._tokens: Tokens | None = None
 
     def call(self, part: str, batch: int, numbers: str | None = None) -> Callable[[], object]:
         """A call of `part` on `batch` pictures, in the settings' precision where no other is named."""

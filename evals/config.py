@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from evals.protocol import Protocol
-from lactok import registry
-from lactok.registry import unknown
+from evals.suites.catalog import ENCODER_SIZES, Suite, suites
+from evals.tasks.protocol import Conventions, GenerationProtocol, ReconstructionProtocol
+from lactok.registry import canonical, entries, unknown
 
 
 class ConfigError(Exception):
@@ -56,6 +56,8 @@ class RunConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     protocol: dict[str, Any] = field(default_factory=dict)
     tokenizers: Any = "all"
+    generators: Any = "all"
+    round_trips: int = 1
     calibration: bool = True
     metrics: Any = "default"
     limit: int | None = None
@@ -65,23 +67,38 @@ class RunConfig:
     batch_size: int | None = None
     precision: str = "fp32"
     resident: int | None = None
-    save_pictures: bool = False
+    save_images: bool = False
     on_bad_image: str = "stop"
     out: str = "results"
+    workers: Any = "auto"
     launcher: str = "here"
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     options: dict[str, Any] = field(default_factory=dict)
 
-    def make_protocol(self) -> Protocol:
-        """The frozen protocol; raises ConfigError for an unknown field or a value out of range."""
-        known = [f.name for f in dataclasses.fields(Protocol)]
+    @property
+    def task(self) -> str:
+        """The name of the suite's task."""
+        return suites()[self.suite].task
+
+    def make_protocol(self) -> Conventions:
+        """The task's frozen protocol; raises ConfigError for an unknown field or a value out of range."""
+        kind: type[Conventions] = GenerationProtocol if self.task == "generation" else ReconstructionProtocol
+        known = [f.name for f in dataclasses.fields(kind)]
         for name in self.protocol:
             if name not in known:
                 raise ConfigError(unknown("key", f"protocol.{name}", [f"protocol.{k}" for k in known]))
+        from lactok.images.decode import VERSION
+
         try:
-            return Protocol(**self.protocol)
+            protocol = kind(**self.protocol)
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
+        if isinstance(protocol, ReconstructionProtocol) and protocol.decode != VERSION:
+            raise ConfigError(
+                f"protocol.decode={protocol.decode}: these are not the decoding rules of this version of the code; "
+                f"expected {VERSION}"
+            )
+        return protocol
 
 
 CHOICES = {
@@ -91,29 +108,89 @@ CHOICES = {
     "on_bad_image": ("stop", "skip"),
     "launcher": ("here", "slurm"),
 }
-# The paper's tables as suites: the dataset of each that is taken where none is named, at scale=paper. (Which pictures
-# Tables 4 and 5 stand on is not known; docs/paper_tables.md.)
-PAPER_TABLES = {
-    "table1": "imagenet-val",
-    "table2": "coco-val2017",
-    "table4": "coco-val2017",
-    "table5": "coco-val2017",
-}
-POSITIVE = ("limit", "seeds", "batch_size", "resident")
+POSITIVE = ("limit", "seeds", "batch_size", "resident", "round_trips")
+# Former names of keys, which commands may still have.
+FORMER = {"save_pictures": "save_images"}
+
+
+def compose_runs(overrides: list[str]) -> list[RunConfig]:
+    """The checked runs that a command line asks for, in the order in which they are made; one but for a paper's table.
+
+    A paper's table at scale=paper is a run on each of its datasets, with the folders given by `roots.NAME=DIR`; a
+    dataset that the command line names (`dataset=NAME dataset.root=DIR`) is the only one. Raises ConfigError.
+    """
+    roots = {o.lstrip("+").removeprefix("roots."): o for o in overrides if o.lstrip("+").startswith("roots.")}
+    roots = {key.split("=", 1)[0]: override for key, override in roots.items()}
+    rest = [o for o in overrides if not o.lstrip("+").startswith("roots.")]
+    given = _given(rest)
+    suite, datasets = _suite(given), []
+    if suite.table is not None and given.get("scale", "paper") == "paper" and "dataset" not in given:
+        datasets = list(suite.datasets)
+    _check_roots(roots, suite, datasets, given)
+    if not datasets:
+        return [_compose(rest)]
+    if len(datasets) > 1 and "dataset.root" in given:
+        example = " ".join(f"roots.{name}=DIR" for name in datasets)
+        raise ConfigError(
+            f"dataset.root={given['dataset.root']}: suite={suite.name} stands on {len(datasets)} datasets; give the "
+            f"folder of each ({example}), or name one (dataset={datasets[0]} dataset.root=DIR)"
+        )
+    return [_compose([*rest, f"dataset={name}", *_root_of(roots.get(name))]) for name in datasets]
 
 
 def compose_config(overrides: list[str]) -> RunConfig:
+    """The checked run that a command line asks for. Raises ConfigError, also where it asks for several."""
+    runs = compose_runs(overrides)
+    if len(runs) > 1:
+        names = " or ".join(f"dataset={run.dataset.name}" for run in runs)
+        raise ConfigError(f"suite={runs[0].suite} is {len(runs)} runs: name one of them by {names}")
+    return runs[0]
+
+
+def _given(overrides: list[str]) -> dict[str, str]:
+    return dict(o.lstrip("+").split("=", 1) for o in overrides if "=" in o)
+
+
+def _suite(given: dict[str, str]) -> Suite:
+    name = given.get("suite", RunConfig.suite)
+    if name not in suites():
+        raise ConfigError(unknown("suite", name, list(suites())))
+    return suites()[name]
+
+
+def _check_roots(roots: dict[str, str], suite: Suite, datasets: list[str], given: dict[str, str]) -> None:
+    for name, override in roots.items():
+        if "=" not in override:
+            raise ConfigError(f"{override!r} is not of the form roots.NAME=DIR")
+        if not datasets:
+            where = " ".join(f"{key}={given[key]}" for key in ("suite", "scale", "dataset") if key in given)
+            raise ConfigError(
+                f"roots.{name} is for a paper's table on all its datasets at scale=paper; {where or 'suite=recon'} has "
+                "one dataset, with dataset.root=DIR"
+            )
+        if name not in datasets:
+            raise ConfigError(unknown("key", f"roots.{name}", [f"roots.{known}" for known in datasets]))
+        if "dataset.root" in given:
+            raise ConfigError(f"roots.{name} and dataset.root name a folder each: give one of them")
+
+
+def _root_of(override: str | None) -> list[str]:
+    """roots.NAME=DIR as dataset.root=DIR, its quotes kept."""
+    return [] if override is None else [f"dataset.root={override.split('=', 1)[1]}"]
+
+
+def _compose(overrides: list[str]) -> RunConfig:
     """Command-line overrides ("key=value", Hydra syntax) to a checked RunConfig. Raises ConfigError."""
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [*_of_the_paper(overrides), *overrides]
+    overrides = [_renamed(o) for o in [*_of_the_suite(_given(overrides)), *overrides]]
     try:
         with initialize_config_module("evals.conf", version_base="1.3"):
             composed = compose("config", overrides=[_allow_new_keys(o) for o in overrides])
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), composed))
+        config = cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), composed)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(overrides, error)) from error
     changed = sorted(
@@ -125,13 +202,28 @@ def compose_config(overrides: list[str]) -> RunConfig:
     return config
 
 
-def _of_the_paper(overrides: list[str]) -> list[str]:
-    """The scale and the dataset of a paper's table, where the command line names its suite and not them."""
-    given = dict(o.split("=", 1) for o in overrides if "=" in o)
-    if given.get("suite") not in PAPER_TABLES:
-        return []
-    scale = given.get("scale", "paper")
-    usual = {"scale": scale} | ({"dataset": PAPER_TABLES[given["suite"]]} if scale == "paper" else {})
+def _renamed(override: str) -> str:
+    """The override under the key that the configuration has."""
+    key, equals, value = override.partition("=")
+    if key == "dataset":  # a name; the group of a dataset's settings has the same name
+        return f"dataset.name={value}"
+    return FORMER.get(key, key) + equals + value
+
+
+def _of_the_suite(given: dict[str, str]) -> list[str]:
+    """What a suite sets where the command line does not: tokenizers, their sizes and, of a paper's table, the scale."""
+    suite = _suite(given)
+    usual = dict(suite.settings) | ({} if suite.table is None else {"scale": "paper"})
+    if suite.task == "generation":
+        usual.setdefault("protocol", "as-generated")
+    scale = given.get("scale", usual.get("scale", RunConfig.scale))
+    for key, names in (("tokenizers", suite.tokenizers), ("generators", suite.generators)):
+        usual[key] = f"[{','.join(names)}]" if names != ("all",) else "all"
+    named = as_list(given["tokenizers"].strip("[]")) if "tokenizers" in given else suite.tokenizers
+    named = [canonical("tokenizers", name) for name in named]
+    for name in suite.sized:
+        if name in named and scale in ENCODER_SIZES:
+            usual[f"options.{name}.input_size"] = f"[{','.join(map(str, ENCODER_SIZES[scale]))}]"
     return [f"{key}={value}" for key, value in usual.items() if key not in given]
 
 
@@ -161,8 +253,10 @@ def _check(config: RunConfig) -> None:
     for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes"):
         if getattr(config.slurm, name) < 1:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
-    if config.dataset.name not in (known := registry.entries("datasets")):
-        raise ConfigError(unknown("dataset", config.dataset.name, list(known)))
+    if config.dataset.name not in (names := entries("datasets")):
+        raise ConfigError(unknown("dataset", config.dataset.name, list(names)))
+    if config.workers != "auto" and (not isinstance(config.workers, int) or config.workers < 1):
+        raise ConfigError(f"workers={config.workers}: expected auto, or a whole number of at least 1")
     if config.dataset.expect is not None and config.dataset.expect < 1:
         raise ConfigError(f"dataset.expect={config.dataset.expect}: expected a whole number of at least 1")
     if not 0 <= config.seed < 2**63:
@@ -181,14 +275,14 @@ def _explain(overrides: list[str], error: Exception) -> str:
         base = key.lstrip("+~")
         if base.split(".")[0] not in RunConfig.__dataclass_fields__:
             return unknown("key", base, list(RunConfig.__dataclass_fields__)) + "; see `python -m evals.run --help`"
-        if base in ("suite", "scale", "protocol") and value not in (names := group_names(base)):
+        if base in ("scale", "protocol") and value not in (names := group_names(base)):
             return unknown(base, value, names)
         if base.startswith("dataset.") and base not in (
             known := [f"dataset.{k}" for k in DatasetConfig.__dataclass_fields__]
         ):
             return unknown("key", base, known)
-    key = getattr(error, "full_key", None)
-    return (f"{key}: " if key else "") + (text.splitlines()[0] if text else type(error).__name__)
+    where = getattr(error, "full_key", None)
+    return (f"{where}: " if where else "") + (text.splitlines()[0] if text else type(error).__name__)
 
 
 def _parses(override: str) -> bool:
@@ -214,7 +308,9 @@ def group_names(group: str) -> list[str]:
     """The names in a configuration group, e.g. the protocols."""
     from importlib.resources import files
 
-    return sorted(p.name.removesuffix(".yaml") for p in (files("evals.conf") / group).iterdir() if p.suffix == ".yaml")
+    return sorted(
+        p.name.removesuffix(".yaml") for p in (files("evals.conf") / group).iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def as_list(value: Any) -> list[str]:

@@ -1,23 +1,33 @@
 """run.json: the typed record of a run. Written by the engine, read by reports; imports no torch.
 
-Every field is plain JSON; infinities are the strings "inf" and "-inf", missing values are null.
+Every field is plain JSON; infinities are the strings "Infinity" and "-Infinity", missing values are null.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-@dataclass
+# Raise it when a field changes its name or meaning; `read` refuses other schemas by name.
+SCHEMA = 2
+_CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class RecordError(Exception):
+    """A file is no run.json that this version reads; the message says which it is and the way out."""
+
+
+@dataclass(config=_CONFIG)
 class ColumnRecord:
-    """One column of the table: see evals.metrics.base.Column for the fields; per_image: a mean over pictures.
+    """One column of the table: see evals.metrics.base.Column for the fields.
 
-    A column with unit "%" holds fractions; the shown table multiplies by 100.
+    kind: "image" (of images one by one), "set" (of the whole set) or "token". A column with unit "%" holds fractions;
+    the shown table multiplies by 100.
     """
 
     name: str
@@ -25,15 +35,22 @@ class ColumnRecord:
     digits: int = 3
     unit: str = ""
     note: str = ""
-    per_image: bool = False
+    kind: Literal["image", "set", "token"] = "image"
+    mean: bool = True
+    shown: bool = True
+
+    @property
+    def per_image(self) -> bool:
+        """Whether it is a mean of per-image values."""
+        return self.kind == "image" and self.mean
 
 
-@dataclass
+@dataclass(config=_CONFIG)
 class Value:
-    """One cell. low, high: 95 % interval, None where none was computed. count: pictures that entered.
+    """One cell. low, high: 95 % interval, None where none was computed. count: items that entered.
 
-    infinite: identical pictures whose PSNR is +inf (counted, not averaged). seeds: standard deviation over decoder
-    seeds, None with one seed. note: what a reader must know of this figure ("N=208 < 2048 dims: biased").
+    infinite: identical images whose PSNR is +inf (counted, not averaged). seeds: standard deviation over seed indices,
+    None with one. note: what a reader must know of this figure ("N=208 < 2048 dims: biased").
     """
 
     value: float | None
@@ -45,7 +62,7 @@ class Value:
     note: str = ""
 
 
-@dataclass
+@dataclass(config=_CONFIG)
 class WeightsRecord:
     """A checkpoint that a row used: where it came from, its file's sha256, whether that was pinned or only recorded."""
 
@@ -54,14 +71,37 @@ class WeightsRecord:
     pinned: bool
 
 
-@dataclass
+@dataclass(config=_CONFIG)
+class Speed:
+    """How a step of a model went: images a second (median over chunks), batch sizes, threads, devices, peak memory."""
+
+    images_per_second: float
+    batch: list[int]
+    threads: list[int]
+    devices: list[str]
+    peak_mib: float
+
+
+@dataclass(config=_CONFIG)
+class Origin:
+    """The process that made an artifact: device, threads of torch, package versions, code revision."""
+
+    device: str
+    threads: int
+    versions: dict[str, str]
+    code_revision: str
+
+
+@dataclass(config=_CONFIG)
 class RowRecord:
-    """One row: a tokenizer with its options.
+    """One row: a model with its options.
 
     label: what the table shows; name: the registered name; options: non-default ones.
-    status: "ok", "missing" (weights not here), "failed"; error: the message, for the last two.
-    cells: column name to Value. conditions: precision, effective batch sizes, threads, seeds, device.
+    status: "ok", "missing" (weights not here), "failed"; error: the message, for the last two; trace: the traceback.
+    cells: column name to Value. refused: item id to reason, for items that the model refused.
     input_size, output_size: native pixels, None: evaluation size. training: compute, as text.
+    calibration: its place among the calibration rows, None for a model under test.
+    settings: what a generator samples with. origins: the processes that made its artifacts, each once.
     """
 
     label: str
@@ -69,29 +109,39 @@ class RowRecord:
     options: dict[str, Any] = field(default_factory=dict)
     status: Literal["ok", "missing", "failed"] = "ok"
     error: str = ""
+    trace: str = ""
     family: str = ""
-    ids_per_image: int | None = None
-    vocabulary: int | list[int] | None = None
+    calibration: int | None = None
+    tokens_per_image: int | None = None
+    codebook_size: int | list[int] | None = None
     bits_per_image: float | None = None
     input_size: int | None = None
     output_size: int | None = None
     deterministic: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
     training: str = ""
     weights: list[WeightsRecord] = field(default_factory=list)
-    conditions: dict[str, Any] = field(default_factory=dict)
+    precision: str = ""
+    seed: int = 0
+    seeds: int = 1
+    speed: dict[str, Speed] = field(default_factory=dict)
+    origins: list[Origin] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     cells: dict[str, Value] = field(default_factory=dict)
     keys: dict[str, list[str]] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(config=_CONFIG)
 class RunRecord:
     """A whole run: everything a table, a report or a comparison needs to know.
 
-    missing_metrics: a line for each metric that was asked for and can't be computed here, with its reason.
+    schema: version of this record. items: how many images or prompts; unit: which of the two.
+    missing_metrics: a line for each metric that was asked for and can't be computed, with its reason.
     command: what was typed. ranks: processes that shared the work; device: of the first.
     """
 
     suite: str
+    task: str
     scale: str
     config_hash: str
     config: dict[str, Any]
@@ -99,8 +149,9 @@ class RunRecord:
     protocol_hash: str
     dataset: str
     dataset_fingerprint: str
-    pictures: int
+    items: int
     clusters: int
+    unit: Literal["images", "prompts"] = "images"
     left_out: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     missing_metrics: list[str] = field(default_factory=list)
@@ -114,43 +165,48 @@ class RunRecord:
     started: str = ""
     seconds: float = 0.0
     complete: bool = False
+    schema: int = SCHEMA
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, str) else value
+_RUN = TypeAdapter(RunRecord)
 
 
 def to_json(run: RunRecord) -> str:
     """The record as indented JSON text (strict JSON: no bare NaN or Infinity)."""
-    return json.dumps(_plain(dataclasses.asdict(run)), indent=1, allow_nan=False) + "\n"
+    return _RUN.dump_json(run, indent=1).decode() + "\n"
 
 
-def from_json(text: str) -> RunRecord:
-    """The record of `to_json`'s text. Raises ValueError or TypeError for another file."""
-    data = json.loads(text)
-    data["columns"] = [ColumnRecord(**c) for c in data["columns"]]
-    rows = []
-    for row in data["rows"]:
-        row["weights"] = [WeightsRecord(**w) for w in row["weights"]]
-        row["cells"] = {
-            name: Value(**{k: v if k == "note" else _number(v) for k, v in cell.items()})
-            for name, cell in row["cells"].items()
-        }
-        rows.append(RowRecord(**row))
-    data["rows"] = rows
-    return RunRecord(**data)
+def from_json(text: str, source: str = "the text") -> RunRecord:
+    """The record of `to_json`'s text. source: its name in messages. Raises RecordError for anything else."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{source} is no JSON: {error}") from error
+    schema = data.get("schema", 1) if isinstance(data, dict) and "suite" in data and "rows" in data else None
+    if not isinstance(schema, int):
+        raise RecordError(f"{source} is no run's record: expected the run.json of a folder under OUT/runs")
+    if schema > SCHEMA:
+        raise RecordError(
+            f"{source} has schema {schema}, written by a newer version of lactok; this one reads schema {SCHEMA}: "
+            "update lactok"
+        )
+    if schema < SCHEMA:
+        raise RecordError(
+            f"{source} has schema {schema}, of an earlier version of lactok; this one reads schema {SCHEMA}: run its "
+            "command again"
+        )
+    try:
+        return _RUN.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RecordError(f"{source} is damaged: {where}: {first['msg']} ({error.error_count()} such)") from error
 
 
 def read(path: str | Path) -> RunRecord:
-    """Read a run.json."""
-    return from_json(Path(path).read_text(encoding="utf-8"))
+    """Read a run.json. Raises RecordError; OSError when the file can't be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is no UTF-8 text: {error}") from error
+    return from_json(text, str(path))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evals.suites.recon import Finished
+    from evals.config import RunConfig
+    from evals.engine.ranks import Ranks
+    from evals.engine.run import Finished
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,26 +22,28 @@ def main(argv: list[str] | None = None) -> int:
 
         print(TEXT, end="")
         return 0
-    from evals.config import ConfigError, compose_config
+    from evals.config import ConfigError, compose_runs
     from evals.datasets.base import DatasetError
+    from evals.engine.job import CHUNK
     from evals.engine.ranks import RankError, join
-    from evals.store import StoreError
+    from evals.engine.store import StoreError
+    from evals.engine.workers import attach, started, worker_count
+    from evals.streams import spell_standard_streams
     from lactok.registry import RegistryError
 
+    spell_standard_streams()
     try:
-        config = compose_config(argv)
-        if config.launcher == "slurm":
+        runs = compose_runs(argv)
+        if runs[0].launcher == "slurm":
             from evals.slurm import submit
 
-            print(submit(config, argv))
+            print(submit(runs[0], argv))
             return 0
-        from evals.suites import recon
-
-        ranks = join()
-        if ranks.rank:
-            recon.assist(config, ranks)
-            return 0
-        return publish(recon.run(config, ranks=ranks), argv)
+        ranks = attach() or join()
+        if ranks.size > 1 or "WORLD_SIZE" in os.environ:
+            return _measure(runs, ranks, argv)
+        with started(worker_count(runs[0], CHUNK), argv) as ranks:
+            return _measure(runs, ranks, argv)
     except (ConfigError, DatasetError, StoreError, RegistryError, RankError) as error:
         if os.environ.get("RANK", "0") == "0":  # rank 0 tells what stopped another one, too
             print(f"error: {error}", file=sys.stderr)
@@ -49,10 +54,43 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def _measure(runs: list[RunConfig], ranks: Ranks, argv: list[str]) -> int:
+    """The runs in turn, then the paper's table that they belong to; raises as `engine.run` does.
+
+    What all runs lack is told before the first one begins.
+    """
+    from evals.engine import run as engine
+
+    parts = {run.dataset.name: ranks.part(run.dataset.name) for run in runs}
+    if ranks.rank:
+        for run in runs:
+            engine.assist(run, parts[run.dataset.name])
+        return 0
+    try:
+        if len(runs) > 1:
+            engine.require_inputs(runs)
+        status = max([publish(engine.run(run, ranks=parts[run.dataset.name]), argv) for run in runs])
+    finally:
+        for part in parts.values():  # where one has failed, the ranks that wait for the next ones end, too
+            part.end()
+    _write_table(runs[0])
+    return status
+
+
+def _write_table(run: RunConfig) -> None:
+    """The paper's table from all its runs so far, where the run was of one of its datasets at the paper's scale."""
+    from evals.suites.catalog import suites
+
+    if run.scale == "paper" and run.dataset.name in suites()[run.suite].datasets:
+        from evals.cli.report import write
+
+        write(run.suite, Path(run.out), run.make_protocol().hash)
+
+
 def publish(finished: Finished, argv: list[str]) -> int:
     """Write the run's record, tables, report and contact sheet; print the table; return the exit status."""
     from evals.report.console import print_run
-    from evals.suites.output import write_run
+    from evals.report.output import write_run
 
     paths = write_run(finished, shlex.join(["python", "-m", "evals.run", *argv]))
     print_run(finished.record)

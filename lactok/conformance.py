@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -125,6 +125,12 @@ class CaseFolder:
         if name not in self:
             raise CaseError(f"{self.path / 'case.safetensors'} has no tensor {name!r}; it has {', '.join(self.names)}")
         return self._file.get_tensor(name)
+
+    @overload
+    def get(self, name: str, default: Tensor) -> Tensor: ...
+
+    @overload
+    def get(self, name: str) -> Tensor | None: ...
 
     def get(self, name: str, default: Tensor | None = None) -> Tensor | None:
         """A stored tensor, or `default` when there is none of that name."""

@@ -51,7 +51,7 @@ def seeded_tensor(name: str, shape: Sequence[int], seed: int = 0) -> Tensor:
     near 0 and 1; other vectors and scalars by 0.05.
     """
     stream = np.random.RandomState((zlib.crc32(name.encode()) + SEED_STRIDE * seed) % 2**32)
-    values = stream.standard_normal(math.prod(shape)).astype(np.float32).reshape(tuple(shape))
+    values: np.ndarray = stream.standard_normal(math.prod(shape)).astype(np.float32).reshape(tuple(shape))
     leaf = name.rpartition(".")[2]
     if leaf == "running_var":
         values = np.abs(values) * 0.2 + 0.9

@@ -11,13 +11,15 @@ import hashlib
 import importlib.util
 import os
 import urllib.error
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-_SHOWN = 5  # names of each kind in a CheckpointMismatch
+_SHOWN = 5  # names of each kind in a CheckpointMismatch, or of tensors that are not finite
+# What trainers save beside the weights; no network takes it.
+_BESIDE = ("optimizer", "discriminator", "lr_scheduler", "scaler")
 
 
 class WeightsError(Exception):
@@ -163,13 +165,13 @@ def verify(path: Path, source: WeightsSource) -> None:
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """The file's sha256 in hex; computed once for a given path, size and modification time."""
+    """The file's sha256 in hex; computed once for a given path, size, inode, and times of change."""
     stat = os.stat(path)
-    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns)
+    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=4096)
-def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
+def _sha256_of(path: str, *stamp: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -237,8 +239,8 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
     """A checkpoint's content on the CPU: a safetensors file's tensors, or what a restricted pickle holds.
 
     The pickle may hold tensors, plain containers and values, and the `argparse.Namespace` that trainers put beside
-    the tensors (it can't run code). Raises WeightsError for a file that is neither form, that wants to run code, or
-    that holds no mapping.
+    the tensors (it can't run code). Raises WeightsError for a file that is neither form, that wants to run code, that
+    holds no mapping, or a weight that is not finite (infinities are values of attention masks alone).
     """
     import argparse
 
@@ -248,16 +250,42 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_file(path)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file breaks the readers in many ways (KeyError, EOFError, ...)
         raise WeightsError(f"{path} can't be loaded safely as a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping of names to tensors")
+    if bad := list(_not_finite(content)):
+        more = ", ..." if len(bad) > _SHOWN else ""
+        raise WeightsError(
+            f"{path}: {', '.join(bad[:_SHOWN])}{more} are not finite (NaN or infinite); the file is damaged, or its "
+            "training diverged: get or train it anew"
+        )
     return content
+
+
+def _not_finite(content: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """ "NAME: COUNT of N values" for each tensor that is not finite, in the mappings of a checkpoint too."""
+    import torch
+
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and not str(key).startswith(_BESIDE):
+            yield from _not_finite(value, f"{name}.")
+        elif isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() and not value.is_meta:
+            wide = value.float() if value.element_size() == 1 else value  # 8-bit floats have no reductions
+            low, high = wide.aminmax()  # one pass without memory; NaN passes through both
+            if "mask" in name.rpartition(".")[2]:
+                bad = wide.isnan() if low.isnan() else None
+            else:
+                bad = None if low.isfinite() and high.isfinite() else ~wide.isfinite()
+            if bad is not None:
+                yield f"{name}: {int(bad.sum()):,} of {value.numel():,} values"
 
 
 def require_entries(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], model: str) -> None:

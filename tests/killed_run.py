@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from evals import store
+from evals.engine import store
 from evals.run import main
 from lactok import files
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import LaCTokConfig, meta_model
+from lactok.models.lactok import LacTokConfig, meta_model
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
 from lactok.models.ladd_keymap import plain_shapes, published_shapes
 from lactok.models.lora import LoRAConfig
@@ -22,7 +22,7 @@ UNET = UNetConfig(
     addition_time_embed_dim=4,
     projection_class_embeddings_input_dim=6 * 4 + 10,
 )
-SMALL = LaCTokConfig(
+SMALL = LacTokConfig(
     vq=VQConfig(64, 4, encoder_ch_mult=(1, 2), decoder_ch_mult=(1, 2), z_channels=8, ch=8, norm_num_groups=4),
     decoder=LatentDecoderConfig(UNET, 4, (4, 8), text_positions=5, pixels_per_latent=2),
     autoencoder=AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4),

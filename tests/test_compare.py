@@ -8,24 +8,30 @@ import pytest
 
 from evals import record
 from evals.cli.compare import main
-from evals.record import ColumnRecord, RowRecord, RunRecord, Value, WeightsRecord
+from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Value, WeightsRecord
 from evals.run import main as evals
 from tests.support import pictures, the_run
 
 COLUMNS = [
-    ColumnRecord("PSNR", "higher", per_image=True),
-    ColumnRecord("perc", "lower", per_image=True),
-    ColumnRecord("dl", "zero", per_image=True),
-    ColumnRecord("rFID", "lower"),
+    ColumnRecord("PSNR", "higher"),
+    ColumnRecord("perc", "lower"),
+    ColumnRecord("dl", "zero"),
+    ColumnRecord("rFID", "lower", kind="set"),
 ]
 
 
-def make(folder: Path, shift: float, n: int = 40, sha: str = "a" * 64, rfid: float = 9.0, **changes) -> str:
+NOTE = "differences under 0.3 at N = 40 are not evidence"
+
+
+def make(folder: Path, shift: float, n: int = 40, sha: str = "a" * 64, torch: str = "8", **changes) -> str:
     folder.mkdir()
-    row = RowRecord("a", "a", weights=[WeightsRecord("x", sha, True)], cells={"rFID": Value(rfid, count=n)})
+    cells = {"rFID": Value(9.0 + shift, count=n, note=NOTE)}
+    origin = Origin("a processor", 2, {"torch": torch}, "c0de")
+    row = RowRecord("a", "a", weights=[WeightsRecord("x", sha, True)], cells=cells, origins=[origin])
     fields = {
-        "suite": "recon", "scale": "mini", "config_hash": "0", "config": {"seed": 0}, "protocol": {"fit": "squash"},
-        "protocol_hash": "p", "dataset": "d", "dataset_fingerprint": "f", "pictures": n, "clusters": n,
+        "suite": "recon", "task": "reconstruction", "scale": "mini", "config_hash": "0", "config": {"seed": 0},
+        "protocol": {"fit": "squash"},
+        "protocol_hash": "p", "dataset": "d", "dataset_fingerprint": "f", "items": n, "clusters": n,
         "columns": COLUMNS, "rows": [row, RowRecord("gone", "gone", status="missing", error="no weights")],
     } | changes  # fmt: skip
     (folder / "run.json").write_text(record.to_json(RunRecord(**fields)))
@@ -34,32 +40,57 @@ def make(folder: Path, shift: float, n: int = 40, sha: str = "a" * 64, rfid: flo
     psnr = base + shift
     psnr[0] = np.inf
     values = {"PSNR": psnr, "perc": base + shift, "dl": np.full(n, -1.0) + shift}
-    frame = pd.DataFrame({"row": "a", "sample": names, "cluster": names, "decoding": 0} | values)
+    frame = pd.DataFrame({"row": "a", "item": names, "cluster": names, "seed_index": 0} | values)
     frame.to_parquet(folder / "per_image.parquet")
     return str(folder)
 
 
 def test_mean_share_won_and_what_changed(tmp_path: Path, capsys):
     a = make(tmp_path / "a", 0.0)
-    b = make(tmp_path / "b", 0.5, sha="b" * 64, rfid=9.2, config={"seed": 1}, versions={"torch": "9"})
+    b = make(tmp_path / "b", 0.5, sha="b" * 64, torch="9", config={"seed": 1}, versions={"torch": "10"})
     assert main([a, b]) == 0
     out = capsys.readouterr().out
     assert "PSNR: +0.5, 95 % [+0.5, +0.5], won 100.0 %, 1 infinite left out" in out
     assert "perc: +0.5, 95 % [+0.5, +0.5], won 0.0 %" in out, "lower is better"
     assert "dl: +0.5, 95 % [+0.5, +0.5], won 100.0 %" in out, "closer to 0"
-    assert "rFID: 9 -> 9.2, +0.2 (of the whole set: not paired; no evidence, under 0.3 at N = 40)" in out
+    assert f"rFID: 9 -> 9.5, +0.5 (of the whole set: not paired; {NOTE})" in out
     assert "config seed: 0 -> 1" in out
-    assert "version torch: None -> 9" in out
+    assert "version torch: 8 -> 9" in out, "of the process that made the artifacts, not of the one that reported"
     assert "weights: x sha256 aaaaaaaaaaaa -> x sha256 bbbbbbbbbbbb" in out
 
 
-def test_a_difference_of_rfid_that_is_evidence_is_not_called_none(tmp_path: Path, capsys):
-    assert main([make(tmp_path / "a", 0.0), make(tmp_path / "b", 0.0, rfid=9.5)]) == 0
-    assert "rFID: 9 -> 9.5, +0.5 (of the whole set: not paired)" in capsys.readouterr().out
+def test_rows_made_on_other_machines_say_so(tmp_path: Path, capsys):
+    origins = [Origin("a processor", 2, {}, "c0de"), Origin("a GPU", 8, {}, "c0de")]
+    row = RowRecord("a", "a", weights=[WeightsRecord("x", "a" * 64, True)], origins=origins)
+    assert main([make(tmp_path / "a", 0.0), make(tmp_path / "b", 0.0, rows=[row])]) == 0
+    out = capsys.readouterr().out
+    assert "made on device: a processor -> a GPU, a processor" in out
+    assert "made with threads: 2 -> 2, 8" in out
+    assert "made by code" not in out
+
+
+def test_refused_items_are_left_out_and_counted(tmp_path: Path, capsys):
+    folder = Path(make(tmp_path / "b", 0.5))
+    frame = pd.read_parquet(folder / "per_image.parquet")
+    frame.loc[[0, 5, 6], ["PSNR", "perc", "dl"]] = np.nan
+    frame.to_parquet(folder / "per_image.parquet")
+    assert main([make(tmp_path / "a", 0.0), str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "perc: +0.5, 95 % [+0.5, +0.5], won 0.0 %, 3 refused left out" in out
+    assert "PSNR: +0.5, 95 % [+0.5, +0.5], won 100.0 %, 3 refused left out" in out, "the infinite one is refused here"
+
+
+def test_the_mean_over_seed_indices_is_compared(tmp_path: Path, capsys):
+    folder = Path(make(tmp_path / "b", 0.5))
+    frame = pd.read_parquet(folder / "per_image.parquet")
+    second = frame.assign(seed_index=1, perc=frame["perc"] + 1)
+    pd.concat([frame, second]).to_parquet(folder / "per_image.parquet")
+    assert main([make(tmp_path / "a", 0.0), str(folder)]) == 0
+    assert "perc: +1, 95 % [+1, +1]" in capsys.readouterr().out
 
 
 def test_pairing_narrows_the_interval(tmp_path: Path, capsys):
-    """The pictures differ by 3 dB, the difference between both rows does not: the interval must not show the former."""
+    """The images differ by 3 dB, the difference between both rows does not: the interval must not show the former."""
     folder = Path(make(tmp_path / "b", 0.5))
     frame = pd.read_parquet(folder / "per_image.parquet")
     frame["perc"] += np.random.default_rng(1).normal(0, 0.1, len(frame))
@@ -81,12 +112,16 @@ def test_a_run_against_itself_ties(tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("changes", "more", "message"),
     [
-        ({"n": 30, "dataset_fingerprint": "g"}, [], "the pictures differ (40 of d, fingerprint f and 30 of d"),
-        ({"n": 30}, [], "40 and 30 pictures that are not the same"),
+        (
+            {"n": 30, "dataset_fingerprint": "g"},
+            [],
+            "the images differ (40 images of d, fingerprint f and 30 images of d",
+        ),
+        ({"n": 30}, [], "40 and 30 items that are not the same"),
         ({"protocol_hash": "q", "protocol": {"fit": "crop"}}, [], "fit: squash and crop"),
-        ({}, ["--tokenizer", "a", "zzz"], "no row 'zzz'; with figures: a"),
-        ({}, ["--tokenizer", "gone"], "gone has no figures in"),
-        ({}, ["--tokenizer", "a", "b", "c"], "3 names: expected one or two"),
+        ({}, ["--row", "a", "zzz"], "no row 'zzz'; with figures: a"),
+        ({}, ["--row", "gone"], "gone has no figures in"),
+        ({}, ["--row", "a", "b", "c"], "3 names: expected one or two"),
         ({"rows": []}, [], "share no row"),
     ],
 )
@@ -101,15 +136,43 @@ def test_a_folder_that_is_no_run_exits_2(tmp_path: Path, capsys):
     assert "holds no run.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"suite": "recon", "rows": []}', "has schema 1, of an earlier version"),
+        ('{"suite": "recon", "rows": [], "schema": 99}', "has schema 99, written by a newer version"),
+        ('{"suite": "recon", "rows": 5, "schema": 2}', "is damaged"),
+        ("{}", "is no run's record"),
+        ("{", "is no JSON"),
+        (b"\xff\xfe", "is no UTF-8 text"),
+    ],
+)
+def test_another_record_is_an_error_and_exits_2(tmp_path: Path, capsys, content: str | bytes, message: str):
+    a = make(tmp_path / "a", 0.0)
+    (tmp_path / "a" / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main([a, a]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert message in told
+
+
+def test_values_of_an_earlier_version_are_refused(tmp_path: Path, capsys):
+    a = make(tmp_path / "a", 0.0)
+    path = tmp_path / "a" / "per_image.parquet"
+    pd.read_parquet(path).rename(columns={"item": "sample", "seed_index": "decoding"}).to_parquet(path)
+    assert main([a, a]) == 2
+    assert "has columns row, sample, cluster, decoding" in capsys.readouterr().err
+
+
 def test_two_tokenizers_of_a_real_run(tmp_path: Path, capsys):
     """identity loses nothing, so mean-colour wins no picture and the mean difference is the run's own."""
     folder = pictures(tmp_path / "pictures")
     asked = ["tokenizers=mean-colour", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}", "metrics=[ssim]"]
     assert evals(asked) == 0
     run = the_run(tmp_path)
-    assert main([str(run), str(run), "--tokenizer", "identity", "mean-colour"]) == 0
+    assert main([str(run), str(run), "--row", "identity", "mean-colour"]) == 0
     out = capsys.readouterr().out
-    assert "tokenizer: identity -> mean-colour" in out
+    assert "row: identity -> mean-colour" in out
     cells = {row.label: row.cells["SSIM"].value for row in record.read(run / "run.json").rows}
     assert f"SSIM: {cells['mean-colour'] - cells['identity']:+.4g}, 95 %" in out
     assert "won 0.0 %" in out

@@ -7,26 +7,38 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from skimage import data
+
+from evals.metrics.plan import metric_class
+from lactok import registry
+from tests.metrics_support import scores
 from tests.support import ROOT, environment, evals, install_plugin, pictures, table
 
 
-def snippet(page: str, language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
-    assert found, f"{page} shows no {language}"
-    return found[1]
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
 
 
-def plugin_of(page: str, group: str, folder: Path) -> tuple[str, str, Path]:
-    """A page's package, installed in `folder`: its name in the registry, its source, the folder."""
-    source = snippet(page, "python")
-    ((name, target),) = tomllib.loads(snippet(page, "toml"))["project"]["entry-points"][group].items()
+def snippet(text: str, language: str) -> str:
+    return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL).group(1)
+
+
+def installed(folder: Path, text: str, group: str) -> tuple[Path, str, str]:
+    """The page's package as pip would lay it out: its folder, its module, the name that it registers."""
+    points = tomllib.loads(snippet(text, "toml"))["project"]["entry-points"][f"lactok.{group}"]
+    ((name, target),) = points.items()
     module, attribute = target.split(":")
-    return name, source, install_plugin(folder, module, source, {name: attribute}, group)
+    return install_plugin(folder, module, snippet(text, "python"), {name: attribute}, group), module, name
 
 
 def test_the_tokenizer_of_the_docs_runs_as_written(tmp_path: Path):
-    name, source, plugin = plugin_of("adding-a-tokenizer.md", "lactok.tokenizers", tmp_path / "plugin")
-    assert len(source.splitlines()) < 40
+    text = page("adding-a-tokenizer.md")
+    assert len(snippet(text, "python").splitlines()) < 40
+    plugin, _, name = installed(tmp_path / "plugin", text, "tokenizers")
     out, folder = tmp_path / "out", pictures(tmp_path / "pictures")
     common = ["dataset=folder", f"dataset.root={folder}", f"out={out}", "metrics=[psnr,codes]"]
     done = evals(f"tokenizers={name}", "options.average.grid=16", *common, plugins=(plugin,))
@@ -36,9 +48,50 @@ def test_the_tokenizer_of_the_docs_runs_as_written(tmp_path: Path):
     assert table(out).loc[row, "PSNR"] > 18, "a 16x16 grid of colours is recognisable"
 
 
+def test_the_metric_of_the_docs_is_gmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Against the definition, with scipy's filters; its batches change nothing."""
+    text = page("adding-a-metric.md")
+    assert len(snippet(text, "python").splitlines()) < 30
+    plugin, module, name = installed(tmp_path, text, "metrics")
+    monkeypatch.syspath_prepend(str(plugin))
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    registry.entries.cache_clear()
+    try:
+        metric = metric_class(name).build(torch.device("cpu"), {})
+    finally:
+        registry.entries.cache_clear()
+    a = np.stack([data.coffee()[:101, :140], data.chelsea()[60:161, 100:240]])
+    b = a // 32 * 32
+
+    def edges(image: np.ndarray) -> np.ndarray:
+        luma = image @ np.array([0.2989, 0.5870, 0.1140])
+        luma = luma[: len(luma) // 2 * 2].reshape(-1, 2, 70, 2).mean(axis=(1, 3))
+        return np.hypot(*(ndimage.prewitt(luma, axis)[1:-1, 1:-1] / 3 for axis in (0, 1)))
+
+    x, y = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in (a, b))
+    got = scores(metric, x, y)["GMSD"]
+    for i in range(2):
+        m, n = edges(a[i]), edges(b[i])
+        want = ((2 * m * n + 170) / (m**2 + n**2 + 170)).std(ddof=1)
+        assert got[i].item() == pytest.approx(want, rel=1e-6)
+        assert scores(metric, x[i : i + 1], y[i : i + 1])["GMSD"].item() == pytest.approx(want, rel=1e-6)
+    assert scores(metric, x, x)["GMSD"].tolist() == [0, 0]
+
+
+def test_the_metric_of_the_docs_runs_as_written(tmp_path: Path):
+    plugin, _, name = installed(tmp_path / "plugin", page("adding-a-metric.md"), "metrics")
+    out, folder = tmp_path / "out", pictures(tmp_path / "pictures")
+    common = ["dataset=folder", f"dataset.root={folder}", f"out={out}", f"metrics=[psnr,{name}]"]
+    done = evals("tokenizers=[resize-64,mean-colour]", *common, plugins=(plugin,))
+    assert done.returncode == 0, done.stderr
+    found = table(out)["GMSD"]
+    assert 0 == found["identity"] < found["resize-64"] < found["mean-colour"]
+
+
 def test_the_dataset_of_the_docs_is_listed_and_read_as_written(tmp_path: Path):
-    name, source, plugin = plugin_of("adding-a-dataset.md", "lactok.datasets", tmp_path / "plugin")
-    assert len(source.splitlines()) < 30
+    text = page("adding-a-dataset.md")
+    plugin, _, name = installed(tmp_path / "plugin", text, "datasets")
+    assert len(snippet(text, "python").splitlines()) < 30
     done = evals("list", "datasets", plugins=(plugin,), module="evals")
     assert done.returncode == 0, done.stderr
     assert re.search(rf"{name} +40 computed gradients +yes", done.stdout)
@@ -56,7 +109,7 @@ def test_the_dataset_of_the_docs_is_listed_and_read_as_written(tmp_path: Path):
 
 
 def test_the_dataset_of_the_docs_is_measured(tmp_path: Path):
-    name, _, plugin = plugin_of("adding-a-dataset.md", "lactok.datasets", tmp_path / "plugin")
+    plugin, _, name = installed(tmp_path / "plugin", page("adding-a-dataset.md"), "datasets")
     out = tmp_path / "out"
     done = evals(f"dataset={name}", "limit=3", "tokenizers=identity", f"out={out}", "metrics=psnr", plugins=(plugin,))
     assert done.returncode == 0, done.stderr

@@ -4,16 +4,15 @@ import dataclasses
 
 import pytest
 import torch
-
-from evals.datasets.base import Sample
-from evals.engine.batches import Batcher
-from evals.engine.guard import PluginError, check_codes, check_images
 from evals.engine.seeds import image_seed
-from evals.engine.work import CHUNK, Conditions, Keys, chunks_of
-from evals.protocol import Protocol
-from lactok.interface import Codes, TokenizerInfo
 
-INFO = TokenizerInfo("test", ids_per_image=4, vocabulary=10, input_size=8, output_size=8)
+from evals.engine.batches import Batcher
+from evals.engine.checks import PluginError, check_codes, check_images
+from evals.engine.job import CHUNK, Conditions, Keys, chunks_of
+from evals.tasks.protocol import ReconstructionProtocol
+from lactok.interface import Item, Latents, TokenizerInfo, Tokens
+
+INFO = TokenizerInfo("test", tokens_per_image=4, codebook_size=10, input_size=8, output_size=8)
 CPU = torch.device("cpu")
 
 
@@ -52,13 +51,13 @@ def test_out_of_memory_at_batch_one_and_other_errors_are_raised():
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (Codes(ids=torch.full((2, 4), 10)), "below the vocabulary, 10"),
-        (Codes(ids=torch.full((2, 4), -1)), "ids from -1"),
-        (Codes(ids=torch.zeros(2, 5, dtype=torch.int64)), "5 ids an image"),
-        (Codes(ids=torch.zeros(2, 4, dtype=torch.int32)), "torch.int32"),
-        (Codes(ids=torch.zeros(3, 4, dtype=torch.int64)), "3 pictures for a batch of 2"),
-        (Codes(latents=torch.full((2, 4), torch.nan)), "NaN"),
-        (Codes(ids=torch.zeros(2, 4, dtype=torch.int64), lengths=torch.tensor([5, 4])), "at most 4"),
+        (Tokens(torch.full((2, 4), 10)), "below the vocabulary, 10"),
+        (Tokens(torch.full((2, 4), -1)), "ids from -1"),
+        (Tokens(torch.zeros(2, 5, dtype=torch.int64)), "5 ids an image"),
+        (Tokens(torch.zeros(2, 4, dtype=torch.int32)), "torch.int32"),
+        (Tokens(torch.zeros(3, 4, dtype=torch.int64)), "3 pictures for a batch of 2"),
+        (Latents(torch.full((2, 4), torch.nan)), "NaN"),
+        (Tokens(torch.zeros(2, 4, dtype=torch.int64), lengths=torch.tensor([5, 4])), "at most 4"),
         (torch.zeros(2, 4), "expected lactok.interface.Codes"),
     ],
 )
@@ -68,12 +67,12 @@ def test_wrong_codes_are_named(codes: object, message: str):
 
 
 def test_right_codes_pass():
-    codes = Codes(ids=torch.tensor([[0, 9, 3, 4], [1, 2, 3, 4]]), lengths=torch.tensor([4, 1]))
+    codes = Tokens(torch.tensor([[0, 9, 3, 4], [1, 2, 3, 4]]), lengths=torch.tensor([4, 1]))
     assert check_codes(codes, 2, INFO) is codes
-    pairs = dataclasses.replace(INFO, vocabulary=(10, 3), ids_per_image=4)
-    assert check_codes(Codes(ids=torch.tensor([[[9, 2], [0, 0]]])), 1, pairs)
+    pairs = dataclasses.replace(INFO, vocabulary=(10, 3), tokens_per_image=4)
+    assert check_codes(Tokens(torch.tensor([[[9, 2], [0, 0]]])), 1, pairs)
     with pytest.raises(PluginError):
-        check_codes(Codes(ids=torch.tensor([[[2, 9], [0, 0]]])), 1, pairs)
+        check_codes(Tokens(torch.tensor([[[2, 9], [0, 0]]])), 1, pairs)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_seeds_depend_on_seed_repeat_and_content_alone():
 
 
 def test_chunks_are_consecutive_and_a_longer_run_shares_them():
-    samples = [Sample(f"{i}", "c", f"{i:064}") for i in range(40)]
+    samples = [Item(f"{i}", "c", f"{i:064}") for i in range(40)]
     chunks = chunks_of(samples)
     assert [len(c) for c in chunks] == [CHUNK, CHUNK, 40 - 2 * CHUNK]
     assert [s for c in chunks for s in c.samples] == samples
@@ -113,9 +112,9 @@ def test_chunks_are_consecutive_and_a_longer_run_shares_them():
 
 
 def test_keys_change_with_what_determines_a_piece():
-    chunk = chunks_of([Sample("a", "a", "1" * 64)])[0]
-    other = chunks_of([Sample("a", "a", "2" * 64)])[0]
-    protocol = Protocol("p", 128, "squash")
+    chunk = chunks_of([Item("a", "a", "1" * 64)])[0]
+    other = chunks_of([Item("a", "a", "2" * 64)])[0]
+    protocol = ReconstructionProtocol("p", 128, "squash")
     keys = Keys(protocol, Conditions("cpu", "fp32", 0))
     assert keys.ids(chunk, {"v": 1}) != keys.ids(other, {"v": 1})
     assert keys.ids(chunk, {"v": 1}) != keys.ids(chunk, {"v": 2})
@@ -125,6 +124,8 @@ def test_keys_change_with_what_determines_a_piece():
     seed = Keys(protocol, Conditions("cpu", "fp32", 1))
     assert seed.pictures(chunk, {}, None) == keys.pictures(chunk, {}, None), "no noise, no seed"
     assert seed.pictures(chunk, {}, 0) != keys.pictures(chunk, {}, 0)
+    assert seed.contact(chunk, {}, None, [0]) == keys.contact(chunk, {}, None, [0])
+    assert seed.contact(chunk, {}, 0, [0]) != keys.contact(chunk, {}, 0, [0])
     assert keys.pictures(chunk, {}, 1) != keys.pictures(chunk, {}, 0)
-    renamed = chunks_of([Sample("b", "b", "1" * 64)])[0]
+    renamed = chunks_of([Item("b", "b", "1" * 64)])[0]
     assert keys.scores(renamed, {}, None, {}) == keys.scores(chunk, {}, None, {}), "a name determines nothing"

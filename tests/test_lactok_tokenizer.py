@@ -15,8 +15,8 @@ from skimage import data
 from torch import Tensor
 
 from lactok import registry
-from lactok.interface import Codes
-from lactok.models.lactok import LaCTokConfig, build, meta_model
+from lactok.interface import Latents, Tokens
+from lactok.models.lactok import LacTokConfig, build, meta_model
 from lactok.models.ladd_keymap import load_official, to_official
 from lactok.models.lora import add_lora, merge
 from lactok.models.samplers import consistency, image_noise
@@ -29,12 +29,12 @@ NAMES = ["lactok-h", "lactok-h-star", "lactok-t", "lactok-t-star", "vq-ladd", "v
 IN, OUT = 16, 32  # pixels of a side: 64 ids, latents of 16x16
 
 
-def small(cls: type[systems.LaCTokTokenizer]) -> type[systems.LaCTokTokenizer]:
+def small(cls: type[systems.LacTokTokenizer]) -> type[systems.LacTokTokenizer]:
     """The published class at a size that a test can afford."""
     return type(f"Small{cls.__name__}", (cls,), {"CONFIG": SMALL, "LORA": LORA})
 
 
-def make(cls: type[systems.LaCTokTokenizer], **given: Any) -> systems.LaCTokTokenizer:
+def make(cls: type[systems.LacTokTokenizer], **given: Any) -> systems.LacTokTokenizer:
     return small(cls)(cls.Options(**{"input_size": IN, "output_size": OUT} | given), CPU)
 
 
@@ -53,8 +53,8 @@ def first_stage(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def t_star(released: str) -> systems.LaCTokTokenizer:
-    return make(systems.LaCTokTStar, weights=released)
+def t_star(released: str) -> systems.LacTokTokenizer:
+    return make(systems.LacTokTStar, weights=released)
 
 
 def photographs(count: int) -> Tensor:
@@ -67,38 +67,38 @@ def photographs(count: int) -> Tensor:
 def test_all_are_registered():
     for name in NAMES:
         cls = registry.load("tokenizers", name)
-        assert issubclass(cls, systems.LaCTokTokenizer)
+        assert issubclass(cls, systems.LacTokTokenizer)
         assert cls.scale == "paper"
 
 
 def test_facts_of_the_published_sizes(monkeypatch: pytest.MonkeyPatch):
-    model = meta_model(LaCTokConfig())
+    model = meta_model(LacTokConfig())
 
     def on_meta(self):
-        assert LaCTokConfig() == self.CONFIG
+        assert LacTokConfig() == self.CONFIG
         return model, self.options.input_size, self.options.output_size, self.TRAINING
 
     monkeypatch.setattr(systems._Published, "_load", on_meta)
-    tokenizer = systems.LaCTokTStar(systems.LaCTokTStarOptions(), torch.device("meta"))
+    tokenizer = systems.LacTokTStar(systems.LacTokTStarOptions(), torch.device("meta"))
     info = tokenizer.info
     assert (info.family, info.input_size, info.output_size, info.deterministic) == ("LacTok", 256, 1024, False)
-    assert (info.ids_per_image, info.vocabulary, info.bits_per_image) == (256, 16384, 256 * 14)
+    assert (info.tokens_per_image, info.codebook_size, info.bits_per_image) == (256, 16384, 256 * 14)
     assert tokenizer._latent_shape == (4, 128, 128)
     for size, ids in ((224, 196), (288, 324)):
-        options = systems.LaCTokOptions(input_size=size)
-        assert systems.LaCTokH(options, torch.device("meta")).info.ids_per_image == ids
+        options = systems.LacTokOptions(input_size=size)
+        assert systems.LacTokH(options, torch.device("meta")).info.tokens_per_image == ids
 
 
 @pytest.mark.parametrize(
     ("cls", "evaluated", "draws", "strength"),
     [
-        (systems.LaCTokH, (999,), 1, 1.0),
-        (systems.LaCTokHStar, (999,), 1, 1.0),
-        (systems.LaCTokT, (999, 499), 2, 1.0),
-        (systems.LaCTokTStar, (999, 499, 124), 3, 0.8),
-        (systems.VQLaDD, tuple(range(961, 0, -40)), 1, 1.0),
-        (systems.VQLaDDHyperSD, (999,), 1, 1.0),
-        (systems.VQLaDDTLCM, (999, 499, 124), 3, 1.0),
+        (systems.LacTokH, (999,), 1, 1.0),
+        (systems.LacTokHStar, (999,), 1, 1.0),
+        (systems.LacTokT, (999, 499), 2, 1.0),
+        (systems.LacTokTStar, (999, 499, 124), 3, 0.8),
+        (systems.VQLADD, tuple(range(961, 0, -40)), 1, 1.0),
+        (systems.VQLADDHyperSD, (999,), 1, 1.0),
+        (systems.VQLADDTLCM, (999, 499, 124), 3, 1.0),
     ],
 )
 def test_each_name_has_its_sampler(cls, evaluated: tuple[int, ...], draws: int, strength: float):
@@ -112,12 +112,12 @@ def test_each_name_has_its_sampler(cls, evaluated: tuple[int, ...], draws: int, 
         seen.append(t)
         return x
 
-    sampler(predict, torch.ones(1, draws, 1, 2, 2), LaCTokConfig().schedule)
+    sampler(predict, torch.ones(1, draws, 1, 2, 2), LacTokConfig().schedule)
     assert tuple(seen) == evaluated
     assert (sampler.draws, sampler.evaluations) == (draws, len(evaluated))
 
 
-def test_pictures_to_ids_and_back(t_star: systems.LaCTokTokenizer):
+def test_pictures_to_ids_and_back(t_star: systems.LacTokTokenizer):
     model, images, seeds = t_star.model, photographs(2), [7, 8]
     codes = t_star.encode(images)
     assert codes.ids.shape == (2, 64)
@@ -134,36 +134,36 @@ def test_pictures_to_ids_and_back(t_star: systems.LaCTokTokenizer):
     torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-5)
 
 
-def test_batch_and_order_do_not_matter_and_seeds_do(t_star: systems.LaCTokTokenizer):
+def test_batch_and_order_do_not_matter_and_seeds_do(t_star: systems.LacTokTokenizer):
     ids = t_star.encode(photographs(4)).ids
     assert len({tuple(row) for row in ids.tolist()}) == 4
-    pictures = t_star.decode(Codes(ids=ids), range(4))
+    pictures = t_star.decode(Tokens(ids), range(4))
     for order in ([0], [3, 1], [2, 0, 3, 1]):
-        again = t_star.decode(Codes(ids=ids[order]), order)
+        again = t_star.decode(Tokens(ids[order]), order)
         torch.testing.assert_close(again, pictures[order], rtol=0, atol=1e-4)
-    same_ids = t_star.decode(Codes(ids=ids[:1]), [9])
+    same_ids = t_star.decode(Tokens(ids[:1]), [9])
     assert (same_ids - pictures[:1]).abs().mean() > 0.01
-    same_seed = t_star.decode(Codes(ids=ids[1:2]), [0])
+    same_seed = t_star.decode(Tokens(ids[1:2]), [0])
     assert (same_seed - pictures[:1]).abs().mean() > 0.01
-    assert t_star.decode(Codes(ids=ids[:0]), []).shape == (0, 3, OUT, OUT)
+    assert t_star.decode(Tokens(ids[:0]), []).shape == (0, 3, OUT, OUT)
 
 
-def test_options_reach_the_decoder(released: str, t_star: systems.LaCTokTokenizer):
+def test_options_reach_the_decoder(released: str, t_star: systems.LacTokTokenizer):
     codes = t_star.encode(photographs(1))
     plain = t_star.decode(codes, [0])
     for given in ({"conditioning_scale": 1.0}, {"steps": 2}):
-        other = make(systems.LaCTokTStar, weights=released, **given).decode(codes, [0])
+        other = make(systems.LacTokTStar, weights=released, **given).decode(codes, [0])
         assert (other - plain).abs().mean() > 1e-3
-    larger = make(systems.LaCTokTStar, weights=released, input_size=24, output_size=40)
-    assert larger.info.ids_per_image == 144
-    assert larger.decode(Codes(ids=torch.zeros(1, 144, dtype=torch.int64)), [0]).shape == (1, 3, 40, 40)
+    larger = make(systems.LacTokTStar, weights=released, input_size=24, output_size=40)
+    assert larger.info.tokens_per_image == 144
+    assert larger.decode(Tokens(torch.zeros(1, 144, dtype=torch.int64)), [0]).shape == (1, 3, 40, 40)
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", None])
-def test_every_nesting_of_a_checkpoint_loads(key: str | None, tmp_path: Path, t_star: systems.LaCTokTokenizer):
+def test_every_nesting_of_a_checkpoint_loads(key: str | None, tmp_path: Path, t_star: systems.LacTokTokenizer):
     state, path = weights(wrapped=True), tmp_path / "checkpoint.pth"
     torch.save(state if key is None else {key: state, "step": 3}, path)
-    got = make(systems.LaCTokT, weights=str(path)).model.state_dict()
+    got = make(systems.LacTokT, weights=str(path)).model.state_dict()
     assert all(torch.equal(got[name], tensor) for name, tensor in t_star.model.state_dict().items())
 
 
@@ -175,16 +175,16 @@ def test_a_checkpoint_of_something_else_is_named(tmp_path: Path):
     ):
         torch.save(content, path)
         with pytest.raises(WeightsError, match=rf"other\.pth: .*{reason}"):
-            make(systems.LaCTokTStar, weights=str(path))
+            make(systems.LacTokTStar, weights=str(path))
 
 
 def test_weights_of_the_release_are_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    (source,) = systems.LaCTokTStar.weights(systems.LaCTokTStarOptions())
+    (source,) = systems.LacTokTStar.weights(systems.LacTokTStarOptions())
     assert str(source) == "OPPOer/LaCTok/LaCTok-T.pth (revision not pinned)"
     with pytest.raises(MissingWeights) as caught:
-        systems.LaCTokTStar(systems.LaCTokTStarOptions(), CPU)
+        systems.LacTokTStar(systems.LacTokTStarOptions(), CPU)
     assert "hf download OPPOer/LaCTok LaCTok-T.pth" in str(caught.value)
     assert str(tmp_path / "hub") in str(caught.value)
     assert "options.lactok-t-star.weights=PATH" in str(caught.value)
@@ -207,8 +207,8 @@ def test_missing_accelerators_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for cls, command in (
-        (systems.VQLaDDHyperSD, "hf download ByteDance/Hyper-SD Hyper-SDXL-1step-lora.safetensors"),
-        (systems.VQLaDDTLCM, "hf download OPPOer/TLCM adapter_model.safetensors"),
+        (systems.VQLADDHyperSD, "hf download ByteDance/Hyper-SD Hyper-SDXL-1step-lora.safetensors"),
+        (systems.VQLADDTLCM, "hf download OPPOer/TLCM adapter_model.safetensors"),
     ):
         with pytest.raises(MissingWeights) as caught:
             make(cls, weights=first_stage)
@@ -217,11 +217,11 @@ def test_missing_accelerators_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     path = tmp_path / "adapter_model.safetensors"
     path.touch()
     with pytest.raises(MissingWeights, match=r"no file at .*adapter_config\.json"):
-        make(systems.VQLaDDTLCM, weights=first_stage, accelerator=str(path))
+        make(systems.VQLADDTLCM, weights=first_stage, accelerator=str(path))
 
 
 def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path: Path):
-    plain = make(systems.VQLaDD, weights=first_stage, steps=2)
+    plain = make(systems.VQLADD, weights=first_stage, steps=2)
     codes = plain.encode(photographs(1))
     with torch.device("cpu"):
         adapted = build(SMALL)
@@ -240,12 +240,12 @@ def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path
     save_file({f"base_model.model.{name}": tensor for name, tensor in state.items()}, path)
     settings = {"r": LORA.rank, "lora_alpha": LORA.alpha, "target_modules": list(LORA.targets)}
     path.with_name("adapter_config.json").write_text(json.dumps(settings))
-    tlcm = make(systems.VQLaDDTLCM, weights=first_stage, accelerator=str(path))
+    tlcm = make(systems.VQLADDTLCM, weights=first_stage, accelerator=str(path))
 
     path = tmp_path / "Hyper-SDXL-1step-lora.safetensors"
     scaled = {name: tensor * LORA.scale if "lora_B" in name else tensor for name, tensor in state.items()}
     save_file({f"unet.{name}": tensor for name, tensor in scaled.items()}, path)
-    hypersd = make(systems.VQLaDDHyperSD, weights=first_stage, accelerator=str(path))
+    hypersd = make(systems.VQLADDHyperSD, weights=first_stage, accelerator=str(path))
 
     for tokenizer in (tlcm, hypersd):
         for name, tensor in tokenizer.model.decoder.unet.state_dict().items():
@@ -253,28 +253,28 @@ def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path
         assert not any(parameter.requires_grad for parameter in tokenizer.model.parameters())
         assert (tokenizer.decode(codes, [0]) - plain.decode(codes, [0])).abs().mean() > 0.01
     with pytest.raises(WeightsError, match=r"stage1\.safetensors is no LoRA"):
-        make(systems.VQLaDDHyperSD, weights=first_stage, accelerator=first_stage)
+        make(systems.VQLADDHyperSD, weights=first_stage, accelerator=first_stage)
 
 
-def test_a_network_of_ours_is_kept_under_the_published_names(t_star: systems.LaCTokTokenizer, tmp_path: Path):
+def test_a_network_of_ours_is_kept_under_the_published_names(t_star: systems.LacTokTokenizer, tmp_path: Path):
     path = tmp_path / "mine.safetensors"
     save_file({name: t.contiguous() for name, t in to_official(t_star.model.state_dict()).items()}, path)
-    again = make(systems.LaCTokH, weights=str(path)).model.state_dict()
+    again = make(systems.LacTokH, weights=str(path)).model.state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in t_star.model.state_dict().items())
 
 
-def test_what_it_can_not_take_is_named(t_star: systems.LaCTokTokenizer, released: str):
+def test_what_it_can_not_take_is_named(t_star: systems.LacTokTokenizer, released: str):
     ids = torch.zeros(1, 64, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"shape \(1, 3, 32, 16\), expected \(B, 3, 16, 16\)"):
         t_star.encode(torch.zeros(1, 3, 32, 16))
     with pytest.raises(ValueError, match="ids from 64 to 64, expected 0 to 63"):
-        t_star.decode(Codes(ids=ids + 64), [0])
+        t_star.decode(Tokens(ids + 64), [0])
     with pytest.raises(ValueError, match=r"ids of shape \(1, 4\), expected ids of shape \(B, 64\)"):
-        t_star.decode(Codes(ids=ids[:, :4]), [0])
+        t_star.decode(Tokens(ids[:, :4]), [0])
     with pytest.raises(ValueError, match="latents, expected ids"):
-        t_star.decode(Codes(latents=torch.zeros(1, 4)), [0])
+        t_star.decode(Latents(torch.zeros(1, 4)), [0])
     with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
-        t_star.decode(Codes(ids=ids), [0, 1])
+        t_star.decode(Tokens(ids), [0, 1])
     for given, reason in (
         ({"input_size": 15}, "input_size 15: expected a positive multiple of 2"),
         ({"input_size": 0}, "input_size 0: expected a positive multiple of 2"),
@@ -282,17 +282,17 @@ def test_what_it_can_not_take_is_named(t_star: systems.LaCTokTokenizer, released
         ({"steps": 8}, "8 steps: TLCM's published grids have 1 to 7"),
     ):
         with pytest.raises(ValueError, match=reason):
-            make(systems.LaCTokTStar, weights=released, **given)
+            make(systems.LacTokTStar, weights=released, **given)
     with pytest.raises(ValueError, match="0 steps: expected 1 to 999"):
-        make(systems.VQLaDD, weights=released, steps=0)
+        make(systems.VQLADD, weights=released, steps=0)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
-def test_cuda_gives_the_same_ids_and_pictures(t_star: systems.LaCTokTokenizer, released: str):
+def test_cuda_gives_the_same_ids_and_pictures(t_star: systems.LacTokTokenizer, released: str):
     images = photographs(2)
-    options = systems.LaCTokTStarOptions(weights=released, input_size=IN, output_size=OUT)
-    there = small(systems.LaCTokTStar)(options, torch.device("cuda"))
+    options = systems.LacTokTStarOptions(weights=released, input_size=IN, output_size=OUT)
+    there = small(systems.LacTokTStar)(options, torch.device("cuda"))
     codes = t_star.encode(images)
     assert torch.equal(there.encode(images.cuda()).ids.cpu(), codes.ids)
     decoded = there.decode(codes.to("cuda"), [1, 2])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lactok.conformance import CaseError, CaseFolder, CheckLine, UnhandledCase
 from lactok.models.accelerators import merge_hypersd, merge_tlcm
-from lactok.models.lactok import LaCTok, LaCTokConfig, build, meta_model
+from lactok.models.lactok import LacTok, LacTokConfig, build, meta_model
 from lactok.models.ladd import LatentDecoder, LatentDecoderConfig, UNetConfig
 from lactok.models.ladd_keymap import load_official, load_unmerged, plain_shapes, published_shapes, to_official
 from lactok.models.lora import LoRAConfig, add_lora, merge
@@ -28,12 +28,12 @@ RELEASED = CaseFolder(GOLDEN)
 
 
 @pytest.fixture(scope="module")
-def small() -> LaCTok:
+def small() -> LacTok:
     return load_official(meta_model(SMALL), weights(wrapped=True), LORA).eval()
 
 
 @pytest.fixture(scope="module")
-def inputs(small: LaCTok) -> tuple[Tensor, Tensor]:
+def inputs(small: LacTok) -> tuple[Tensor, Tensor]:
     """Latents (2, 4, 16, 16) and the codes (2, 4, 8, 8) of random ids."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(64, (2, 8, 8), generator=generator)
@@ -67,10 +67,10 @@ def test_golden_case(golden_lines: dict[str, CheckLine]):
 
 def test_the_full_manifest_loads_strictly_without_memory(golden_lines: dict[str, CheckLine]):
     assert golden_lines["manifest.json"].note == "4498 tensors load strictly"
-    assert case_config(RELEASED) == LaCTokConfig()
+    assert case_config(RELEASED) == LacTokConfig()
     assert case_lora(RELEASED) == LoRAConfig()
     with torch.device("meta"):
-        model = build(LaCTokConfig())
+        model = build(LacTokConfig())
     published = {name: spec.shape for name, spec in RELEASED.manifest().items()}
     assert published_shapes(model, LoRAConfig()) == published
     counts = json.loads((GOLDEN / "config.json").read_text())["counts"]
@@ -81,7 +81,7 @@ def test_the_full_manifest_loads_strictly_without_memory(golden_lines: dict[str,
     assert adapters == counts["lora_layers"]
 
 
-def test_code_maps_are_resized_as_published(small: LaCTok):
+def test_code_maps_are_resized_as_published(small: LacTok):
     for name, index in load_file(GOLDEN / "schedule.safetensors").items():
         if name.startswith("nearest_"):
             side = int(name.split("_")[1])
@@ -94,7 +94,7 @@ def test_code_maps_are_resized_as_published(small: LaCTok):
 # Names
 
 
-def test_there_and_back(small: LaCTok):
+def test_there_and_back(small: LacTok):
     plain = to_official(small.state_dict())
     assert {name: tuple(t.shape) for name, t in plain.items()} == plain_shapes(small)
     assert "encoder.conv_blocks.1.attn.0.q.weight" in plain
@@ -102,7 +102,7 @@ def test_there_and_back(small: LaCTok):
     assert all(torch.equal(back[name], tensor) for name, tensor in small.state_dict().items())
 
 
-def test_names_of_an_old_peft_load(small: LaCTok):
+def test_names_of_an_old_peft_load(small: LacTok):
     old = {name.replace(".base_layer.", "."): tensor for name, tensor in weights(wrapped=True).items()}
     state = load_official(meta_model(SMALL), old, LORA).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in small.state_dict().items())
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_named_by_kind():
         load_official(meta_model(SMALL), weights(wrapped=True), LoRAConfig())
     plain = weights(wrapped=False)
     plain.pop("vae.decoder.conv_out.bias")
-    with pytest.raises(CheckpointMismatch, match=r"LaCTok without adapters: 1 missing: vae.decoder.conv_out.bias$"):
+    with pytest.raises(CheckpointMismatch, match=r"LacTok without adapters: 1 missing: vae.decoder.conv_out.bias$"):
         load_official(meta_model(SMALL), plain)
 
 
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_named_by_kind():
 
 
 @torch.no_grad()
-def test_merged_and_unmerged_weights_give_the_same(small: LaCTok, inputs: tuple[Tensor, Tensor]):
+def test_merged_and_unmerged_weights_give_the_same(small: LacTok, inputs: tuple[Tensor, Tensor]):
     sample, codes = inputs
     apart = unmerged_model(SMALL, LORA, weights(wrapped=True))
     merged, unmerged = (model.decoder.predict(sample, 499, codes) for model in (small, apart))
@@ -212,7 +212,7 @@ def test_a_fresh_copy_steers_nothing(inputs: tuple[Tensor, Tensor]):
 
 
 @torch.no_grad()
-def test_codes_and_their_strength_steer(small: LaCTok, inputs: tuple[Tensor, Tensor]):
+def test_codes_and_their_strength_steer(small: LacTok, inputs: tuple[Tensor, Tensor]):
     sample, codes = inputs
     plain = small.decoder.predict(sample, 499, codes)
     assert (small.decoder.predict(sample, 499, codes.flip(0)) - plain).abs().mean() > 0.01
@@ -220,7 +220,7 @@ def test_codes_and_their_strength_steer(small: LaCTok, inputs: tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def test_timesteps_of_a_batch_are_each_pictures_own(small: LaCTok, inputs: tuple[Tensor, Tensor]):
+def test_timesteps_of_a_batch_are_each_pictures_own(small: LacTok, inputs: tuple[Tensor, Tensor]):
     sample, codes = inputs
     both = small.decoder.predict(sample, torch.tensor([900, 20]), codes)
     for i, t in enumerate((900, 20)):
@@ -228,7 +228,7 @@ def test_timesteps_of_a_batch_are_each_pictures_own(small: LaCTok, inputs: tuple
         torch.testing.assert_close(both[i : i + 1], alone, rtol=0, atol=1e-5)
 
 
-def test_there_is_no_text(small: LaCTok):
+def test_there_is_no_text(small: LacTok):
     sample = torch.zeros(3, 4, 16, 8, dtype=torch.bfloat16)
     text = small.decoder.empty_text(sample)
     assert text.states.shape == (3, 5, 12)
@@ -237,14 +237,14 @@ def test_there_is_no_text(small: LaCTok):
     assert not text.added["text_embeds"].any()
     assert text.added["time_ids"].tolist() == [[32, 16, 0, 0, 32, 16]] * 3
     assert {tensor.dtype for tensor in (text.states, *text.added.values())} == {torch.bfloat16}
-    released = meta_model(LaCTokConfig()).decoder.empty_text(torch.zeros(1, 4, 128, 128))
+    released = meta_model(LacTokConfig()).decoder.empty_text(torch.zeros(1, 4, 128, 128))
     assert released.states.shape == (1, 77, 2048)
     assert released.added["text_embeds"].shape == (1, 1280)
     assert released.added["time_ids"].tolist() == [[1024, 1024, 0, 0, 1024, 1024]]
 
 
 @torch.no_grad()
-def test_the_number_of_zero_states_does_not_matter(small: LaCTok, inputs: tuple[Tensor, Tensor]):
+def test_the_number_of_zero_states_does_not_matter(small: LacTok, inputs: tuple[Tensor, Tensor]):
     sample, codes = inputs
     one = meta_model(dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, text_positions=1)))
     one.load_state_dict(small.state_dict(), assign=True)
@@ -278,16 +278,16 @@ def test_lower_precision_is_the_networks_own(inputs: tuple[Tensor, Tensor]):
 
 
 def test_configurations_survive_a_checkpoints_header():
-    assert LaCTokConfig(**json.loads(json.dumps(dataclasses.asdict(SMALL)))) == SMALL
+    assert LacTokConfig(**json.loads(json.dumps(dataclasses.asdict(SMALL)))) == SMALL
     with pytest.raises(ValueError, match=r"decoder\.condition_channels is 8, expected 4"):
         dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, condition_channels=8))
     with pytest.raises(ValueError, match=r"decoder\.pixels_per_latent is 8, expected 2"):
         dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, pixels_per_latent=8))
     with pytest.raises(ValueError, match="expected both or neither"):
         UNetConfig(addition_time_embed_dim=None)
-    assert LaCTokConfig().latent_shape(1024) == (4, 128, 128)
+    assert LacTokConfig().latent_shape(1024) == (4, 128, 128)
     with pytest.raises(ValueError, match="picture of 1000 pixels a side: expected a positive multiple of 32"):
-        LaCTokConfig().latent_shape(1000)
+        LacTokConfig().latent_shape(1000)
 
 
 # Accelerators
@@ -384,7 +384,7 @@ def test_a_file_that_is_no_lora_of_this_network_is_refused(tmp_path: Path):
 
 
 @pytest.fixture
-def case(tmp_path: Path, small: LaCTok, inputs: tuple[Tensor, Tensor]) -> Path:
+def case(tmp_path: Path, small: LacTok, inputs: tuple[Tensor, Tensor]) -> Path:
     """A case of the small network, made by the port itself: what it checks is the runner."""
     folder = tmp_path / "lactok" / "small"
     folder.mkdir(parents=True)

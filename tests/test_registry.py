@@ -31,6 +31,17 @@ def test_own_plugins_are_registered():
     assert callable(registry.load("conformance", "llamagen_vq"))
 
 
+def test_every_alias_stands_for_a_registered_name():
+    for group, aliases in registry.ALIASES.items():
+        known = registry.entries(group)
+        for alias, target in aliases.items():
+            assert alias not in known
+            assert registry.load(group, alias) is registry.load(group, target)
+            assert alias in registry.aliases_of(group, target)
+    assert registry.canonical("tokenizers", "llamagen") == "llamagen"
+    assert registry.aliases_of("tokenizers", "llamagen") == []
+
+
 def test_unknown_name_gives_the_nearest():
     with pytest.raises(registry.UnknownName) as caught:
         registry.load("tokenizers", "LlamaGen_mni")

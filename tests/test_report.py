@@ -11,21 +11,25 @@ from PIL import Image, ImageFont
 from rich.console import Console
 
 from evals import record
-from evals.record import ColumnRecord, RowRecord, RunRecord, Value, WeightsRecord
+from evals.engine.store import StoreError
+from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Speed, Value, WeightsRecord
 from evals.report.console import print_run
 from evals.report.contact import LABELS, contact_sheet, wrapped
 from evals.report.markdown import MOST_LEFT_OUT, cell, render, write_report
-from evals.report.rate import rate_points
+from evals.report.rate import rate_columns, rate_points
+from evals.report.symbols import printable
 from evals.report.table import interval_text, number_text, raw_frame, shown_table
-from evals.store import StoreError
 
-PSNR = ColumnRecord("PSNR", "higher", 2, "dB", "mean over pictures", per_image=True)
-PERC = ColumnRecord("perc-effnet", "lower", 4, "", "perceptual distance", per_image=True)
-TOP1 = ColumnRecord("top1-effnet", "higher", 1, "%", "pictures whose predicted class is kept", per_image=True)
-FD = ColumnRecord("FD-effnet", "lower", 2, "", "Fréchet distance")
-ENTROPY = ColumnRecord("id entropy", None, 2, "bits")
+PSNR = ColumnRecord("PSNR", "higher", 2, "dB", "mean over images")
+PERC = ColumnRecord("perc-effnet", "lower", 4, "", "perceptual distance")
+TOP1 = ColumnRecord("top1-effnet", "higher", 1, "%", "images whose predicted class is kept")
+FD = ColumnRecord("FD-effnet", "lower", 2, "", "Fréchet distance", kind="set")
+ENTROPY = ColumnRecord("entropy", None, 2, "bits", kind="token", shown=False)
+POOLED = ColumnRecord("PSNR-pooled", "higher", 2, "dB", mean=False)
 BIASED = "N=200 < 1280 dims: biased"
 SHA = "0123456789abcdef" * 4
+HERE = Origin("a processor", 2, {"python": "3.11.7", "torch": "2.7.0"}, "f9eacdf01234+changes")
+THERE = Origin("NVIDIA H100", 8, {"python": "3.12.1", "torch": "2.6.0"}, "0d15ea5e0000")
 
 
 def cells(psnr: float, perc: float, top1: float, fd: float) -> dict[str, Value]:
@@ -49,42 +53,58 @@ def make_run(**changes) -> RunRecord:
     a = cells(22.494, 3.0, 0.31, 210.0)
     b = cells(21.9, 2.8, 0.31, 190.0)
     b["PSNR"].seeds = 0.0312
-    b["id entropy"] = Value(8.5, count=200)
+    b["entropy"] = Value(8.5, count=200)
     resized = cells(31.75, 0.7, 0.81, 67.0)
     resized["PSNR"].infinite = 3
-    conditions = {
-        "precision": "fp32",
-        "seeds": 1,
-        "encode_batch": [16],
-        "decode_batch": [8, 16],
-        "encode_images_per_second": 312.04,
-        "decode_images_per_second": 280.0,
-        "peak_mib": 812.3,
-        "threads": [2],
+    speed = {
+        "encode": Speed(312.04, [16], [2], ["a processor"], 640.0),
+        "decode": Speed(280.0, [8, 16], [8], ["NVIDIA H100"], 812.3),
     }
     rows = [
-        RowRecord("identity", "identity", family="calibration", cells=perfect),
-        RowRecord("resize-64", "resize-64", family="calibration", input_size=64, output_size=64, cells=resized),
+        RowRecord("identity", "identity", family="calibration", calibration=-3, cells=perfect, origins=[HERE]),
+        RowRecord(
+            "resize-64",
+            "resize-64",
+            family="calibration",
+            calibration=-2,
+            input_size=64,
+            output_size=64,
+            cells=resized,
+            origins=[HERE],
+        ),
         RowRecord(
             "a-mini",
             "a-mini",
             family="A",
-            ids_per_image=64,
-            vocabulary=1024,
+            tokens_per_image=64,
+            codebook_size=1024,
             bits_per_image=640.0,
             input_size=64,
             output_size=64,
             training="900 steps, 0.97 core-h",
             weights=weights,
-            conditions=conditions,
+            precision="fp32",
+            speed=speed,
+            origins=[HERE, THERE],
             cells=a,
         ),
-        RowRecord("b-mini[steps=2]", "b-mini", {"steps": 2}, family="B", deterministic=False, cells=b),
+        RowRecord(
+            "b-mini[steps=2]", "b-mini", {"steps": 2}, family="B", deterministic=False, cells=b, seeds=3, origins=[HERE]
+        ),
         RowRecord("c-mini", "c-mini", status="missing", error="c.safetensors is not here:\nrun `hf download x/c`"),
-        RowRecord("d|toy", "d", status="failed", family="D", error="decode gave 12 NaN values", bits_per_image=640.0),
+        RowRecord(
+            "d|toy",
+            "d",
+            status="failed",
+            family="D",
+            error="decode gave 12 NaN values",
+            bits_per_image=640.0,
+            trace="Traceback (most recent call last): ...",
+        ),
     ]
     fields = {
         "suite": "recon",
+        "task": "reconstruction",
         "scale": "mini",
         "config_hash": "0a1b2c3d4e",
         "config": {"weights": "mini", "features": "effnet", "seed": 0},
@@ -92,14 +112,14 @@ def make_run(**changes) -> RunRecord:
         "protocol_hash": "e2a4c96a10ff",
         "dataset": "photos",
         "dataset_fingerprint": SHA[::-1],
-        "pictures": 200,
+        "items": 200,
         "clusters": 5,
         "columns": [PSNR, PERC, TOP1, FD, ENTROPY],
         "rows": rows,
         "command": "python -m evals.run suite=recon tokenizers=all",
-        "device": "a processor, 2 threads",
-        "versions": {"python": "3.11.7", "torch": "2.7.0"},
-        "code_revision": "f9eacdf01234+changes",
+        "device": "this processor, 1 thread",
+        "versions": {"python": "3.13.0", "torch": "2.9.0"},
+        "code_revision": "cafe00000000",
         "started": "2025-01-01T00:00:00+00:00",
         "seconds": 71.3,
         "complete": True,
@@ -180,7 +200,7 @@ def test_best_is_the_best_tokenizer_and_never_a_calibration_row():
 
 def test_the_figure_closest_to_zero_is_best():
     """Of either sign; two that look the same but for the sign are both marked."""
-    shift = ColumnRecord("brightness-dl", "zero", 2, "", "too bright above 0", per_image=True)
+    shift = ColumnRecord("brightness-dl", "zero", 2, "", "too bright above 0")
     run = make_run(columns=[shift])
     for row, value in zip(run.rows[1:4], (0.0, -0.501, 0.7), strict=True):
         row.cells["brightness-dl"] = Value(value)
@@ -205,7 +225,7 @@ def test_footnotes_are_shared_and_numbered_in_order():
     table = shown_table(make_run())
     assert table.footnotes == [
         BIASED,
-        "3 of 200 pictures are identical: infinite, not averaged",
+        "3 of 200 images are identical: infinite, not averaged",
         "c-mini: missing: c.safetensors is not here: run `hf download x/c`",
         "d|toy: failed: decode gave 12 NaN values",
     ]
@@ -232,7 +252,7 @@ def test_the_table_in_markdown():
     text = render(make_run())
     header = line_of(text, "| tokenizer | bits |")
     assert header == (
-        "| tokenizer | bits | PSNR ↑ (dB) | perc-effnet ↓ | top1-effnet ↑ (%) | FD-effnet ↓ | id entropy (bits) "
+        "| tokenizer | bits | PSNR ↑ (dB) | perc-effnet ↓ | top1-effnet ↑ (%) | FD-effnet ↓ | entropy (bits) "
         "| training |"
     )
     main = text.split("## Metrics")[0]
@@ -262,20 +282,26 @@ def test_every_table_in_markdown_is_well_formed():
     "part",
     [
         "python -m evals.run suite=recon tokenizers=all",
-        "200 pictures of photos from 5 sources",
+        "200 images of photos from 5 sources",
         "95 % interval clustered by the 5 sources",
         "hash `e2a4c96a10ff`",
         "| `rounding` | half\\_up |",
         f"`{SHA[::-1]}`",
         f"sha256 `{SHA}` (pinned)",
         "scale | mini (weights mini, features effnet)",
-        "a processor, 2 threads",
-        "python 3.11.7, torch 2.7.0",
-        "`f9eacdf01234+changes`",
-        "| PSNR | higher | dB | mean over pictures |",
+        "measured on a processor, NVIDIA H100.",
+        "| a processor | 2 | f9eacdf01234+changes | python 3.11.7, torch 2.7.0 | all |",
+        "| NVIDIA H100 | 8 | 0d15ea5e0000 | python 3.12.1, torch 2.6.0 | a-mini |",
+        "This report was made by:\n\n| | |\n|:--|:--|\n| device | this processor, 1 thread |\n",
+        "| code | `cafe00000000` |",
+        "| versions | python 3.13.0, torch 2.9.0 |",
+        "| PSNR | higher | dB | mean over images |",
         "| a-mini | A | 64 → 64 | 64 × 1,024 | 640 | 0.0391 | deterministic | 900 steps, 0.97 core-h |",
         "| identity | calibration | 128 → 128 | – | – | – | deterministic | – |",
-        "| a-mini | fp32 | 1 | 16 / 8, 16 | 2 | 312.0 | 280.0 | 812 |",
+        "| a-mini | fp32 | 1 | encode | 312.0 | 16 | 2 | 640 | a processor |",
+        "| a-mini | fp32 | 1 | decode | 280.0 | 8, 16 | 8 | 812 | NVIDIA H100 |",
+        "| identity | – | 1 | – | – | – | – | – | – |",
+        "- d\\|toy: [traceback-d\\_toy.txt](traceback-d_toy.txt)",
         "- b-mini\\[steps=2\\]: PSNR 0.031",
     ],
 )
@@ -283,14 +309,14 @@ def test_the_report_says(part):
     assert part in render(make_run())
 
 
-def test_notes_and_pictures_left_out():
+def test_notes_and_images_left_out():
     bad = [{"path": f"/data/{i:03}_x.png", "reason": "the file is empty (0 bytes)"} for i in range(MOST_LEFT_OUT + 7)]
-    text = render(make_run(left_out=bad, notes=["2 picture(s): several frames"], missing_metrics=["rfid: not here"]))
+    text = render(make_run(left_out=bad, notes=["2 image(s): several frames"], missing_metrics=["rfid: not here"]))
     assert f"({len(bad)} unreadable left out)" in text
     assert "- /data/000\\_x.png: the file is empty (0 bytes)" in text
     assert text.count("the file is empty") == MOST_LEFT_OUT
     assert "run.json has all" in text
-    assert "- 2 picture(s): several frames" in text
+    assert "- 2 image(s): several frames" in text
     assert "- rfid: not here" in text
     assert "left out" not in render(make_run())
 
@@ -323,7 +349,9 @@ def test_the_printed_table_fits(width):
     assert "…" not in text
     for column in run.columns:
         assert column.name in " ".join(text.split())  # in the table, or named below it
-    assert ("Not shown here, in the report: " in text) == (width < 200)
+    left = " ".join(text.split()).split("Not shown here, in the report: ")[1]
+    assert left.startswith("entropy"), "the record says that it is not shown here, wide as the console may be"
+    assert ("long metric 5" in left) == (width < 200)
 
 
 def test_the_printed_table_says_what_failed_and_why():
@@ -359,11 +387,22 @@ def test_files_hold_raw_numbers(tmp_path):
     assert by_name.loc["c-mini", "status"] == "missing"
     assert set(csv["protocol_hash"]) == {"e2a4c96a10ff"}
     assert set(csv["scale"]) == {"mini"}
+    assert by_name.loc["a-mini", "tokens_per_image"] == 64
+    assert set(csv["images"]) == {200}
     timed = pd.read_csv(paths[3])
-    assert timed["encode_images_per_second"].notna().any()
+    assert timed.to_dict("records") == [
+        {
+            "tokenizer": "a-mini", "step": "encode", "device": "a processor", "images_per_second": 312.04,
+            "batch": "16", "threads": 2, "peak_mib": 640.0,
+        },
+        {
+            "tokenizer": "a-mini", "step": "decode", "device": "NVIDIA H100", "images_per_second": 280.0,
+            "batch": "8 16", "threads": 8, "peak_mib": 812.3,
+        },
+    ]  # fmt: skip
     assert not set(timed.columns) & set(csv.columns) - {"tokenizer"}, "what is timed is in no table of results"
     raw = raw_frame(run).set_index("tokenizer")
-    figures = ["PSNR", "PSNR_low", "perc-effnet", "id entropy_high", "bits_per_image"]
+    figures = ["PSNR", "PSNR_low", "perc-effnet", "entropy_high", "bits_per_image"]
     for frame in (by_name, parquet.set_index("tokenizer")):
         np.testing.assert_array_equal(frame[figures].to_numpy(float), raw[figures].to_numpy(float))
 
@@ -392,15 +431,15 @@ def test_a_folder_that_cannot_be_written_keeps_the_old_report(tmp_path, monkeypa
 # --- the contact sheet
 
 
-def pictures(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
+def images(count: int, height: int, width: int, seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8))
 
 
 def test_contact_sheet_shows_the_very_pixels():
-    originals, rows = pictures(8, 128, 128), [("a-mini", pictures(8, 128, 128, 1)), ("b", pictures(8, 128, 128, 2))]
-    sheet = np.asarray(contact_sheet(originals, rows))
+    references, rows = images(8, 128, 128), [("a-mini", images(8, 128, 128, 1)), ("b", images(8, 128, 128, 2))]
+    sheet = np.asarray(contact_sheet(references, rows))
     assert sheet.shape == (3 * 132 - 4, 1220, 3)
-    for line, (_, shown) in enumerate([("", originals), *rows]):
+    for line, (_, shown) in enumerate([("", references), *rows]):
         for column in range(8):
             top, left = line * 132, LABELS + column * 132
             assert np.array_equal(sheet[top : top + 128, left : left + 128], shown[column])
@@ -408,19 +447,45 @@ def test_contact_sheet_shows_the_very_pixels():
         assert (sheet[line * 132 : line * 132 + 128, :LABELS] < 128).any()
 
 
-def test_small_pictures_are_enlarged_without_smoothing():
-    originals = pictures(8, 40, 60)
-    sheet = np.asarray(contact_sheet(originals, []))
-    assert np.array_equal(sheet[:80, LABELS : LABELS + 120], originals[0].repeat(2, axis=0).repeat(2, axis=1))
+def test_small_images_are_enlarged_without_smoothing():
+    references = images(8, 40, 60)
+    sheet = np.asarray(contact_sheet(references, []))
+    assert np.array_equal(sheet[:80, LABELS : LABELS + 120], references[0].repeat(2, axis=0).repeat(2, axis=1))
 
 
 @pytest.mark.parametrize(("count", "side"), [(8, 1024), (1, 128), (3, 1), (8, 256)])
 def test_contact_sheet_keeps_to_its_width(count, side):
-    originals = pictures(count, side, side)
-    sheet = contact_sheet(originals, [("identity", originals)])
+    references = images(count, side, side)
+    sheet = contact_sheet(references, [("identity", references)])
     assert sheet.mode == "RGB"
     assert sheet.width <= 1220
     assert sheet.height <= 2 * 256 + 4
+
+
+def test_contact_sheet_without_references_starts_with_the_first_row():
+    (image,) = images(1, 256, 256)
+    sheet = np.asarray(contact_sheet([], [("a", [image]), ("b", [image])]))
+    assert sheet.shape == (2 * 260 - 4, LABELS + 256, 3)
+    assert np.array_equal(sheet[:256, LABELS:], image)
+
+
+def test_images_of_different_sizes_are_fitted_into_equal_cells():
+    """Nothing is cut, nothing loses its shape, and the smallest is enlarged twice at most."""
+    wide, tall, tiny = images(1, 256, 512)[0], images(1, 512, 256)[0], np.full((8, 8, 3), 9, np.uint8)
+    sheet = np.asarray(contact_sheet([], [("a", [wide, tall]), ("b", [tiny, wide])]))
+    cell = (sheet.shape[1] - LABELS - 4) // 2
+    assert sheet.shape == (2 * cell + 4, LABELS + 2 * cell + 4, 3)
+    assert cell == 256
+    white = (sheet == 255).all(axis=2)
+    assert white[:64, LABELS : LABELS + cell].all()
+    assert not white[64:192, LABELS : LABELS + cell].all(axis=0).any()
+    assert white[:256, LABELS + cell + 4 : LABELS + cell + 4 + 64].all()
+    assert (sheet[cell + 4 :, LABELS : LABELS + cell] == 9).all(axis=2).sum() == 16 * 16
+
+
+def test_a_contact_sheet_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="without images"):
+        contact_sheet([], [("a", [])])
 
 
 def test_long_labels_are_wrapped_whole():
@@ -431,23 +496,114 @@ def test_long_labels_are_wrapped_whole():
         assert all(font.getlength(line) <= LABELS - 12 for line in lines)
 
 
-def test_the_rate_picture_joins_the_rows_of_one_tokenizer(tmp_path):
+def test_the_rate_plot_joins_the_rows_of_one_tokenizer(tmp_path):
     run = make_run()
-    row = next(r for r in run.rows if r.bits_per_image and r.status == "ok" and r.family != "calibration")
-    half = dataclasses.replace(row, label=f"{row.label}[keep_ids=1]", bits_per_image=row.bits_per_image / 2)
+    row = next(r for r in run.rows if r.bits_per_image and r.status == "ok" and r.calibration is None)
+    half = dataclasses.replace(row, label=f"{row.label}[keep_tokens=1]", bits_per_image=row.bits_per_image / 2)
     run.rows.append(half)
     points = rate_points(run, "PSNR")[row.name]
     assert [bits for bits, _, _ in points] == sorted(bits for bits, _, _ in points)
     assert len(points) >= 2
     write_report(run, tmp_path)
-    with Image.open(tmp_path / "rate.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(tmp_path / "rate.png") as plot:
+        assert min(plot.size) > 300
     assert "rate.png" in (tmp_path / "report.md").read_text()
 
 
-def test_no_rate_no_picture(tmp_path):
+def test_no_rate_no_plot(tmp_path):
     run = make_run()
     run.rows = [r for r in run.rows if r.bits_per_image is None]
     write_report(run, tmp_path)
     assert not (tmp_path / "rate.png").exists()
     assert "rate.png" not in (tmp_path / "report.md").read_text()
+
+
+def test_the_rate_plot_has_no_panel_of_tokens_nor_of_a_second_summary():
+    run = make_run()
+    use = ColumnRecord("codebook use", "higher", 1, "%", kind="token")
+    run.columns = [*run.columns, use, POOLED]
+    for row in run.rows[:4]:
+        row.bits_per_image = 640.0
+        row.cells |= {name: Value(0.5) for name in ("codebook use", "PSNR-pooled")}
+    assert [c.name for c in rate_columns(run)] == ["PSNR", "perc-effnet", "top1-effnet", "FD-effnet"]
+
+
+# --- refused items, a generation run, a console without the symbols
+
+
+def test_refused_items_are_told_with_their_first_reasons():
+    run = make_run()
+    run.rows[2].refused = {f"photo {i}": "too dark" for i in range(5)}
+    assert (
+        "- a-mini: 5 of 200 items refused: photo 0: too dark; photo 1: too dark; photo 2: too dark; ... (run.json has "
+        "all)" in render(run)
+    )
+    assert "a-mini: 5 of 200 items refused" in printed(run)
+    assert "refused" not in render(make_run())
+
+
+def generation_run() -> RunRecord:
+    clip = ColumnRecord("CLIPScore", "higher", 2)
+    rows = [
+        RowRecord(
+            name, name, family="diffusion", output_size=size, deterministic=False, seeds=4, settings=settings,
+            cells={"CLIPScore": Value(score, count=553)}, origins=[THERE],
+            speed={"generate": Speed(1.5, [4], [8], ["NVIDIA H100"], 9000.0)},
+        )
+        for name, size, settings, score in (
+            ("a", 512, {"steps": 4, "guidance_scale": 1.5}, 31.2), ("b", None, {}, 30.1),
+        )
+    ]  # fmt: skip
+    return make_run(
+        suite="no such suite", task="generation", unit="prompts", items=553, clusters=553, dataset="some-prompts",
+        columns=[clip], rows=rows, protocol={"name": "as-generated", "image_size": None},
+    )  # fmt: skip
+
+
+def test_a_generation_run_has_settings_where_a_reconstruction_has_bits(tmp_path):
+    run = generation_run()
+    text = render(run)
+    assert "No such suite, scale mini: 553 prompts of some-prompts" in text
+    assert line_of(text, "| generator | settings |") == "| generator | settings | CLIPScore ↑ | training |"
+    assert line_of(text, "| a | steps") == "| a | steps=4, guidance\\_scale=1.5 | **31.20** | – |"
+    assert "| a | diffusion | 512 | steps=4, guidance\\_scale=1.5 | draws noise | – |" in text
+    assert "| a | – | 4 | generate | 1.5 | 4 | 8 | 9,000 | NVIDIA H100 |" in text
+    assert "bits" not in text.lower()
+    assert "the best of the generators" in text
+    shown = printed(run)
+    assert "553 prompts of some-prompts" in shown
+    assert "guidance_scale=1.5" in shown
+    assert "bits" not in shown
+    paths = write_report(run, tmp_path)
+    assert not (tmp_path / "rate.png").exists()
+    frame = pd.read_csv(paths[1]).set_index("generator")
+    assert frame.loc["a", "settings"] == '{"steps": 4, "guidance_scale": 1.5}'
+    assert set(frame["prompts"]) == {553}
+
+
+@pytest.mark.parametrize("suite", ["recon", "table1"])
+def test_the_title_is_the_suites(suite):
+    title = {"recon": "# Reconstruction, scale", "table1": "# Table 1: reconstruction at 1024 pixels, ImageNet and"}
+    assert render(make_run(suite=suite)).startswith(title[suite])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "no-such-encoding"])
+def test_a_console_without_the_symbols_shows_ascii(encoding):
+    """Every character must be one that the stream takes, and no figure may vanish."""
+    known = "ascii" if encoding == "no-such-encoding" else encoding
+    file = io.TextIOWrapper(io.BytesIO(), encoding=known, write_through=True)
+    console = Console(file=file, width=160, color_system=None)
+    run = make_run(missing_metrics=["rfid: ↯"], dataset="фото")
+    print_run(run, console)
+    text = file.buffer.getvalue().decode(known)
+    assert "22.49" in text
+    assert "+-1.2" in text
+    assert "->0 closer to 0" in text
+    assert "210.00(1)" in text
+    assert "200 images of ????" in text
+    assert printable("22.49¹ ±0.5 − фото", encoding) == "22.49(1) +-0.5 - ????"
+
+
+def test_a_utf8_console_shows_the_symbols():
+    assert printable("22.49¹ ±0.5 − фото", "utf-8") == "22.49¹ ±0.5 − фото"
+    assert "±1.2" in printed(make_run())

@@ -6,11 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from evals.config import compose_config
+from evals.engine import run as engine
+from evals.report.markdown import write_report
 from evals.run import main
-from evals.suites import recon
 from lactok import files, registry
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 
@@ -60,7 +62,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def run(tmp_path: Path, *overrides: str):
     folder = pictures(tmp_path / "pictures")
-    return recon.run(
+    return engine.run(
         compose_config(["dataset=folder", f"dataset.root='{folder}'", f"out='{tmp_path / 'out'}'", *overrides]),
         quiet=True,
     )
@@ -177,3 +179,66 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path):
     assert process.returncode == 130, errors
     assert "python -m evals.run tokenizers=slow" in errors
     assert commits(tmp_path / "out") > 0
+
+
+def test_a_stale_index_is_dropped_and_the_run_goes_on_with_the_right_content(
+    tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch
+):
+    """A file system whose stamps tell nothing, and a picture replaced between two runs."""
+    monkeypatch.setattr("evals.datasets.preflight.file_stamp", lambda path: (1, 2, 3, 4))
+    folder = pictures(tmp_path / "pictures", 3)
+    spare = pictures(tmp_path / "spare", 6) / "picture 05.png"
+
+    def run(out: str, *more: str) -> engine.Finished:
+        what = ["dataset=folder", f"dataset.root='{folder}'", "tokenizers=toy", "metrics=psnr"]
+        return engine.run(compose_config([*what, f"out='{tmp_path / out}'", *more]), quiet=True)
+
+    old = run("out")
+    spare.replace(folder / "picture 01.png")
+    again, clean = run("out", "protocol.rounding=truncate"), run("clean", "protocol.rounding=truncate")
+    assert again.record.dataset_fingerprint == clean.record.dataset_fingerprint != old.record.dataset_fingerprint
+    assert [row.cells for row in again.record.rows] == [row.cells for row in clean.record.rows]
+
+
+def test_a_seed_makes_nothing_anew_of_a_deterministic_tokenizer(tmp_path: Path, toy: None):
+    folder = pictures(tmp_path / "pictures", 3)
+    out = tmp_path / "out"
+    what = ["dataset=folder", f"dataset.root='{folder}'", "calibration=false", "metrics=psnr", f"out='{out}'"]
+
+    def kept() -> set[str]:
+        kinds = ("contact", "ids", "timing", "scores-psnr")
+        return {p.parent.name for kind in kinds for p in (tmp_path / "out" / "cache" / kind).glob("*/meta.json")}
+
+    engine.run(compose_config([*what, "tokenizers=toy"]), quiet=True)
+    before = kept()
+    finished = engine.run(compose_config([*what, "tokenizers=toy", "seed=7"]), quiet=True)
+    assert kept() == before
+    _, ((label, shown),) = engine.contact_images(finished)
+    assert (label, len(shown)) == ("toy", 3)
+    engine.run(compose_config([*what, "tokenizers=noisy"]), quiet=True)
+    before = kept()
+    engine.run(compose_config([*what, "tokenizers=noisy", "seed=7"]), quiet=True)
+    assert len(kept()) == len(before) + 3, "of a decoder with noise: contact, timing, scores"
+
+
+def test_speeds_are_shown_with_the_machine_that_they_were_timed_on(
+    tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch
+):
+    folder = pictures(tmp_path / "pictures", 3)
+    out = tmp_path / "out"
+    what = ["dataset=folder", f"dataset.root='{folder}'", "calibration=false", "metrics=psnr", f"out='{out}'"]
+
+    def run_on(machine: str, tokenizers: str) -> tuple[pd.DataFrame, str]:
+        for module in ("evals.engine.execute", "evals.engine.run"):
+            monkeypatch.setattr(f"{module}.describe_device", lambda device: f"{machine}, 2 threads")
+        finished = engine.run(compose_config([*what, f"tokenizers={tokenizers}"]), quiet=True)
+        assert finished.record.device == f"{machine}, 2 threads"
+        write_report(finished.record, finished.folder)
+        report = (finished.folder / "report.md").read_text()
+        return pd.read_csv(finished.folder / "speed.csv", index_col=0), report
+
+    run_on("Old machine", "toy")
+    speed, report = run_on("New machine", "[toy,noisy]")
+    assert dict(speed["device"]) == {"toy": "Old machine, 2 threads", "noisy": "New machine, 2 threads"}
+    (line,) = (line for line in report.splitlines() if line.startswith("| toy | fp32"))
+    assert "Old machine, 2 threads" in line

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.store import Cache, StoreError, key_of, write_atomically
+from evals.engine.store import Cache, StoreError, key_of, write_atomically
 from lactok import files
 
 
@@ -72,7 +72,7 @@ def test_killed_in_the_middle_of_a_write(tmp_path: Path):
     """A process killed between writing the data and the rename leaves nothing that counts, and it is cleaned up."""
     code = textwrap.dedent("""
         import sys, time, numpy as np
-        from evals import store
+        from evals.engine import store
         from lactok import files
         def stop(path, content):
             path.write_bytes(content[: len(content) // 2]); print("half", flush=True); time.sleep(60)

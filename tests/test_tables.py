@@ -8,24 +8,23 @@ import pytest
 
 from evals import record
 from evals.cli.report import main
-from evals.config import PAPER_TABLES, compose_config
-from evals.datasets.registry import dataset_names
+from evals.config import ConfigError, compose_config, compose_runs
 from evals.engine.rows import resolve_rows
-from evals.metrics.frechet import Rfid
 from evals.published.tables import PublishedFigure, published
-from evals.record import ColumnRecord, RowRecord, RunRecord, Value, WeightsRecord
-from evals.report.beside import beside, compared, incomparable_run, paper_protocol, row_key
+from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Value, WeightsRecord
+from evals.report.comparison import compared, incomparable_run, paper_protocol, published_comparisons, row_key
 from evals.report.markdown import render as render_report
-from evals.report.paper import NAMES, NOT_MEASURED, Found, assemble, read_runs
+from evals.report.paper import NOT_MEASURED, Found, assemble, read_runs
 from evals.report.paper_text import figure_text, render, tex
 from evals.report.table import raw_frame
 from evals.run import main as evals
+from evals.suites.catalog import PAPER_TABLES, suites
 from lactok import registry
 from tests.support import TOY, install_plugin, pictures, the_run
 
 PAPER = paper_protocol()
-RFID = ColumnRecord("rFID", "lower", 3)
-PSNR = ColumnRecord("PSNR", "higher", 2, "dB", per_image=True)
+RFID = ColumnRecord("rFID", "lower", 3, kind="set")
+PSNR = ColumnRecord("PSNR", "higher", 2, "dB")
 
 
 def row(name: str = "titok", rfid: float = 2.41, half: float | None = 0.05, **fields) -> RowRecord:
@@ -37,10 +36,10 @@ def row(name: str = "titok", rfid: float = 2.41, half: float | None = 0.05, **fi
 
 def run(*rows: RowRecord, day: int = 1, **fields) -> RunRecord:
     usual = {
-        "suite": "table1", "scale": "paper", "config_hash": "0",
+        "suite": "table1", "task": "reconstruction", "scale": "paper", "config_hash": "0",
         "config": {"weights": "paper", "features": "inception", "seed": 0},
         "protocol": PAPER.as_dict(), "protocol_hash": PAPER.hash, "dataset": "imagenet-val", "dataset_fingerprint": "f",
-        "pictures": 50_000, "clusters": 50_000, "columns": [RFID, PSNR], "device": "a GPU", "complete": True,
+        "items": 50_000, "clusters": 50_000, "columns": [RFID, PSNR], "device": "a GPU", "complete": True,
         "started": f"2025-01-{day:02}T00:00:00+00:00",
     }  # fmt: skip
     return RunRecord(rows=list(rows) or [row()], **(usual | fields))
@@ -58,7 +57,7 @@ def cells(made, tokenizer: str) -> dict:
 
 
 def titok_rfid(made):
-    return cells(made, "titok")["imagenet-val", "rFID"]
+    return cells(made, "titok")["ImageNet", "rFID"]
 
 
 # --- suites
@@ -70,7 +69,10 @@ def test_a_table_is_a_paper_scale_suite_of_the_layouts_tokenizers(suite: str):
     assert (config.suite, config.scale, config.weights, config.features) == (suite, "paper", "paper", "inception")
     assert config.make_protocol() == PAPER
     rows = resolve_rows(config.tokenizers, config.weights, calibration=False, options=config.options)
-    assert {r.label for r in rows} == {f.tokenizer for f in published(NAMES[suite]) if f.tokenizer}
+    figures = published(PAPER_TABLES[suite].table)
+    assert {r.label for r in rows} == {f.tokenizer for f in figures}
+    assert list(PAPER_TABLES[suite].datasets) == list(dict.fromkeys(f.dataset for f in figures))
+    assert list(PAPER_TABLES[suite].tokenizers) == list(dict.fromkeys(f.tokenizer.split("[")[0] for f in figures))
 
 
 def test_a_tables_scale_dataset_and_tokenizers_can_be_named():
@@ -79,10 +81,68 @@ def test_a_tables_scale_dataset_and_tokenizers_can_be_named():
     assert compose_config(["suite=table2", "dataset=photos"]).scale == "paper"
 
 
-@pytest.mark.parametrize(("suite", "dataset"), PAPER_TABLES.items())
-def test_a_table_takes_its_own_dataset_where_none_is_named(suite: str, dataset: str):
-    assert dataset in dataset_names()
-    assert compose_config([f"suite={suite}", "dataset.root=/data"]).dataset.name == dataset
+@pytest.mark.parametrize(
+    ("suite", "datasets"),
+    [
+        ("table1", ["imagenet-val", "coco-val2017"]),
+        ("table2", ["mjhq-5k", "flux-5k"]),
+        ("table4", ["mjhq-5k"]),
+        ("table5", ["mjhq-5k"]),
+    ],
+)
+def test_a_table_is_a_run_on_each_of_its_datasets(suite: str, datasets: list[str]):
+    assert set(datasets) <= set(registry.entries("datasets"))
+    runs = compose_runs([f"suite={suite}", *(f"roots.{name}='/my data/{name}'" for name in datasets)])
+    assert [(run.dataset.name, run.dataset.root) for run in runs] == [(n, f"/my data/{n}") for n in datasets]
+    (alone,) = compose_runs([f"suite={suite}", f"dataset={datasets[-1]}", "dataset.root=/data"])
+    assert (alone.dataset.name, alone.dataset.root) == (datasets[-1], "/data")
+
+
+def test_the_folder_of_a_tables_only_dataset_may_be_given_plainly():
+    config = compose_config(["suite=table4", "dataset.root=/data"])
+    assert (config.dataset.name, config.dataset.root) == ("mjhq-5k", "/data")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["suite=table3"], "unknown suite 'table3': did you mean"),
+        (["suite=table1", "dataset.root=/x"], r"2 datasets.*roots.imagenet-val=DIR roots.coco-val2017=DIR"),
+        (["suite=table1", "roots.coco=/x"], "unknown key 'roots.coco': did you mean 'roots.coco-val2017'"),
+        (["suite=table1", "roots.coco-val2017"], "not of the form roots.NAME=DIR"),
+        (["suite=table4", "roots.mjhq-5k=/x", "dataset.root=/y"], "give one of them"),
+        (["suite=table1", "dataset=coco-val2017", "roots.coco-val2017=/x"], "dataset=coco-val2017 has one dataset"),
+        (["suite=table1", "scale=mini", "roots.coco-val2017=/x"], "suite=table1 scale=mini has one dataset"),
+        (["roots.coco-val2017=/x"], "suite=recon has one dataset"),
+    ],
+)
+def test_folders_that_can_not_be_meant_are_refused(overrides: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        compose_runs(overrides)
+
+
+def test_one_run_is_not_taken_for_several():
+    with pytest.raises(ConfigError, match="2 runs: name one of them by dataset=imagenet-val or dataset=coco-val2017"):
+        compose_config(["suite=table1"])
+
+
+def test_tables_one_and_two_have_no_unstarred_lactok_t():
+    for name in ("table1", "table2"):
+        assert "lactok-t" not in suites()[name].tokenizers
+        assert not [f for f in published(PAPER_TABLES[name].table) if f.tokenizer == "lactok-t"]
+    assert "lactok-t" in registry.entries("tokenizers")
+
+
+def test_what_all_parts_of_a_table_lack_is_told_at_once(tmp_path: Path, capsys):
+    given = [f"roots.imagenet-val={tmp_path}/nowhere", f"out={tmp_path}/out"]
+    assert evals(["suite=table1", *given]) == 2
+    told = capsys.readouterr().err
+    listed = re.findall(r"^  (\d+)\. (\w+) ([\w-]+): ", told, re.MULTILINE)
+    assert [name for _, kind, name in listed if kind == "dataset"] == ["imagenet-val", "coco-val2017"]
+    assert f"dataset=imagenet-val is not in {tmp_path}/nowhere" in told
+    assert len([line for line in listed if line[1:] == ("tokenizer", "lactok-h")]) == 1, "told once for both parts"
+    assert "roots.imagenet-val=DIR roots.coco-val2017=DIR" in told
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_all_that_is_missing_is_told_at_once(tmp_path: Path, capsys):
@@ -95,11 +155,11 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path, capsys):
     lacking = {name for _, kind, name in listed if kind == "tokenizer"}
     here = re.search("weights are here: (.*?)\\. ", told).group(1).split(", ")
     assert lacking | set(here) - {"none"} == {f.tokenizer for f in published(1)}
-    assert {"lactok-h", "lactok-t"} <= lacking, "never published"
+    assert {"lactok-h", "lactok-h-star"} <= lacking, "never published"
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_without_any_weights_pictures_alone_are_not_measured(tmp_path: Path, capsys):
+def test_without_any_weights_images_alone_are_not_measured(tmp_path: Path, capsys):
     folder = pictures(tmp_path / "pictures", 2)
     assert (
         evals(["suite=table4", "tokenizers=[lactok-h]", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}"])
@@ -130,12 +190,13 @@ def test_a_table_runs_in_part_and_its_report_says_why_it_is_not_the_papers(tmp_p
 
 
 def test_a_measured_figure_stands_beside_the_papers():
-    (found,) = beside(run(), row()).values()
+    assert published_comparisons(run(), row()).keys() == {"rFID", "PSNR"}
+    found = published_comparisons(run(), row())["rFID"]
     assert found.figure.value == 2.32
     assert found.difference == pytest.approx(0.09)
     assert found.beyond is True, "2.32 is below 2.36"
-    assert beside(run(), row(half=0.1))["rFID"].beyond is False
-    assert beside(run(), row(half=None))["rFID"].verdict == "no interval"
+    assert published_comparisons(run(), row(half=0.1))["rFID"].beyond is False
+    assert published_comparisons(run(), row(half=None))["rFID"].verdict == "no interval"
 
 
 @pytest.mark.parametrize(
@@ -144,29 +205,30 @@ def test_a_measured_figure_stands_beside_the_papers():
         ({"scale": "mini"}, "miniature"),
         ({"config": {"weights": "mini"}}, "miniature"),
         ({"protocol_hash": "0", "protocol": {"name": "native-256"}}, r"native-256 \(0\), not paper-1024"),
+        ({"task": "generation"}, "for reconstruction alone"),
         ({"dataset": "folder"}, "none of the paper's"),
-        ({"pictures": 64}, "64 pictures of imagenet-val; the paper has 50,000"),
-        ({"dataset": "mjhq-5k", "pictures": 5000}, "is not known"),
+        ({"items": 64}, "64 images of imagenet-val; the paper has 50,000"),
+        ({"dataset": "mjhq-5k", "items": 5000}, "is not known"),
     ],
 )
 def test_what_does_not_compare_stands_beside_nothing(fields: dict, reason: str):
     assert re.search(reason, incomparable_run(run(**fields)))
-    assert beside(run(**fields), row()) == {}
+    assert published_comparisons(run(**fields), row()) == {}
 
 
 def test_weights_named_by_a_path_may_be_others():
     local = row(options={"weights": "/models/titok.safetensors"})
     assert row_key(local) == "titok"
-    assert beside(run(), local) == {}
+    assert published_comparisons(run(), local) == {}
 
 
 def test_another_option_makes_another_row():
     assert row_key(row("lactok-h", options={"input_size": 224})) == "lactok-h[input_size=224]"
-    assert beside(run(), row("flextok", options={"steps": 5})) == {}
+    assert published_comparisons(run(), row("flextok", options={"steps": 5})) == {}
 
 
-def test_a_small_difference_of_rfid_at_few_pictures_is_no_evidence():
-    figure = PublishedFigure(2, "X", "x", "coco-val2017", "rFID", 10.8, "measured", "", "a paper", "")
+def test_a_small_difference_of_rfid_at_few_images_is_no_evidence():
+    figure = PublishedFigure(1, "X", "x", "coco-val2017", "rFID", "10.80", 10.8, "measured", "", "a paper", "")
     at = {"low": 10.9, "high": 11.1}
     assert "no evidence" in compared(Value(11.0, count=5000, **at), figure).verdict
     assert compared(Value(11.0, count=50_000, **at), figure).verdict == "beyond the interval"
@@ -174,7 +236,8 @@ def test_a_small_difference_of_rfid_at_few_pictures_is_no_evidence():
     assert compared(Value(11.0, count=5000, **at), replace(figure, metric="PSNR")).verdict == "beyond the interval"
 
 
-def test_rfid_warns_of_few_pictures():
+def test_rfid_warns_of_few_images():
+    Rfid = registry.load("metrics", "rfid")
     assert "differences under 0.3 at N = 5000 are not evidence" in Rfid().note(5000)
     assert "evidence" not in Rfid().note(5001)
     assert Rfid().note(50_000) == ""
@@ -186,29 +249,37 @@ def test_a_runs_own_table_and_report_have_the_published_figures():
     assert frame.loc["titok", "rFID_published"] == 2.32
     assert frame.loc["titok", "rFID_difference"] == pytest.approx(0.09)
     assert frame.loc["titok", "rFID_beyond"] == 1
-    assert frame["rFID_published"].isna()["llamagen"]
-    assert "PSNR_published" not in frame
+    assert frame.loc["llamagen", "rFID_published"] == 3.17
+    assert frame.loc["llamagen", "PSNR_published"] == 19.94
+    assert "SSIM_published" not in frame, "not measured"
     assert "| titok | rFID | 2.410 ±0.050 | 2.32 | +0.090 | beyond the interval |" in render_report(measured)
 
 
 def test_a_miniature_has_no_published_columns():
     mini = run(scale="mini")
     assert not [c for c in raw_frame(mini) if c.endswith("_published")]
-    assert "Beside the paper" not in render_report(mini)
+    assert "Comparison with published figures" not in render_report(mini)
 
 
 # --- putting a table together
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_without_runs_every_figure_is_lacking_with_a_command_that_can_be_given(name: str):
+def test_lpips_stands_beside_alexnets():
+    measured = row()
+    measured.cells["LPIPS-alex"] = Value(0.48, 0.47, 0.49, count=50_000)
+    assert published_comparisons(run(measured), measured)["LPIPS-alex"].figure.printed == "0.49"
+    assert cells(table(run(measured)), "titok")["ImageNet", "LPIPS"].published == "0.49"
+
+
+@pytest.mark.parametrize("name", PAPER_TABLES)
+def test_without_runs_every_figure_is_missing_with_a_command_that_can_be_given(name: str):
     made = table(name=name)
     assert made.measured == 0
     assert all(cell.text == NOT_MEASURED and cell.notes for line in made.rows for cell in line.cells)
     for line in made.rows:
         command = made.footnotes[line.cells[0].notes[0] - 1].removeprefix(f"{NOT_MEASURED}: python -m evals.run ")
-        overrides = [o for o in command.split() if not o.startswith("dataset")]
-        config = compose_config([*overrides, "dataset=folder"])
+        config = compose_config(command.split())
+        assert config.dataset.name in PAPER_TABLES[name].datasets
         labels = [r.label for r in resolve_rows(config.tokenizers, config.weights, False, _own(config))]
         assert line.tokenizer in labels
 
@@ -221,10 +292,10 @@ def test_a_table_fills_up_over_runs_and_the_newest_counts():
     first, second = run(row(), row("flextok"), day=1), run(row(rfid=2.3), row("llamagen"), day=2)
     made = table(first, second)
     assert titok_rfid(made).text == "2.300"
-    assert cells(made, "flextok")["imagenet-val", "PSNR"].text == "19.50"
-    assert cells(made, "llamagen")["imagenet-val", "PSNR"].text == "19.50"
-    assert cells(made, "seedtok")["imagenet-val", "PSNR"].text == NOT_MEASURED
-    assert made.measured == 6, "three rows, without SSIM"
+    assert cells(made, "flextok")["ImageNet", "PSNR"].text == "19.50"
+    assert cells(made, "llamagen")["ImageNet", "PSNR"].text == "19.50"
+    assert cells(made, "seedtok")["ImageNet", "PSNR"].text == NOT_MEASURED
+    assert made.measured == 6, "three rows on one of two datasets, without SSIM and LPIPS"
     assert made.warnings == []
 
 
@@ -243,21 +314,21 @@ def test_the_cell_shows_published_value_difference_and_verdict():
 def test_protocols_are_never_mixed():
     other = run(row("flextok"), day=1, protocol_hash="0123", protocol={"name": "native-256"})
     made = table(other, run(day=2))
-    assert cells(made, "flextok")["imagenet-val", "rFID"].text == NOT_MEASURED
+    assert cells(made, "flextok")["ImageNet", "rFID"].text == NOT_MEASURED
     assert made.left_out == ["run-01: protocol native-256 (0123)"]
     chosen = table(other, run(day=2), protocol="0123")
-    assert cells(chosen, "flextok")["imagenet-val", "rFID"].text == "2.410"
+    assert cells(chosen, "flextok")["ImageNet", "rFID"].text == "2.410"
     assert any("not paper-1024" in line for line in chosen.warnings)
 
 
 def test_a_newer_trial_on_few_pictures_does_not_replace_the_whole():
-    trial = run(row(rfid=99.0), day=2, pictures=64, dataset_fingerprint="g")
+    trial = run(row(rfid=99.0), day=2, items=64, dataset_fingerprint="g")
     made = table(run(day=1), trial)
     assert titok_rfid(made).text == "2.410"
-    assert made.left_out == ["run-02: 64 other pictures of imagenet-val"]
+    assert made.left_out == ["run-02: 64 other images of imagenet-val"]
     alone = table(trial)
     assert titok_rfid(alone).published == "", "64 pictures do not compare"
-    assert alone.warnings == ["64 pictures of imagenet-val; the paper has 50,000"]
+    assert alone.warnings == ["64 images of imagenet-val; the paper has 50,000"]
 
 
 def test_weights_by_path_are_marked_and_miniatures_stay_out():
@@ -270,14 +341,18 @@ def test_weights_by_path_are_marked_and_miniatures_stay_out():
 
 def test_table_five_has_a_row_a_size():
     sizes = [row("lactok-h", options={"input_size": s} if s != 256 else {}) for s in (224, 256, 288)]
-    made = table(run(*sizes, dataset="coco-val2017", pictures=5000), name="table5")
-    assert [r.cells[0].text for r in made.rows if r.label.startswith("LacTok-H,")] == ["2.410"] * 3
+    made = table(run(*sizes, dataset="mjhq-5k", items=5000), name="table5")
+    assert [(r.label, r.cells[0].text) for r in made.rows] == [
+        (f"LacTok-H, {tokens} tokens", "2.410") for tokens in (192, 256, 324)
+    ]
+    assert any("14 x 14 = 196" in note for note in table(name="table5").footnotes)
 
 
 def test_seedtoks_missing_ssim_keeps_its_reason():
     made = table()
-    notes = [made.footnotes[n - 1] for n in cells(made, "seedtok")["imagenet-val", "SSIM"].notes]
-    assert any("prints nan" in note for note in notes)
+    cell = cells(made, "seedtok")["ImageNet", "SSIM"]
+    assert cell.published == "nan"
+    assert any("prints nan" in made.footnotes[n - 1] for n in cell.notes)
 
 
 # --- as text
@@ -288,7 +363,6 @@ def test_all_three_forms_hold_every_row(tmp_path: Path):
     for kind in ("md", "tex", "html"):
         text = render(made, kind)
         assert all(label in text.replace("\\*", "*") for label in ("SeedTok", "TiTok-S-128", "LacTok-T*"))
-        assert "1 of 24 published figures are at hand" in text
         assert "2.410" in text
     assert "<td>2.410 <small>±0.050</small>" in render(made, "html")
 
@@ -297,14 +371,15 @@ def test_latex_escapes_and_has_one_column_a_metric():
     assert tex("a_b & 95 % {x} #1 ±2 −3") == r"a\_b \& 95 \% \{x\} \#1 $\pm$2 $-$3"
     lines = [line for line in render(table(run()), "tex").splitlines() if line.endswith(r"\\") and " & " in line]
     body = [line for line in lines if "multicolumn" not in line]
-    assert {line.count(" & ") for line in body} == {3}
-    assert len(body) == 1 + 8
+    assert {line.count(" & ") for line in body} == {8}
+    assert len(body) == 1 + 7
+    assert r" & \multicolumn{4}{c}{ImageNet} & \multicolumn{4}{c}{MSCOCO-2017} \\" in lines
 
 
 def test_markdown_rows_have_as_many_cells_as_the_header():
     lines = [line for line in render(table(run()), "md").splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 8
-    assert {line.count("|") for line in lines} == {6}
+    assert len(lines) == 2 + 7
+    assert {line.count("|") for line in lines} == {2 + 8 + 1}
 
 
 # --- the command
@@ -318,7 +393,7 @@ def store(out: Path, *runs: RunRecord) -> Path:
     return out
 
 
-def test_the_command_writes_the_table_and_says_what_is_lacking(tmp_path: Path, capsys):
+def test_the_command_writes_the_table_and_says_what_is_missing(tmp_path: Path, capsys):
     store(tmp_path, run(day=1), run(row("flextok"), day=2))
     broken = tmp_path / "runs" / "broken"
     broken.mkdir()
@@ -326,16 +401,33 @@ def test_the_command_writes_the_table_and_says_what_is_lacking(tmp_path: Path, c
     assert main(["table1", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "2.410 ±0.050" in shown.out
-    assert "20 of 24 figures are not measured" in shown.err
-    assert "broken/run.json can't be read" in shown.err
+    assert "52 of 56 figures are not measured" in shown.err
+    assert "broken/run.json is no JSON" in shown.err
     assert {p.name for p in (tmp_path / "tables").iterdir()} == {"table1.md", "table1.tex", "table1.html"}
 
 
 def test_a_whole_table_exits_0(tmp_path: Path):
     rows = [row(name) for name in dict.fromkeys(f.tokenizer for f in published(1))]
     for one in rows:
-        one.cells["SSIM"] = Value(0.5, 0.4, 0.6, count=50_000)
-    assert main(["table1", "--out", str(store(tmp_path, run(*rows)))]) == 0
+        one.cells["SSIM"] = one.cells["LPIPS-alex"] = Value(0.5, 0.4, 0.6, count=50_000)
+    store(tmp_path, run(*rows))
+    assert main(["table1", "--out", str(tmp_path)]) == 1, "a half of it"
+    store(tmp_path, run(*rows, day=2, dataset="coco-val2017", dataset_fingerprint="g", items=5000))
+    assert main(["table1", "--out", str(tmp_path)]) == 0
+
+
+def test_where_no_run_can_be_read_the_reason_is_the_error(tmp_path: Path, capsys):
+    folder = tmp_path / "runs" / "old"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"suite": "table1", "rows": []}')
+    assert main(["table1", "--out", str(tmp_path)]) == 2
+    assert f"error: {folder / 'run.json'} has schema 1, of an earlier version" in capsys.readouterr().err
+    assert not (tmp_path / "tables").exists()
+
+
+def test_a_table_names_the_machine_that_measured_not_the_one_that_reports():
+    measured = row(origins=[Origin("a far GPU", 8, {}, "c0de")])
+    assert table(run(measured)).runs == ["run-01: 50,000 images of imagenet-val, 2025-01-01T00:00:00+00:00, a far GPU"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import tokenizers as benchmark
 from benchmarks.tokenizer_networks import QUICK_LACTOK, QUICK_TITOK, TOKENIZERS, decode_flops
-from lactok.models.lactok import LaCTokConfig
+from lactok.models.lactok import LacTokConfig
 from lactok.weights import MissingWeights
 from tests.support import ROOT
 
@@ -98,7 +98,7 @@ def test_what_lactok_decodes_is_what_the_meta_device_counts(name: str, evaluatio
 
 
 def test_lactok_at_real_size_costs_what_is_documented():
-    count = decode_flops(LaCTokConfig(), side=1024, codes_side=16)
+    count = decode_flops(LacTokConfig(), side=1024, codes_side=16)
     assert count.unet / 1e12 == pytest.approx(6.76, rel=0.01)
     assert count.copy / 1e12 == pytest.approx(3.00, rel=0.01)
     assert count.autoencoder / 1e12 == pytest.approx(10.47, rel=0.01)

@@ -188,3 +188,13 @@ def test_dropout_acts_in_training_only():
     with torch.no_grad():
         assert not torch.equal(model.train().pre_quant(images), model.pre_quant(images))
         assert torch.equal(model.eval().pre_quant(images), model.pre_quant(images))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_get_no_id(value: float):
+    quantizer = VectorQuantizer(16, 4).eval()
+    vectors = torch.randn(3, 4, 2, 2)
+    vectors[1, 2, 0, 1] = vectors[1, 0, 1, 1] = value
+    with pytest.raises(FloatingPointError, match=r"2 of 48 values .* not finite.*image\(s\) 1 of a batch of 3"):
+        quantizer.search(vectors)
+    assert quantizer.search(vectors[:1]).shape == (1, 2, 2)

@@ -86,6 +86,17 @@ def test_sha256_notices_that_the_file_changed(tmp_path: Path):
     assert sha256_of(path) == sha256(b"two").hexdigest()
 
 
+def test_sha256_notices_a_file_of_the_same_size_and_time(tmp_path: Path):
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"one")
+    first, stat = sha256_of(path), path.stat()
+    other.write_bytes(b"two")
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(path)  # as `rsync -t` does
+    assert path.stat().st_mtime_ns == stat.st_mtime_ns
+    assert sha256_of(path) == sha256(b"two").hexdigest() != first
+
+
 def test_url_file_is_taken_from_the_cache_or_asked_for_by_command(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     source = UrlWeights("https://localhost:9/net-12345678.pth")

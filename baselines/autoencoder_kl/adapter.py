@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.interface import Latents, Tokenizer, TokenizerInfo, TrainingCompute
 from lactok.miniature import LICENCE
 from lactok.models import autoencoder
 from lactok.weights import (
@@ -74,7 +74,8 @@ def sources(repo: str) -> tuple[WeightsSource, WeightsSource]:
             "expected OWNER/NAME, OWNER/NAME/SUBFOLDER or an existing folder"
         )
     owner, name, *subfolder = repo.split("/")
-    return tuple(HubWeights(f"{owner}/{name}", "/".join([*subfolder, file])) for file in (WEIGHTS_FILE, CONFIG_FILE))
+    weights, config = ("/".join([*subfolder, file]) for file in (WEIGHTS_FILE, CONFIG_FILE))
+    return HubWeights(f"{owner}/{name}", weights), HubWeights(f"{owner}/{name}", config)
 
 
 def build(config: Mapping[str, Any]) -> AutoencoderKL:
@@ -104,7 +105,7 @@ def current_names(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
 class AutoencoderKLTokenizer(Tokenizer):
     """A diffusers `AutoencoderKL`; pictures of any size that its factor divides."""
 
-    Options = AutoencoderKLOptions
+    Options: ClassVar[type] = AutoencoderKLOptions
     scale = "paper"
     code_licence = "Apache-2.0 (diffusers)"
     weights_licence = "that of the repository named by options.autoencoder-kl.repo (sd-vae-ft-mse: MIT)"
@@ -130,7 +131,7 @@ class AutoencoderKLTokenizer(Tokenizer):
         return model, 2 ** (len(model.config.block_out_channels) - 1)
 
     @classmethod
-    def weights(cls, options: AutoencoderKLOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         tensors, config = sources(options.repo)
         return override(tensors, options.weights), config
 
@@ -139,7 +140,7 @@ class AutoencoderKLTokenizer(Tokenizer):
         return TokenizerInfo("AutoencoderKL", None, None, input_size=None, output_size=None)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Latents:
         """Pictures (B, 3, H, W) in [0, 1] to latents (B, C, H / factor, W / factor), the posterior's mean, not scaled.
 
         Raises ValueError for sides that the factor does not divide.
@@ -150,15 +151,15 @@ class AutoencoderKLTokenizer(Tokenizer):
                 f"pictures of {width}x{height} pixels, expected sides that {self.factor} divides; this autoencoder "
                 "works at the evaluation size: choose a protocol with another one"
             )
-        return Codes(latents=self.model.encode(2 * images - 1).latent_dist.mean.float())
+        return Latents(self.model.encode(2 * images - 1).latent_dist.mean.float())
 
     @torch.no_grad()
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+    def decode(self, encoded: Latents, seeds: Sequence[int]) -> Tensor:
         """Latents (B, C, h, w) to pictures (B, 3, h x factor, w x factor) around [0, 1]; seeds are not used.
 
         Raises ValueError for anything else than latents of its own number of channels.
         """
-        latents, channels = codes.latents, self.model.config.latent_channels
+        latents, channels = encoded.values, self.model.config.latent_channels
         if latents is None or latents.ndim != 4 or latents.shape[1] != channels:
             seen = "ids" if latents is None else f"latents of shape {tuple(latents.shape)}"
             raise ValueError(f"{seen}, expected latents of shape (B, {channels}, h, w)")
@@ -166,7 +167,7 @@ class AutoencoderKLTokenizer(Tokenizer):
 
 
 class SDXLVAE(AutoencoderKLTokenizer):
-    """The autoencoder of SDXL, in which LaCTok's decoder ends."""
+    """The autoencoder of SDXL, in which LacTok's decoder ends."""
 
     Options = SDXLVAEOptions
     weights_licence = "MIT"
@@ -192,7 +193,7 @@ class AutoencoderMini(AutoencoderKLTokenizer):
     weights_licence = LICENCE
 
     @classmethod
-    def weights(cls, options: AutoencoderMiniOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         return (autoencoder.MINI.source(options.weights),)
 
     def _load(self) -> tuple[AutoencoderKL, int]:

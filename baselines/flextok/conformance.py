@@ -132,6 +132,7 @@ def _sampling(case: CaseFolder) -> Sampling:
 def _guided(case: CaseFolder, calls: int) -> Tensor:
     """The last of `calls` guided velocities of as many pictures as are stored, from the stored velocities."""
     sampling, running = _sampling(case), None
+    assert sampling.projection is not None, "a case's sampling always states its projection"
     count = len(case["apg_first_call"])
     cond, uncond = case["velocity_full"][:count], case["velocity_uncond"][:count]
     for _ in range(calls):

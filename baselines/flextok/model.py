@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,10 @@ from baselines.flextok.transformer import (
     unpatchify,
 )
 from lactok.models.autoencoder import build_autoencoder
+from lactok.models.finite import require_finite
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 TIME_PERIOD = 256
 """Ratio of the fastest to the slowest frequency of the time embedding (published; not the usual 10000)."""
@@ -62,6 +67,7 @@ class RegisterEncoder(nn.Module):
         self.patch_size = config.patch_size
         trunk = config.encoder
         self.patch_embed = nn.Linear(config.patch_size**2 * config.latent_channels, trunk.dim)
+        self.positions: Tensor
         self.register_buffer("positions", sincos_positions(trunk.dim, config.grid))
         self.registers = nn.Parameter(torch.empty(config.registers, trunk.dim))
         self.blocks = nn.ModuleList(Block(trunk) for _ in range(trunk.depth))
@@ -95,17 +101,19 @@ class FlowDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(trunk.dim))
         self.null_token = nn.Parameter(torch.empty(trunk.dim))
         self.patch_embed = nn.Linear(patch, trunk.dim)
+        self.positions: Tensor
         self.register_buffer("positions", sincos_positions(trunk.dim, config.grid))
         self.time_embed = nn.Sequential(
             nn.Linear(config.frequencies, trunk.dim), nn.SiLU(), nn.Linear(trunk.dim, trunk.dim)
         )
-        self.blocks = nn.ModuleList(ModulatedBlock(trunk) for _ in range(trunk.depth))
+        blocks = [ModulatedBlock(trunk) for _ in range(trunk.depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.modulation = nn.Linear(trunk.dim, 2 * trunk.dim)
         self.head = nn.Linear(trunk.dim, patch)
         for vector in (self.register_positions, self.mask_token, self.null_token):
             nn.init.trunc_normal_(vector, std=INIT_STD)
         _xavier(self.embed_codes, self.patch_embed, *self.time_embed, *self.blocks.modules())
-        for linear in (self.modulation, self.head, *(block.modulation for block in self.blocks)):
+        for linear in (self.modulation, self.head, *(block.modulation for block in blocks)):
             nn.init.zeros_(linear.weight)  # adaLN-Zero
             nn.init.zeros_(linear.bias)
 
@@ -158,19 +166,29 @@ class FlexTok(nn.Module):
 
         noise: None for the posterior's mean, else standard normal values of the latents' shape, for a sample.
         """
+        vae, scale = self._autoencoder()
         with torch.autocast(images.device.type, enabled=False):
-            posterior = self.vae.encode(images.float()).latent_dist
+            posterior = vae.encode(images.float()).latent_dist
             latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-            return latents * self.config.vae.scaling_factor
+            return latents * scale
 
     def pictures_of(self, latents: Tensor) -> Tensor:
         """Scaled latents to pictures (B, 3, H, W) around [-1, 1], not clamped; float32 as `latents_of`."""
+        vae, scale = self._autoencoder()
         with torch.autocast(latents.device.type, enabled=False):
-            return self.vae.decode(latents.float() / self.config.vae.scaling_factor).sample
+            return vae.decode(latents.float() / scale).sample
+
+    def _autoencoder(self) -> tuple[AutoencoderKL, float]:
+        """The network between images and latents, and the latents' scaling factor. ValueError where there is none."""
+        if self.vae is None or self.config.vae is None:
+            raise ValueError("a FlexTok without VAE takes latents, not images")
+        return self.vae, self.config.vae.scaling_factor
 
     def encode_latents(self, latents: Tensor) -> Encoded:
-        """Scaled latents to ids."""
+        """Scaled latents to ids. Raises FloatingPointError as the shared `VectorQuantizer` does."""
         pre_quant = self.encoder(latents)
+        if not self.training:
+            require_finite(pre_quant, "the encoder's vectors")
         codes, ids = fsq.quantize(pre_quant, self.config.levels)
         return Encoded(codes, ids, pre_quant)
 

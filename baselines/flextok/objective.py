@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from baselines.flextok.config import FlexTokConfig, TransformerConfig
 from baselines.flextok.model import FlexTok
 from baselines.flextok.sampler import Sampling, image_noise
-from baselines.flextok.transformer import ModulatedBlock
+from baselines.flextok.transformer import Block, ModulatedBlock
 from lactok.models.autoencoder import load_mini_autoencoder
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import codebook_statistics
@@ -25,6 +26,9 @@ from lactok.train.export import export_model
 from lactok.train.noise import normal, uniform
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe
 from lactok.train.reconstruction import mean_psnr
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 NOISE, TIME, KEEP, NULL = range(4)
 """Streams of a sample's random numbers, see lactok/train/noise.py."""
@@ -71,7 +75,8 @@ class FlexTokRecipe(Recipe):
 
     @torch.no_grad()
     def _latents(self, images: Tensor) -> Tensor:
-        mean = self.frozen["autoencoder"].encode(images * 2 - 1).latent_dist.mean.float()
+        vae: AutoencoderKL = self.frozen["autoencoder"]
+        mean = vae.encode(images * 2 - 1).latent_dist.mean.float()
         return mean * self._autoencoder.scaling_factor
 
     def _keep(self, seeds: Sequence[int], device: torch.device) -> Tensor:
@@ -106,7 +111,8 @@ class FlexTokRecipe(Recipe):
         noise = torch.stack([image_noise(seed, shape) for seed in seeds]).to(ids.device)
         sampling = Sampling(self.options.sample_steps, self.options.guidance_scale)
         latents = self.model.decode_latents(ids, torch.full((len(ids),), keep, device=ids.device), noise, sampling)
-        return (self.frozen["autoencoder"].decode(latents / self._autoencoder.scaling_factor).sample.float() + 1) / 2
+        vae: AutoencoderKL = self.frozen["autoencoder"]
+        return (vae.decode(latents / self._autoencoder.scaling_factor).sample.float() + 1) / 2
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -145,8 +151,9 @@ def _short_training_start(model: FlexTok) -> None:
     decoder.register_positions.copy_(grid_places(config.decoder.dim, config.grid)[cells].mT)
     for vit in (encoder, decoder):
         vit.positions.copy_(grid_places(vit.positions.shape[1], config.grid).mT.unflatten(1, (config.grid,) * 2)[None])
-        for block in vit.blocks:
+        for block in cast(Sequence[Block | ModulatedBlock], vit.blocks):
             mimetic_(block.attn.to_q.weight, block.attn.to_k.weight, block.attn.to_v.weight, block.attn.to_out.weight)
-    for block in decoder.blocks:  # adaLN-Zero shuts every block; ajar, gradients reach the codes at once
-        gates = block.modulation.bias.view(ModulatedBlock.KINDS, 6, -1)[:, :2]
+    for shut in cast(Sequence[ModulatedBlock], decoder.blocks):
+        # adaLN-Zero shuts every block; ajar, gradients reach the codes at once
+        gates = shut.modulation.bias.view(ModulatedBlock.KINDS, 6, -1)[:, :2]
         gates.fill_(0.5)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -59,9 +60,12 @@ class _Stored:
             return None
         for pattern, function in _RESTS:
             if match := re.fullmatch(rf"({bases.pattern}){pattern}", name[len(prefix) :]):
-                numbers = [int(group) for group in match.groups()[1:]]
-                return _Stored(name, match[1], lambda x, f=function, n=numbers: f(x, *n))
+                return _Stored(name, match[1], _with_numbers(function, [int(group) for group in match.groups()[1:]]))
         return None
+
+
+def _with_numbers(function: Callable[..., Tensor], numbers: list[int]) -> Callable[[Tensor], Tensor]:
+    return lambda x: function(x, *numbers)
 
 
 @torch.no_grad()
@@ -89,7 +93,7 @@ def _lines(case: CaseFolder, model: VQModel) -> Iterator[CheckLine]:
         yield from _decode_lines(case, model, "", "indices")
     for size in case.config.get("sizes", []):
         prefix = f"s{size}_"
-        yield from _encode_lines(case, model, prefix, lambda size=size: _input_by_rule(case, model, size))
+        yield from _encode_lines(case, model, prefix, partial(_input_by_rule, case, model, size))
         yield from _decode_lines(case, model, prefix, f"{prefix}indices")
     yield from _decode_lines(case, model, "random_tokens_", "random_tokens")
     yield from _train_lines(case, model)

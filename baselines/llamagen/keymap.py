@@ -1,4 +1,4 @@
-"""LlamaGen's published names, which LaCTok's checkpoint shares: lactok/models/vq_keymap.py holds the map."""
+"""LlamaGen's published names, which LacTok's checkpoint shares: lactok/models/vq_keymap.py holds the map."""
 
 from lactok.models.vq_keymap import (
     from_official,

@@ -1,6 +1,6 @@
 """LlamaGen's own conventions for pictures, which its golden cases hold: the crop, and the rounding to uint8.
 
-The benchmark resizes and rounds by its protocol instead (evals/protocol.py); facts from the published
+The benchmark resizes and rounds by its protocol instead (evals/tasks/protocol.py); facts from the published
 dataset/augmentation.py and tokenizer/tokenizer_image/reconstruction_vq_ddp.py.
 """
 

@@ -16,7 +16,7 @@ from baselines.seedtok.keymap import VIT_PREFIX, load_official, meta_model, offi
 from baselines.seedtok.mini import SeedMini, SeedMiniConfig
 from baselines.seedtok.model import SeedConfig, SeedModel, normalise
 from baselines.seedtok.painter import build_unclip
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.miniature import LICENCE, Miniature
 from lactok.models import autoencoder
 from lactok.weights import (
@@ -75,8 +75,8 @@ class SeedTok(Tokenizer):
     here both follow from the picture's seed.
     """
 
-    Options = SeedTokOptions
-    path_options = ("weights", "vit", "unclip")
+    Options: ClassVar[type] = SeedTokOptions
+    path_options: ClassVar[tuple[str, ...]] = ("weights", "vit", "unclip")
     scale = "paper"
     code_licence = "Apache-2.0, parts BSD-3-Clause (LAVIS)"
     weights_licence = "Apache-2.0 (seed-tokenizer-2), OpenRAIL++-M (SD 2.1 unCLIP), not stated (eva_vit_g)"
@@ -111,7 +111,7 @@ class SeedTok(Tokenizer):
         return model, painter
 
     @classmethod
-    def weights(cls, options: SeedTokOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         """The quantizer, the ViT, then each file of the painter's folder."""
         quantizer = cls.QUANTIZER if options.weights is None else LocalWeights(options.weights)
         vit = cls.VIT if options.vit is None else LocalWeights(options.vit)
@@ -126,8 +126,8 @@ class SeedTok(Tokenizer):
     def info(self) -> TokenizerInfo:
         return TokenizerInfo(
             family="SeedTok",
-            ids_per_image=self.model.config.qformer.num_query_token,
-            vocabulary=self.model.config.n_embed,
+            tokens_per_image=self.model.config.qformer.num_query_token,
+            codebook_size=self.model.config.n_embed,
             input_size=self.model.config.vit.img_size,
             output_size=self.unclip.output_size,
             deterministic=False,
@@ -135,7 +135,7 @@ class SeedTok(Tokenizer):
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Tokens:
         """Pictures (B, 3, S, S) in [0, 1] to ids (B, 32). ValueError for another size.
 
         The published processor squeezes any picture to S x S by a bicubic filter, its demo by a bilinear one.
@@ -146,15 +146,15 @@ class SeedTok(Tokenizer):
                 f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}): the positions are fixed; "
                 "the protocol resizes to info.input_size"
             )
-        return Codes(ids=self.model.encode(normalise(images)).ids)
+        return Tokens(self.model.encode(normalise(images)).ids)
 
     @torch.no_grad()
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
         """Ids (B, 32) to pictures (B, 3, S, S) in [0, 1]; both noises of picture i follow from seeds[i] alone.
 
         Raises ValueError for ids that are none.
         """
-        ids, count, size = codes.ids, self.model.config.qformer.num_query_token, self.model.config.n_embed
+        ids, count, size = tokens.ids, self.model.config.qformer.num_query_token, self.model.config.n_embed
         if ids is None or ids.shape[1:] != (count,):
             seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
             raise ValueError(f"{seen}, expected ids of shape (B, {count})")
@@ -163,8 +163,8 @@ class SeedTok(Tokenizer):
         if len(seeds) != len(ids):
             raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
         # picture by picture, so that none depends on what else is in the batch
-        embeds = [self.model.image_embeds(self.model.lift(one[None])).float() for one in ids]
-        embeds = torch.cat([*embeds, torch.empty(0, self.model.config.image_features_dim, device=ids.device)])
+        rows = [self.model.image_embeds(self.model.lift(one[None])).float() for one in ids]
+        embeds = torch.cat([*rows, torch.empty(0, self.model.config.image_features_dim, device=ids.device)])
         return self.unclip.paint(embeds, seeds, self.sampling).float()
 
 
@@ -178,7 +178,7 @@ class SeedTokMini(SeedTok):
     weights_licence = LICENCE
 
     @classmethod
-    def weights(cls, options: SeedTokMiniOptions) -> tuple[WeightsSource, ...]:
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         return MINI.source(options.weights), autoencoder.MINI.source(options.autoencoder)
 
     @property

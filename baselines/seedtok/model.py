@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from lactok.models.quantizer import VectorQuantizer
+
+if TYPE_CHECKING:
+    from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2VisionModel
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of OpenAI's CLIP, per channel of a picture in [0, 1]."""
@@ -124,7 +128,7 @@ class SeedModel(nn.Module):
             nn.Linear(config.codebook_embed_dim, width),
         )
         self.pos_embed_image = nn.Parameter(torch.zeros(1, queries, width))
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm = cast(type[nn.LayerNorm], partial(nn.LayerNorm, eps=1e-6))  # timm annotates a class, and takes any maker
         self.blocks_image = nn.Sequential(
             *(Block(width, config.decode_num_heads, qkv_bias=True, norm_layer=norm) for _ in range(config.decode_depth))
         )
@@ -170,7 +174,7 @@ class SeedModel(nn.Module):
         return self.distill_image_proj(self.image_down(positions).flatten(1))
 
 
-def _vision(config: ViTConfig) -> nn.Module:
+def _vision(config: ViTConfig) -> Blip2VisionModel:
     """BLIP-2's ViT; its last norm is `ln_vision`."""
     from transformers.models.blip_2 import modeling_blip_2 as module
 
@@ -189,7 +193,7 @@ def _vision(config: ViTConfig) -> nn.Module:
     return vision
 
 
-def _qformer(config: QFormerConfig, vision_width: int) -> nn.Module:
+def _qformer(config: QFormerConfig, vision_width: int) -> Blip2QFormerModel:
     from transformers.models.blip_2 import modeling_blip_2 as module
 
     return module.Blip2QFormerModel(

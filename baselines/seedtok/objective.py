@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,11 @@ from lactok.train.export import export_model
 from lactok.train.noise import normal, uniform
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe
 from lactok.train.reconstruction import mean_psnr
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from lactok.features.effnet import Effnet
 
 NOISE, TIME, LEVEL, EMBEDDING, NULL = range(5)
 """Streams of a sample's random numbers, see lactok/train/noise.py."""
@@ -94,7 +100,8 @@ class SeedRecipe(Recipe):
 
     @torch.no_grad()
     def _latents(self, images: Tensor) -> Tensor:
-        mean = self.frozen["autoencoder"].encode(images * 2 - 1).latent_dist.mean.float()
+        vae: AutoencoderKL = self.frozen["autoencoder"]
+        mean = vae.encode(images * 2 - 1).latent_dist.mean.float()
         return mean * self._autoencoder.scaling_factor
 
     def _embeds(self, images: Tensor, quantize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,7 +184,8 @@ def _means(features: nn.Module, images: Tensor, options: SeedTrainingOptions) ->
     """Channel means (B, D) of the first feature maps of enlarged pictures."""
     size = (options.features_size,) * 2
     enlarged = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-    return torch.cat([stage.float().mean((2, 3)) for stage in features.stages(enlarged, options.features_stages)], 1)
+    stages = cast("Effnet", features).stages(enlarged, options.features_stages)
+    return torch.cat([stage.float().mean((2, 3)) for stage in stages], 1)
 
 
 @torch.no_grad()
@@ -194,7 +202,8 @@ def _short_training_start(model: SeedModel) -> None:
     nn.init.normal_(embeddings.class_embedding, std=0.02)
     embeddings.position_embedding[0, 1:] = grid_places(vit.embed_dim, grid)
     for layer in model.vision.encoder.layers:
-        mimetic_(*layer.self_attn.qkv.weight.chunk(3), layer.self_attn.projection.weight)
+        query, key, value = layer.self_attn.qkv.weight.chunk(3)
+        mimetic_(query, key, value, layer.self_attn.projection.weight)
         nn.init.xavier_uniform_(layer.mlp.fc1.weight)
         nn.init.xavier_uniform_(layer.mlp.fc2.weight)
     cells = spread_cells(grid, qformer.num_query_token)

@@ -161,7 +161,8 @@ def _scheduler(folder: Path) -> Any:
     cls = getattr(diffusers, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise WeightsError(f"{folder}: _class_name is {name!r}, expected one of diffusers' schedulers")
-    return cls.from_pretrained(folder, local_files_only=True)
+    scheduler: Any = cls
+    return scheduler.from_pretrained(folder, local_files_only=True)
 
 
 def _network(cls: Any, folder: Path) -> nn.Module:

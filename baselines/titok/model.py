@@ -37,8 +37,8 @@ class TiTokConfig:
     token_size: int = 12
     use_l2_norm: bool = True
     commitment_cost: float = 0.25
-    vit_enc_model_size: tuple[int, int, int] = tuple(VIT_SIZES["small"])
-    vit_dec_model_size: tuple[int, int, int] = tuple(VIT_SIZES["small"])
+    vit_enc_model_size: tuple[int, int, int] = (*VIT_SIZES["small"],)
+    vit_dec_model_size: tuple[int, int, int] = (*VIT_SIZES["small"],)
     vit_enc_patch_size: int = 16
     vit_dec_patch_size: int = 16
     num_latent_tokens: int = 128
@@ -84,7 +84,7 @@ class TiTok(nn.Module):
     def __init__(self, config: TiTokConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or TiTokConfig()
-        encoder_size, tokens = config.vit_enc_model_size, config.num_latent_tokens
+        encoder_size, tokens = ViTSize.of(config.vit_enc_model_size), config.num_latent_tokens
         self.latent_tokens = nn.Parameter(encoder_size.width**-0.5 * torch.randn(tokens, encoder_size.width))
         self.encoder = TiTokEncoder(
             encoder_size,
@@ -102,7 +102,7 @@ class TiTok(nn.Module):
             track_usage=False,
         )
         self.decoder = TiTokDecoder(
-            config.vit_dec_model_size,
+            ViTSize.of(config.vit_dec_model_size),
             config.image_size // config.vit_dec_patch_size,
             tokens,
             config.token_size,

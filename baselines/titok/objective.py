@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +139,7 @@ def _short_training_start(model: TiTok) -> None:
     as attention hardly mixes patches into the latent tokens. Here latent token i begins at its share of the grid, row
     by row, and attention at one's own place.
     """
-    embed = model.encoder.patch_embed
+    embed, conv_out = model.encoder.patch_embed, model.pixel_decoder.conv_out
     nn.init.normal_(embed.weight, std=2 * embed.weight[0].numel() ** -0.5)
     nn.init.normal_(model.encoder.conv_out.weight, std=model.encoder.conv_out.in_channels**-0.5)
     nn.init.normal_(model.decoder.decoder_embed.weight)  # of unit vectors
@@ -146,12 +147,16 @@ def _short_training_start(model: TiTok) -> None:
         start_transformer(vit)
     nn.init.normal_(model.pixel_quantize.embedding.weight)
     first, _, last = model.decoder.ffn
+    assert isinstance(first, nn.Conv2d), f"the head begins with a {type(first).__name__}, expected a convolution"
+    assert isinstance(last, nn.Conv2d), f"the head ends with a {type(last).__name__}, expected a convolution"
     nn.init.normal_(first.weight, std=first.in_channels**-0.5)
     nn.init.normal_(last.weight, std=last.in_channels**-0.5)
+    assert embed.bias is not None, "the patch embedding has no bias"
+    assert conv_out.bias is not None, "the pixel decoder's last convolution has no bias"
     with torch.no_grad():
         embed.bias.copy_(-MEAN_PIXEL * embed.weight.sum((1, 2, 3)))
-        model.pixel_decoder.conv_out.weight.mul_(0.1)  # nearly a picture of the mean colour
-        model.pixel_decoder.conv_out.bias.fill_(MEAN_PIXEL)
+        conv_out.weight.mul_(0.1)  # nearly a picture of the mean colour
+        conv_out.bias.fill_(MEAN_PIXEL)
 
 
 @torch.no_grad()
@@ -162,8 +167,9 @@ def start_transformer(vit: TiTokEncoder | TiTokDecoder) -> None:
     vit.positional_embedding[1:] = cells
     shares = torch.tensor_split(cells, len(vit.latent_token_positional_embedding))
     vit.latent_token_positional_embedding.copy_(torch.stack([share.mean(0) for share in shares]))
-    for block in vit.transformer:
-        mimetic_(*block.attn.qkv.weight.chunk(3), block.attn.proj.weight)
+    for block in cast(Sequence[Any], vit.transformer):  # timm's blocks, whose layers have no types
+        query, key, value = block.attn.qkv.weight.chunk(3)
+        mimetic_(query, key, value, block.attn.proj.weight)
         nn.init.xavier_uniform_(block.mlp.fc1.weight)
         nn.init.xavier_uniform_(block.mlp.fc2.weight)
 

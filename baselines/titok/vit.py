@@ -7,7 +7,7 @@ facts: bytedance/1d-tokenizer, modeling/modules/blocks.py. baselines/titok/keyma
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class _LatentViT(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(1, size.width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(grid**2 + 1, size.width))
         self.latent_token_positional_embedding = nn.Parameter(scale * torch.randn(num_latent_tokens, size.width))
-        norm = partial(nn.LayerNorm, eps=1e-5)
+        norm = cast(type[nn.LayerNorm], partial(nn.LayerNorm, eps=1e-5))  # timm annotates a class, and takes any maker
         self.ln_pre = norm(size.width)
         self.transformer = nn.Sequential(
             *(Block(size.width, size.heads, MLP_RATIO, qkv_bias=True, norm_layer=norm) for _ in range(size.depth))
@@ -116,5 +116,6 @@ class TiTokDecoder(_LatentViT):
 def _init(module: nn.Module) -> None:
     """The published initialisation of the layers (norms start as they are)."""
     if isinstance(module, nn.Linear | nn.Conv2d):
+        assert module.bias is not None, "a layer without bias, expected those of TiTok, which all have one"
         nn.init.trunc_normal_(module.weight, std=INIT_STD)
         nn.init.zeros_(module.bias)

@@ -6,40 +6,89 @@ import json
 import math
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.store import write_atomically
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from evals.engine import run as engine
+from evals.engine.store import write_atomically
+from evals.record import RecordError
 
 if TYPE_CHECKING:
-    from evals.suites.recon import Finished
+    from evals.engine.models import ModelRun
+    from evals.engine.run import Finished
 
 HELP = """\
 usage: python -m evals check FILE [--update] [key=value ...]
 
-Runs what FILE names, in a store of its own, and compares: PSNR within 2e-4 dB, SSIM within 1e-5, shifts of colour and
-brightness within 1e-4, Frechet and perceptual distances within 1e-4 relative, at least 99.9 % of all ids equal, hashes
-of protocol, pictures and weights exactly. Prints what moved. Exit status: 0 nothing moved, 1 something did, 2 it could
-not be run.
+Runs what FILE names, in a cache of its own, and compares: PSNR within 2e-4 dB, SSIM within 1e-5, shifts of colour and
+brightness within 1e-4, top-1 within one image, other figures within 1e-4 relative, at least 99.9 % of all tokens equal,
+hashes of protocol, items and weights exactly. Prints what moved. Exit status: 0 nothing moved, 1 something did, 2 it
+could not be run.
 
-    python -m evals check results/mini/recon.json            in a CI
-    python -m evals check results/mini/recon.json --update   write the present figures, after a wanted change
+    python -m evals check results/mini/engine.json            in a CI
+    python -m evals check results/mini/engine.json --update   write the present figures, after a wanted change
 """
 
-# By how a column's name starts: (absolute tolerance, relative tolerance). Columns that follow from the ids alone
-# (codebook use, perplexity, entropy) are covered by comparing the ids.
+# By how a column's name starts: (absolute tolerance, relative tolerance). Columns that follow from the tokens alone are
+# covered by comparing the tokens.
 TOLERANCES = {
     "PSNR": (2e-4, 0.0),
     "SSIM": (1e-5, 0.0),
     "colour-": (1e-4, 0.0),
     "brightness-": (1e-4, 0.0),
-    "FD-": (1e-6, 1e-4),
-    "rFID": (1e-6, 1e-4),
     "perc-": (1e-9, 1e-4),
     "LPIPS": (1e-9, 1e-4),
 }
-IDS_EQUAL = 0.999
+# Of every other column. Distances between sets are differences of means: their rounding does not shrink with them.
+OTHERS = (1e-6, 1e-4)
+# Shares of images: one of them may change sides.
+SHARES = "top1-"
+TOKENS_EQUAL = 0.999
+_CONFIG = ConfigDict(extra="forbid")
+
+
+@checked(config=_CONFIG)
+class RowSnapshot:
+    """One row. weights: sha256 of each; cells: column to figure, "inf" and "nan" as text; tokens: a line an image, its
+    ids separated by spaces."""
+
+    status: str
+    weights: list[str] = field(default_factory=list)
+    cells: dict[str, float | str | None] = field(default_factory=dict)
+    tokens: list[str] = field(default_factory=list)
+
+
+@checked(config=_CONFIG)
+class Snapshot:
+    """What FILE holds: the command's settings, hashes, and each row's figures and tokens."""
+
+    config: list[str]
+    protocol_hash: str = ""
+    dataset_fingerprint: str = ""
+    items: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    rows: dict[str, RowSnapshot] = field(default_factory=dict)
+
+
+_SNAPSHOT = TypeAdapter(Snapshot)
+
+
+def read(path: Path) -> Snapshot:
+    """A file of this command. Raises RecordError for another one; OSError when it can't be read."""
+    try:
+        return _SNAPSHOT.validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RecordError(
+            f"{path} is no file of this command: {where + ': ' if where else ''}{first['msg']} "
+            f"({error.error_count()} such); a file that holds its config alone is filled by --update"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -68,112 +117,120 @@ def main(argv: list[str]) -> int:
         return 2
     from evals.config import ConfigError
     from evals.datasets.base import DatasetError
-    from evals.store import StoreError
+    from evals.engine.store import StoreError
     from lactok.registry import RegistryError
 
-    path = Path(files[0])
+    path, update = Path(files[0]), "--update" in flags
     try:
-        committed = json.loads(path.read_text(encoding="utf-8"))
-        overrides = [*committed["config"], *(a for a in argv if "=" in a)]
-        now = measure(overrides)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        print(f"error: {path} is no file of this command: {type(error).__name__}: {error}", file=sys.stderr)
+        committed = read(path)
+        if not committed.rows and not update:
+            raise RecordError(f"{path} has no rows to compare with: write them by --update")
+    except (RecordError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
+    try:
+        now = measure([*committed.config, *(a for a in argv if "=" in a)])
     except (ConfigError, DatasetError, StoreError, RegistryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if "--update" in flags:
-        write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
-        print(f"wrote {path}: {len(now['rows'])} rows")
+    if update:
+        write_atomically(path, (json.dumps(_SNAPSHOT.dump_python(now), indent=1) + "\n").encode())
+        print(f"wrote {path}: {len(now.rows)} rows")
         return 0
     moved = compare(committed, now)
-    print("\n".join(map(str, moved)) or f"nothing moved: {len(now['rows'])} rows, {now['pictures']} pictures")
+    print("\n".join(map(str, moved)) or f"nothing moved: {len(now.rows)} rows, {now.items} items")
     if moved:
-        print(f"{len(moved)} figure(s) moved; made with {committed['versions']}, now {now['versions']}")
+        print(f"{len(moved)} figure(s) moved; made with {committed.versions}, now {now.versions}")
     return 1 if moved else 0
 
 
-def measure(overrides: list[str]) -> dict[str, Any]:
-    """The present figures of the run that a file's overrides name, made in an empty store that is then removed."""
+def measure(overrides: list[str]) -> Snapshot:
+    """The present figures of the run that a file's overrides name, made in an empty cache that is then removed."""
     from evals.config import compose_config
-    from evals.suites import recon
 
     with tempfile.TemporaryDirectory(prefix="lactok-check-") as out:
-        return snapshot(recon.run(compose_config([*overrides, f"out='{out}'"]), quiet=True), overrides)
+        return snapshot(engine.run(compose_config([*overrides, f"out='{out}'"]), quiet=True), overrides)
 
 
-def snapshot(finished: Finished, overrides: list[str]) -> dict[str, Any]:
-    """What FILE holds: configuration, hashes, and each row's figures and ids. Reads the store."""
+def snapshot(finished: Finished, overrides: list[str]) -> Snapshot:
+    """What FILE holds of a finished run. Reads its cache."""
     run = finished.record
+    of_tokens = {column.name for column in run.columns if column.kind == "token"}
     rows = {}
-    for work, row in zip(finished.job.rows, run.rows):
-        cells = {name: _plain(cell.value) for name, cell in row.cells.items() if _tolerance(name)}
-        rows[row.label] = {"status": row.status, "weights": [w.sha256 for w in row.weights], "cells": cells}
-        if row.status == "ok" and row.ids_per_image is not None:
-            rows[row.label]["ids"] = _ids(finished, work)
-    return {
-        "config": overrides,
-        "protocol_hash": run.protocol_hash,
-        "dataset_fingerprint": run.dataset_fingerprint,
-        "pictures": run.pictures,
-        "versions": run.versions,
-        "device": run.device,
-        "rows": rows,
-    }
+    for work, row in zip(finished.job.runs, run.rows, strict=True):
+        cells = {name: _plain(cell.value) for name, cell in row.cells.items() if name not in of_tokens}
+        tokens = _tokens(finished, work) if row.status == "ok" else []
+        rows[row.label] = RowSnapshot(row.status, [w.sha256 for w in row.weights], cells, tokens)
+    return Snapshot(overrides, run.protocol_hash, run.dataset_fingerprint, run.items, run.versions, run.device, rows)
 
 
-def _ids(finished: Finished, work: Any) -> list[str]:
-    """A line a picture: its ids, separated by spaces."""
-    job = finished.job
-    pieces = [job.cache.read("ids", job.keys.ids(c, work.identity.parts)) for c in job.chunks]
-    return [" ".join(map(str, picture.ravel().tolist())) for piece in pieces for picture in piece.arrays["ids"]]
+def _tokens(finished: Finished, work: ModelRun) -> list[str]:
+    """A line an image: its ids, separated by spaces; [] where the row has no tokens."""
+    job, lines = finished.job, []
+    for chunk in job.chunks:
+        artifact = job.task.tokens(work, chunk)
+        entry = job.cache.read(artifact) if artifact is not None else None
+        if entry is not None:
+            lines += [" ".join(map(str, ids.ravel().tolist())) for ids in entry.arrays["ids"]]
+    return lines
 
 
 def _plain(value: float | None) -> float | str | None:
     return str(value) if value is not None and not math.isfinite(value) else value
 
 
-def _tolerance(column: str) -> tuple[float, float] | None:
-    return next((t for start, t in TOLERANCES.items() if column.startswith(start)), None)
+def _tolerance(column: str, items: int) -> tuple[float, float]:
+    """(absolute, relative) of a column's figures."""
+    if column.startswith(SHARES):
+        return 1.000001 / items, 0.0  # a share is rounded
+    return next((t for start, t in TOLERANCES.items() if column.startswith(start)), OTHERS)
 
 
-def compare(committed: dict[str, Any], now: dict[str, Any]) -> list[Moved]:
+def compare(committed: Snapshot, now: Snapshot) -> list[Moved]:
     """All that moved, from two snapshots."""
     moved = [
-        Moved("run", what, committed[what], now[what], "nothing")
-        for what in ("protocol_hash", "dataset_fingerprint", "pictures")
-        if committed[what] != now[what]
+        Moved("run", what, getattr(committed, what), getattr(now, what), "nothing")
+        for what in ("protocol_hash", "dataset_fingerprint", "items")
+        if getattr(committed, what) != getattr(now, what)
     ]
-    for label, before in committed["rows"].items():
-        after = now["rows"].get(label)
+    for label, before in committed.rows.items():
+        after = now.rows.get(label)
         if after is None:
             moved.append(Moved(label, "row", "present", "absent", "nothing"))
             continue
         moved += [
-            Moved(label, what, before[what], after[what], "nothing")
+            Moved(label, what, getattr(before, what), getattr(after, what), "nothing")
             for what in ("status", "weights")
-            if before[what] != after[what]
+            if getattr(before, what) != getattr(after, what)
         ]
-        moved += _moved_cells(label, before["cells"], after["cells"])
-        if "ids" in before:
-            moved += _moved_ids(label, before["ids"], after.get("ids", []))
+        moved += _moved_cells(label, before.cells, after.cells, committed.items)
+        if before.tokens:
+            moved += _moved_tokens(label, before.tokens, after.tokens)
     return moved
 
 
-def _moved_cells(label: str, before: dict[str, Any], after: dict[str, Any]) -> list[Moved]:
+def _moved_cells(
+    label: str, before: dict[str, float | str | None], after: dict[str, float | str | None], items: int
+) -> list[Moved]:
     moved = []
     for name, value in before.items():
-        absolute, relative = _tolerance(name)
-        a, b = float(value), float(after.get(name, "nan"))
-        allowed = absolute + relative * abs(a)
-        if not (a == b or abs(a - b) <= allowed):
+        now = after.get(name)
+        if value == now:  # a missing figure, too
+            continue
+        if value is None or now is None:
+            moved.append(Moved(label, name, value, now, "nothing"))
+            continue
+        absolute, relative = _tolerance(name, items)
+        a, b = float(value), float(now)
+        allowed = absolute + relative * abs(a) if math.isfinite(a) else 0.0
+        if not abs(a - b) <= allowed:
             moved.append(Moved(label, name, a, b, f"{allowed:.2g}"))
     return moved
 
 
-def _moved_ids(label: str, before: list[str], after: list[str]) -> list[Moved]:
+def _moved_tokens(label: str, before: list[str], after: list[str]) -> list[Moved]:
     a, b = " ".join(before).split(), " ".join(after).split()
     equal = sum(x == y for x, y in zip(a, b)) / max(len(a), len(b), 1)
-    if equal >= IDS_EQUAL and len(a) == len(b):
+    if equal >= TOKENS_EQUAL and len(a) == len(b):
         return []
-    return [Moved(label, "ids", f"{len(a)} ids", f"{equal:.2%} of them equal", f"at least {IDS_EQUAL:.1%}")]
+    return [Moved(label, "tokens", f"{len(a)} tokens", f"{equal:.2%} of them equal", f"at least {TOKENS_EQUAL:.1%}")]

@@ -6,17 +6,18 @@ import sys
 from typing import Any
 
 HELP = """\
-usage: python -m evals list [tokenizers] [datasets] [suites] [metrics] [protocols]
+usage: python -m evals list [tokenizers] [generators] [datasets] [suites] [metrics] [protocols]
 
 Shows the names that `python -m evals.run` takes, what each needs (checkpoints, data) and whether that is here.
-Nothing is downloaded. Without a word: all five.
+Nothing is downloaded. Without a word: all six.
 """
 
 
 def main(argv: list[str]) -> int:
     """Print the asked-for lists; 2 for an unknown word, 1 when a plugin can't be imported."""
     sections = {
-        "tokenizers": _tokenizers,
+        "tokenizers": lambda: _models("tokenizers"),
+        "generators": lambda: _models("generators"),
         "datasets": _datasets,
         "suites": _suites,
         "metrics": _metrics,
@@ -46,24 +47,29 @@ def _table(title: str, *columns: str) -> Any:
 def _show(table: Any) -> None:
     from rich.console import Console
 
-    Console(soft_wrap=False).print(table)
-    print()
+    from evals.report.symbols import printable
+
+    console = Console(soft_wrap=False)
+    with console.capture() as drawn:
+        console.print(table)
+    print(printable(drawn.get(), sys.stdout.encoding))
 
 
-def _tokenizers() -> int:
+def _models(group: str) -> int:
+    """The models of a group of plugins, "tokenizers" or "generators"."""
     from lactok import registry
 
-    table = _table(
-        "Tokenizers (tokenizers=NAME)", "name", "scale", "package", "licence code / weights", "needs", "here"
-    )
+    title = f"{group.capitalize()} ({group}=NAME)"
+    table = _table(title, "name", "scale", "package", "licence code / weights", "needs", "here")
     broken, missing = 0, []
-    for name, entry in registry.entries("tokenizers").items():
+    for name, entry in registry.entries(group).items():
         try:
-            cls = registry.load("tokenizers", name)
+            cls = registry.load(group, name)
             needs, here, reasons = _here(cls.weights(cls.Options()))
             missing += reasons
             licences = f"{cls.code_licence} / {cls.weights_licence}"
-            table.add_row(name, cls.scale, entry.distribution, licences, needs, here)
+            names = "\n".join([name, *(f"also {alias}" for alias in registry.aliases_of(group, name))])
+            table.add_row(names, cls.scale, entry.distribution, licences, needs, here)
         except registry.BrokenPlugin as error:
             broken = 1
             table.add_row(name, "?", entry.distribution, "?", "?", "broken")
@@ -87,57 +93,64 @@ def _here(sources: Any) -> tuple[str, str, list[str]]:
 
 
 def _show_missing(missing: list[str]) -> None:
+    from evals.report.symbols import printable
+
     if missing:
-        print("What is not here:")
-        print("\n".join(f"- {line}" for line in dict.fromkeys(missing)))
+        print("What is missing here:")
+        print(printable("\n".join(f"- {line}" for line in dict.fromkeys(missing)), sys.stdout.encoding))
         print()
 
 
 def _datasets() -> int:
-    from evals.datasets.base import DatasetError
-    from evals.datasets.registry import dataset_class, dataset_names
+    from lactok import registry
 
-    table = _table("Datasets (dataset=NAME)", "name", "what", "here")
-    broken = []
-    for name in dataset_names():
+    table = _table("Datasets (dataset=NAME)", "name", "what", "package", "here")
+    broken, missing = 0, []
+    for name, entry in registry.entries("datasets").items():
         try:
-            needs = dataset_class(name).needs()
-        except DatasetError as error:
-            table.add_row(name, "?", "broken")
-            broken.append(str(error))
-            continue
-        here = {True: f"yes: {needs.where}", False: "no", None: "give dataset.root=DIR"}[needs.here]
-        table.add_row(name, needs.summary, here)
+            needs = registry.load("datasets", name).needs()
+            where = f"yes: {needs.where}" if needs.where else "yes"
+            here = {True: where, False: "no", None: "give dataset.root=DIR"}[needs.here]
+            table.add_row(name, needs.summary, entry.distribution, here)
+        except registry.BrokenPlugin as error:
+            broken = 1
+            table.add_row(name, "?", entry.distribution, "broken")
+            missing.append(str(error))
     _show(table)
-    _show_missing(broken)
-    return int(bool(broken))
+    _show_missing(missing)
+    return broken
 
 
 def _suites() -> int:
+    from evals.suites.catalog import suites
+
     table = _table("Suites (suite=NAME)", "name", "what")
-    table.add_row("recon", "reconstruction: every picture through every tokenizer and back, scored against itself")
-    table.add_row("ablation", "from LlamaGen's decoder to LacTok's, step by step")
-    table.add_row("tokens", "LacTok at three numbers of ids")
-    table.add_row("table1", "the paper's Table 1: its tokenizers on ImageNet, scale=paper")
-    table.add_row("table2", "the paper's Table 2: the same on MSCOCO-2017 (dataset=mjhq-5k, flux-5k: the others)")
-    table.add_row("table4", "the paper's Table 4: ablation at scale=paper")
-    table.add_row("table5", "the paper's Table 5: tokens at scale=paper")
+    for suite in suites().values():
+        table.add_row(suite.name, suite.summary)
     _show(table)
     return 0
 
 
 def _metrics() -> int:
-    from evals.metrics.registry import METRICS
+    from evals.metrics.plan import UnusableMetric, metric_class
+    from lactok import registry
 
-    table = _table("Metrics (metrics=[NAME,...])", "name", "what", "needs", "here")
-    missing = []
-    for name, spec in METRICS.items():
-        needs, here, reasons = _here(spec.weights())
-        missing += reasons
-        table.add_row(name, spec.summary, needs, here)
+    table = _table("Metrics (metrics=[NAME,...])", "name", "what", "package", "needs", "here")
+    broken, missing = 0, []
+    for name, entry in registry.entries("metrics").items():
+        try:
+            cls = metric_class(name)
+            needs, here, reasons = _here(cls.weights())
+            missing += reasons
+            table.add_row(name, cls.summary, entry.distribution, needs, here)
+        except Exception as error:  # a plugin may fail in any way; the others are listed
+            broken = 1
+            table.add_row(name, "?", entry.distribution, "?", "broken")
+            told = isinstance(error, (registry.RegistryError, UnusableMetric))
+            missing.append(f"metric {name}: {error if told else f'{type(error).__name__}: {error}'}")
     _show(table)
     _show_missing(missing)
-    return 0
+    return broken
 
 
 def _protocols() -> int:

@@ -8,48 +8,63 @@ from pathlib import Path
 
 DESCRIPTION = """\
 Puts a table of the paper together from the newest paper-scale runs in OUT/runs that share a protocol, in the paper's
-layout, with the published figures beside the measured ones; what is lacking stands there as "not measured", with the
-command that measures it. Writes OUT/tables/TABLE.md, .tex and .html. Exit status: 0 all measured, 1 something is
-lacking, 2 it could not be made.
+layout, each figure compared with the published one; what is missing stands there as "not measured", with the command
+that measures it. Writes OUT/tables/TABLE.md, .tex and .html. Exit status: 0 all measured, 1 something is missing, 2 it
+could not be made.
 """
+
+
+class ReportError(Exception):
+    """The table can't be made; the message says what is there instead."""
 
 
 def main(argv: list[str]) -> int:
     """See DESCRIPTION."""
-    from evals.config import PAPER_TABLES
+    from evals.suites.catalog import PAPER_TABLES
 
     parser = argparse.ArgumentParser(
         prog="python -m evals report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("table", metavar="TABLE", help=", ".join(PAPER_TABLES))
-    parser.add_argument("--out", type=Path, default=Path("results"), help="the runs' store [results]")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="the folder of cache and runs [results]")
     parser.add_argument("--protocol", metavar="HASH", help="take this protocol instead of the newest run's")
     try:
         args = parser.parse_args(argv)
     except SystemExit as done:
         return int(done.code or 0)
 
-    from evals.report.paper import assemble, read_runs
-    from evals.report.paper_text import render, write_paper_table
-    from evals.store import StoreError
+    from evals.engine.store import StoreError
     from lactok.registry import unknown
 
     if args.table not in PAPER_TABLES:
         print(f"error: {unknown('table', args.table, list(PAPER_TABLES))}", file=sys.stderr)
         return 2
-    runs, unreadable = read_runs(args.out)
-    hashes = dict.fromkeys(found.run.protocol_hash for found in runs)
-    if args.protocol and args.protocol not in hashes:
-        known = ", ".join(hashes) or "none"
-        print(f"error: no run in {args.out}/runs has protocol {args.protocol}; there: {known}", file=sys.stderr)
-        return 2
-    table = assemble(args.table, runs, args.protocol)
     try:
-        paths = write_paper_table(table, args.out / "tables")
-    except StoreError as error:
+        return write(args.table, args.out, args.protocol)
+    except (ReportError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(render(table, "md"))
+
+
+def write(name: str, out: Path, protocol: str | None = None) -> int:
+    """Write the table `name` of the runs in `out` to OUT/tables and print it; 0 when all is measured, else 1.
+
+    protocol: the hash to take, by default the newest run's. Raises ReportError when no run has it or none can be read,
+    and StoreError.
+    """
+    from evals.report.paper import assemble, read_runs
+    from evals.report.paper_text import render, write_paper_table
+    from evals.report.symbols import printable
+
+    runs, unreadable = read_runs(out)
+    if unreadable and not runs:
+        raise ReportError("\n".join(unreadable))
+    hashes = dict.fromkeys(found.run.protocol_hash for found in runs)
+    if protocol and protocol not in hashes:
+        raise ReportError(f"no run in {out}/runs has protocol {protocol}; there: {', '.join(hashes) or 'none'}")
+    table = assemble(name, runs, protocol)
+    paths = write_paper_table(table, out / "tables")
+    print(printable(render(table, "md"), sys.stdout.encoding))
     print("\n".join(map(str, paths)))
     for line in unreadable:
         print(f"left out: {line}", file=sys.stderr)

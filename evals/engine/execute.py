@@ -1,232 +1,117 @@
-"""Doing the work that the store lacks: for each chunk of pictures and each row, encode, decode, score, commit.
+"""Doing the work that the cache lacks: claim a chunk, load it once, make each model's missing artifacts, score, commit.
 
-Rows are resident together in groups, and the originals of a chunk are looked at once for all rows of a group. What
-a row returns is checked; a row that fails is named and left, the others go on.
+Models are on the device in groups, and a chunk is loaded and its references embedded once for all models of a group. A
+model that fails is named and left, and so is a metric; the others go on.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-from typing import Protocol as Interface
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evals.datasets.base import Dataset
-from evals.engine.batches import Batcher, Timed
-from evals.engine.guard import PluginError, check_codes, check_images
-from evals.engine.ranks import Ranks
-from evals.engine.rows import Identity, Row, identify
-from evals.engine.seeds import image_seed
-from evals.engine.source import Originals, read_chunks
-from evals.engine.work import Chunk, Keys
-from evals.environment import precision
-from evals.metrics.base import Probe
-from evals.protocol import Protocol, native_pictures, reconstruction
-from evals.store import Cache, StoreError, key_of
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
-from lactok.weights import WeightsError
+from evals.engine.batches import is_out_of_memory
+from evals.engine.environment import precision
+from evals.engine.isolation import isolated
+from evals.engine.job import Chunk, Job
+from evals.engine.load import load_ahead
+from evals.engine.models import ModelRun
+from evals.engine.store import StoreError
+from evals.metrics.base import ImageMetric
+from evals.metrics.plan import MetricPlan
+from evals.tasks.base import Batch, Images, Outputs, pack_images, plain, unpack_images
+from lactok.interface import Item
+
+ImagePlan = MetricPlan[ImageMetric]
 
 
-class Progress(Interface):
-    """Where the engine tells how far it is."""
+class Progress(Protocol):
+    """Where the engine reports how far it is."""
 
     def start(self, total: int) -> None: ...
 
-    def advance(self, row: str, pictures: int, worked: bool) -> None: ...
-
-
-@dataclass(frozen=True)
-class ProbePlan:
-    """A probe to be built when it is first needed. identity: what determines its values, for keys."""
-
-    name: str
-    identity: dict[str, Any]
-    make: Callable[[torch.device], Probe]
-    has_features: bool
-
-
-@dataclass
-class RowWork:
-    """A row in execution. status and error as in RowRecord; info and identity are None until they are known."""
-
-    row: Row
-    identity: Identity | None = None
-    info: TokenizerInfo | None = None
-    tokenizer: Tokenizer | None = None
-    encode_batch: Batcher | None = None
-    decode_batch: Batcher | None = None
-    status: str = "ok"
-    error: str = ""
-
-    def repeats(self, seeds: int) -> list[int | None]:
-        """The decodings of a picture: [None] for a deterministic tokenizer, else 0 to seeds - 1."""
-        return [None] if self.info.deterministic else list(range(seeds))
-
-    def fail(self, error: BaseException, status: str = "failed") -> None:
-        """Leave this row with the reason; what it had finished stays in the store."""
-        known = isinstance(error, (PluginError, WeightsError))
-        self.status = status
-        self.error = str(error) if known else f"{type(error).__name__}: {error}"
-        self.tokenizer = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that the engine needs; see evals/config.py for the settings. shown: dataset indices on the contact sheet."""
-
-    dataset: Dataset
-    chunks: Sequence[Chunk]
-    rows: Sequence[RowWork]
-    probes: Sequence[ProbePlan]
-    protocol: Protocol
-    keys: Keys
-    cache: Cache
-    device: torch.device
-    precision: str
-    batch_size: int
-    seeds: int = 1
-    resident: int | None = None
-    save_pictures: bool = False
-    shown: frozenset[int] = frozenset()
-    ranks: Ranks = field(default_factory=Ranks)
-    built_probes: dict[str, Probe] = field(default_factory=dict)
-
-    def probe(self, plan: ProbePlan) -> Probe:
-        """The built probe (built once)."""
-        if plan.name not in self.built_probes:
-            self.built_probes[plan.name] = plan.make(self.device)
-        return self.built_probes[plan.name]
-
-
-def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
-    """Make every piece of the job that the store lacks, together with the other ranks, if any.
-
-    Row failures are noted in job.rows; StoreError and bad pictures are raised. attempt: a number that all ranks share
-    and no earlier call of this run had.
-    """
-    with job.ranks.zero_first(f"rows/{attempt}"):
-        for work in job.rows:
-            _prepare(work, job)
-    active = [work for work in job.rows if work.status == "ok"]
-    progress.start(len(active) * len(job.chunks))
-    size = job.resident or max(1, len(active))
-    for first in range(0, len(active), size):
-        group = active[first : first + size]
-        labels = [work.row.label for work in group]
-        _run_group(job, group, progress, f"{attempt}/{key_of(rows=labels)}")
-        for work in group:
-            work.tokenizer = None
-
-
-def _prepare(work: RowWork, job: Job) -> None:
-    """Find the row's checkpoints and its facts; builds the tokenizer only where no earlier run kept its facts."""
-    if work.row.cls is None:
-        work.status, work.error = "failed", work.row.error
-        return
-    try:
-        work.identity = identify(work.row)
-        kept = job.cache.read("info", _info_key(work))
-        work.info = _info_from(kept.meta) if kept else _built(work, job).info
-        if kept is None:
-            job.cache.write("info", _info_key(work), {}, dataclasses.asdict(work.info))
-    except WeightsError as error:
-        work.fail(error, "missing")
-    except StoreError:
-        raise
-    except Exception as error:  # a plugin's constructor may fail in any way
-        work.fail(error)
-
-
-def _info_key(work: RowWork) -> str:
-    return key_of(info=work.identity.parts)
-
-
-def _info_from(meta: dict[str, Any]) -> TokenizerInfo:
-    training = TrainingCompute(**meta["training"]) if meta["training"] else None
-    vocabulary = tuple(meta["vocabulary"]) if isinstance(meta["vocabulary"], list) else meta["vocabulary"]
-    return TokenizerInfo(**{**meta, "training": training, "vocabulary": vocabulary})
-
-
-def _built(work: RowWork, job: Job) -> Tokenizer:
-    if work.tokenizer is None:
-        work.tokenizer = work.row.cls(work.row.options, job.device)
-        work.encode_batch = work.encode_batch or Batcher(job.batch_size, job.device)
-        work.decode_batch = work.decode_batch or Batcher(job.batch_size, job.device)
-    return work.tokenizer
+    def advance(self, row: str, items: int, worked: bool) -> None: ...
 
 
 @dataclass
 class Missing:
-    """What the store lacks of one row for one chunk."""
+    """What the cache lacks of one row for one chunk. scores, images: by seed index."""
 
-    work: RowWork
-    scores: dict[int | None, list[ProbePlan]]
-    contact: bool
-    pictures: list[int | None]
-    ids: bool
+    run: ModelRun
+    scores: dict[int, list[ImagePlan]]
+    contact: bool = False
+    images: list[int] = field(default_factory=list)
+    tokens: bool = False
 
     @property
     def any(self) -> bool:
-        return self.contact or self.ids or bool(self.pictures) or any(self.scores.values())
+        return self.contact or self.tokens or bool(self.images) or any(self.scores.values())
 
     @property
-    def repeats(self) -> list[int | None]:
-        """The decodings that are needed."""
-        first = self.work.repeats(1)[0]
-        return [r for r in self.scores if self.scores[r] or r in self.pictures or (self.contact and r == first)]
+    def seed_indices(self) -> list[int]:
+        """The outputs that are needed."""
+        return [s for s in self.scores if self.scores[s] or s in self.images or (self.contact and s == 0)]
 
 
-def _missing(job: Job, work: RowWork, chunk: Chunk) -> Missing:
-    identity, keys, has = work.identity.parts, job.keys, job.cache.has
-    repeats = work.repeats(job.seeds)
-    scores = {
-        repeat: [p for p in job.probes if not has(f"scores-{p.name}", keys.scores(chunk, identity, repeat, p.identity))]
-        for repeat in repeats
-    }
-    shown = shown_in(job, chunk)
-    contact = bool(shown) and not has("contact", keys.contact(chunk, identity, shown))
-    pictures = (
-        [r for r in repeats if not has("pictures", keys.pictures(chunk, identity, r))] if job.save_pictures else []
-    )
-    ids = work.info.ids_per_image is not None and not has("ids", keys.ids(chunk, identity))
-    return Missing(work, scores, contact, pictures, ids)
+@dataclass
+class Scored:
+    """A model's images of a chunk that a metric has yet to see."""
+
+    run: ModelRun
+    seed_index: int
+    outputs: Outputs
+    arrays: list[dict[str, Tensor]] = field(default_factory=list)
 
 
-def shown_in(job: Job, chunk: Chunk) -> list[int]:
-    """Indices within the chunk of the samples that the contact sheet shows."""
-    return [i for i in range(len(chunk)) if chunk.start + i in job.shown]
+def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
+    """Make every artifact of the job that the cache lacks, together with the other ranks, if any.
+
+    Failures of rows and metrics are noted in the job; StoreError and DatasetError are raised. attempt: a number that
+    all ranks share and no earlier call of this run had.
+    """
+    with job.ranks.zero_first(f"rows/{attempt}"):
+        for run in job.runs:
+            if run.identity is None and run.status == "ok":
+                run.identify()
+    job.ranks.publish(begun(attempt, job.ranks.rank), True)
+    active = [run for run in job.runs if run.status == "ok"]
+    progress.start(len(active) * len(job.chunks))
+    size = job.resident or max(1, len(active))
+    for number, first in enumerate(range(0, len(active), size)):
+        group = active[first : first + size]
+        try:
+            _run_group(job, group, progress, f"{attempt}/{number}")
+        finally:
+            for run in group:
+                run.stop()
 
 
-def remove_damaged(job: Job) -> None:
-    """Read every piece that the job's figures are made from; reading removes a damaged one (evals/store.py)."""
-    for chunk in job.chunks:
-        for plan in job.probes:
-            job.cache.read(f"originals-{plan.name}", job.keys.originals(chunk, plan.identity))
-        for work in job.rows:
-            if work.status == "ok":
-                job.cache.read("ids", job.keys.ids(chunk, work.identity.parts))
-                for repeat in work.repeats(job.seeds):
-                    for plan in job.probes:
-                        key = job.keys.scores(chunk, work.identity.parts, repeat, plan.identity)
-                        job.cache.read(f"scores-{plan.name}", key)
+def begun(attempt: int, rank: int) -> str:
+    """The key under which a rank publishes that it is about to claim chunks."""
+    return f"begun/{attempt}/{rank}"
 
 
-def _run_group(job: Job, group: list[RowWork], progress: Progress, counter: str) -> None:
-    def lacking() -> Iterator[Chunk]:
+def _run_group(job: Job, group: list[ModelRun], progress: Progress, counter: str) -> None:
+    for run in group:
+        if run.info is None:
+            run.find_info(job.cache)
+
+    def incomplete() -> Iterator[Chunk]:
         for chunk in _claimed(job, counter):
-            if _originals_lacking(job, chunk) or any(_missing(job, work, chunk).any for work in group):
+            going = [run for run in group if run.status == "ok"]
+            if going and (_references_missing(job, chunk) or any(_missing(job, run, chunk).any for run in going)):
                 yield chunk
             else:
-                for work in group:
-                    progress.advance(work.row.label, len(chunk), worked=False)
+                for run in group:
+                    progress.advance(run.row.label, len(chunk), worked=False)
 
-    for originals in read_chunks(job.dataset, lacking(), job.protocol, job.device):
-        _run_chunk(job, group, originals, progress)
+    for batch in load_ahead(job.task, incomplete(), job.device):
+        _run_chunk(job, group, batch, progress)
 
 
 def _claimed(job: Job, counter: str) -> Iterator[Chunk]:
@@ -235,133 +120,197 @@ def _claimed(job: Job, counter: str) -> Iterator[Chunk]:
         yield job.chunks[number]
 
 
-def _originals_lacking(job: Job, chunk: Chunk) -> list[ProbePlan]:
+def _missing(job: Job, run: ModelRun, chunk: Chunk) -> Missing:
+    has, seed_indices = job.cache.has, run.seed_indices(job.seeds) if run.status == "ok" else []
+    scores = {
+        s: [p for p in _scorable(job, run) if not has(job.scores(run, chunk, s, p))]
+        for s in seed_indices
+    }  # fmt: skip
+    missing = Missing(run, scores)
+    if seed_indices:
+        missing.contact = bool(job.shown_in(chunk)) and not has(job.contact(run, chunk))
+        if job.save_images or job.task.keeps_images:
+            missing.images = [s for s in seed_indices if not has(job.task.images(run, chunk, s))]
+        tokens = job.task.tokens(run, chunk)
+        missing.tokens = tokens is not None and not has(tokens)
+    return missing
+
+
+def _scorable(job: Job, run: ModelRun) -> list[ImagePlan]:
+    return [p for p in job.metrics.image if p.name not in job.broken_metrics and p.name not in run.metric_errors]
+
+
+def _references_missing(job: Job, chunk: Chunk) -> list[ImagePlan]:
+    if not job.task.has_references:
+        return []
     return [
         p
-        for p in job.probes
-        if p.has_features and not job.cache.has(f"originals-{p.name}", job.keys.originals(chunk, p.identity))
+        for p in job.metrics.image
+        if p.cls.feature_dim
+        and p.name not in job.broken_metrics
+        and not job.cache.has(job.reference_features(chunk, p))
     ]
 
 
-def _run_chunk(job: Job, group: list[RowWork], originals: Originals, progress: Progress) -> None:
-    evaluation = originals.evaluation
-    todo = [_missing(job, work, originals.chunk) for work in group if work.status == "ok"]
-    made: list[tuple[Missing, int | None, Tensor]] = []
-    for missing in todo:
+def _run_chunk(job: Job, group: list[ModelRun], batch: Batch, progress: Progress) -> None:
+    made: list[tuple[Missing, int, Outputs]] = []
+    for run in group:
+        missing = _missing(job, run, batch.chunk)
         if missing.any:
             try:
-                made.extend((missing, r, p) for r, p in _reconstruct(job, missing, originals, evaluation))
+                made.extend((missing, s, outputs) for s, outputs in _outputs(job, missing, batch))
             except StoreError:
                 raise
-            except Exception as error:  # a plugin may fail in any way; the other rows go on
-                missing.work.fail(error)
-    for plan in job.probes:
-        wanted = [(m, r, p) for m, r, p in made if m.work.status == "ok" and plan in m.scores[r]]
-        _score(job, plan, originals.chunk, evaluation, wanted)
-    for work in group:
-        progress.advance(work.row.label, len(originals.chunk), worked=True)
+            except (Exception, SystemExit) as error:  # a plugin may fail in any way; the other rows go on
+                run.fail(error)
+    for plan in job.metrics.image:
+        if plan.name not in job.broken_metrics:
+            _score(job, plan, batch, [Scored(m.run, s, o) for m, s, o in made if _wanted(m, s, plan)])
+    for run in group:
+        progress.advance(run.row.label, len(batch.chunk), worked=True)
 
 
-def _reconstruct(
-    job: Job, missing: Missing, originals: Originals, evaluation: Tensor
-) -> Iterator[tuple[int | None, Tensor]]:
-    """(repeat, uint8 (B, 3, E, E)) for every decoding that the row lacks a score of; stores ids, contact pictures."""
-    work, chunk = missing.work, originals.chunk
-    identity = work.identity.parts
-    codes = _codes(job, work, originals, evaluation) if missing.ids else None
-    for repeat in missing.repeats:
-        kept = job.cache.read("pictures", job.keys.pictures(chunk, identity, repeat))
-        if kept is not None:
-            pictures = torch.from_numpy(kept.arrays["pictures"]).to(job.device)
-        else:
-            codes = codes if codes is not None else _codes(job, work, originals, evaluation)
-            pictures, timed = _decode(job, work, chunk, codes, repeat)
-            job.cache.write("timing", job.keys.pictures(chunk, identity, repeat), {}, _timing(timed, chunk))
-        if repeat in missing.pictures:
-            key = job.keys.pictures(chunk, identity, repeat)
-            job.cache.write("pictures", key, {"pictures": pictures.cpu().numpy()}, {})
-        if missing.contact and repeat in (None, 0):
-            shown = shown_in(job, chunk)
-            key = job.keys.contact(chunk, identity, shown)
-            job.cache.write("contact", key, {"pictures": pictures[shown].cpu().numpy()}, {"shown": shown})
-        yield repeat, pictures
+def _wanted(missing: Missing, seed_index: int, plan: ImagePlan) -> bool:
+    return missing.run.status == "ok" and plan in missing.scores[seed_index]
 
 
-def _timing(timed: Timed, chunk: Chunk) -> dict[str, Any]:
-    return {"images": len(chunk), "threads": torch.get_num_threads(), **dataclasses.asdict(timed)}
+def _outputs(job: Job, missing: Missing, batch: Batch) -> Iterator[tuple[int, Outputs]]:
+    """(seed index, outputs) for every output that the row lacks something of; stores images, timing, contact images."""
+    run, chunk, cache = missing.run, batch.chunk, job.cache
+    stored: dict[int, Outputs] = {}
+    for seed_index in missing.seed_indices:
+        entry = cache.read(job.task.images(run, chunk, seed_index))
+        if entry is not None:
+            refused = {int(place): reason for place, reason in entry.meta["refused"].items()}
+            stored[seed_index] = Outputs(unpack_images(entry, job.device), refused)
+    absent = [s for s in missing.seed_indices if s not in stored]
+    fresh = iter(())  # type: Iterator[Outputs]
+    if absent or missing.tokens:
+        fresh = job.task.run(run, batch, absent, cache)
+    for seed_index in missing.seed_indices:
+        outputs = stored.get(seed_index) or next(fresh)
+        run.refused.update({chunk.items[place].id: reason for place, reason in outputs.refused.items()})
+        if outputs.timed is not None:
+            meta = {"images": len(chunk) - len(outputs.refused), **plain(outputs.timed)}
+            cache.write(job.timing(run, chunk, seed_index), {}, meta)
+        if seed_index in missing.images:
+            refused_meta = {"refused": {str(place): reason for place, reason in outputs.refused.items()}}
+            cache.write(job.task.images(run, chunk, seed_index), pack_images(outputs.images), refused_meta)
+        if missing.contact and seed_index == 0:
+            shown = job.shown_in(chunk)
+            cache.write(job.contact(run, chunk), pack_images([outputs.images[place] for place in shown]), {})
+        yield seed_index, outputs
+    next(fresh, None)  # lets a task that has only tokens to make run
 
 
-def _codes(job: Job, work: RowWork, originals: Originals, evaluation: Tensor) -> Codes:
-    """The chunk's codes from the store, or encoded now. A continuous autoencoder's latents are not stored."""
-    key = job.keys.ids(originals.chunk, work.identity.parts)
-    kept = job.cache.read("ids", key)
-    if kept is not None:
-        return Codes(**{name: torch.from_numpy(array.astype(np.int64)) for name, array in kept.arrays.items()}).to(
-            job.device
-        )
-    tokenizer = _built(work, job)
-    native = native_pictures(evaluation, originals.sources, work.info.input_size, job.protocol)
-
-    def encode(part: slice) -> Codes:
-        with precision(job.precision, job.device):
-            return check_codes(tokenizer.encode(native[part]), part.stop - part.start, work.info)
-
-    parts, timed = work.encode_batch.run(len(native), encode)
-    codes = Codes.cat(parts)
-    if codes.ids is not None:
-        arrays = {name: t.cpu().numpy().astype(np.int32) for name, t in codes.tensors().items()}
-        job.cache.write("ids", key, arrays, _timing(timed, originals.chunk))
-    return codes
-
-
-def _decode(job: Job, work: RowWork, chunk: Chunk, codes: Codes, repeat: int | None) -> tuple[Tensor, Timed]:
-    tokenizer = _built(work, job)
-    seeds = [image_seed(job.keys.conditions.seed, repeat or 0, s.content) for s in chunk.samples]
-    size = work.info.output_size or job.protocol.eval_size
-
-    def decode(part: slice) -> Tensor:
-        with precision(job.precision, job.device):
-            images = tokenizer.decode(codes[part], seeds[part])
-        return check_images(images, part.stop - part.start, size)
-
-    parts, timed = work.decode_batch.run(len(chunk), decode)
-    return torch.cat([reconstruction(p, job.protocol) for p in parts]), timed
-
-
-def _score(
-    job: Job,
-    plan: ProbePlan,
-    chunk: Chunk,
-    evaluation: Tensor,
-    wanted: list[tuple[Missing, int | None, Tensor]],
-) -> None:
-    """One probe over the originals (once) and all reconstructions of a chunk; commits values and features."""
-    originals_key = job.keys.originals(chunk, plan.identity)
-    keep_originals = plan.has_features and not job.cache.has(f"originals-{plan.name}", originals_key)
-    if not wanted and not keep_originals:
+def _score(job: Job, plan: ImagePlan, batch: Batch, wanted: list[Scored]) -> None:
+    """One metric over the references (once) and all images of a chunk; commits values and features."""
+    keep_references = plan in _references_missing(job, batch.chunk)
+    if not wanted and not keep_references:
         return
-    probe = job.probe(plan)
+    references = batch.references if plan.cls.needs_reference or keep_references else None
+    reference_parts: list[Tensor] = []
+    try:
+        with isolated():
+            metric, batcher = job.metric(plan)
 
-    def look(part: slice) -> list[dict[str, Tensor]]:
-        """Arrays of the originals, then of each reconstruction."""
-        with precision("fp32", job.device):
-            view = probe.view(evaluation[part])
-            found = [{"features": probe.features(view)} if keep_originals else {}]
-            for _, _, pictures in wanted:
-                seen = probe.view(pictures[part])
-                arrays = dict(probe.compare(view, seen))
-                if plan.has_features:
-                    arrays["features"] = probe.features(seen)
-                found.append(arrays)
-            return found
+        def score(start: int, of_range: slice) -> None:
+            part = slice(start + of_range.start, start + of_range.stop)
+            items = batch.chunk.items[part]
+            embedded = None
+            if references is not None:
+                with isolated(), precision("fp32", job.device):
+                    embedded = metric.embed(references[part], items)
+                    features = metric.features(embedded) if keep_references else None
+            found = [_one(metric, plan, one, part, embedded, items, job.device) for one in wanted]
+            # nothing is kept of a batch that ran out of memory on the way
+            if references is not None and features is not None:
+                reference_parts.append(features)
+            for one, arrays in zip(wanted, found, strict=True):
+                one.arrays.append(arrays)
 
-    parts, _ = Batcher(job.batch_size, job.device).run(len(chunk), look)
-    joined = [
-        {name: torch.cat([p[i][name] for p in parts]).cpu().numpy() for name in parts[0][i]}
-        for i in range(len(wanted) + 1)
-    ]
-    if keep_originals:
-        job.cache.write(f"originals-{plan.name}", originals_key, joined[0], {})
-    for (missing, repeat, _), arrays in zip(wanted, joined[1:]):
-        key = job.keys.scores(chunk, missing.work.identity.parts, repeat, plan.identity)
-        job.cache.write(f"scores-{plan.name}", key, arrays, {"batch": min(job.batch_size, len(chunk))})
+        for start, stop in _same_sizes([one.outputs.images for one in wanted], len(batch.chunk)):
+            batcher.run(stop - start, partial(score, start))
+    except (StoreError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # the metric fails on the references themselves, or can't be built
+        job.broken_metrics[plan.name] = f"{type(error).__name__}: {error}"
+        return
+    meta = {"batch": min(batcher.size, len(batch.chunk))}
+    if keep_references:
+        job.cache.write(
+            job.reference_features(batch.chunk, plan), {"features": torch.cat(reference_parts).cpu().numpy()}, meta
+        )
+    for one in wanted:
+        if plan.name not in one.run.metric_errors:
+            arrays = _joined(one, batch.chunk.items, plan)
+            if arrays is not None:
+                job.cache.write(job.scores(one.run, batch.chunk, one.seed_index, plan), arrays, meta)
+
+
+def _one(
+    metric: Any, plan: ImagePlan, one: Scored, part: slice, reference: Any, items: Sequence[Item], device: torch.device
+) -> dict[str, Tensor]:
+    """The values and features of one model's images; a metric that fails on them is noted in the row."""
+    if plan.name in one.run.metric_errors:
+        return {}
+    try:
+        with isolated(), precision("fp32", device):
+            embedded = metric.embed(_stacked(one.outputs.images, part), items)
+            arrays = dict(metric.score(reference, embedded, items))
+            if plan.cls.feature_dim:
+                arrays["features"] = metric.features(embedded)
+            return {name: values.clone() for name, values in arrays.items()}
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        one.run.metric_errors[plan.name] = f"{type(error).__name__}: {error}"
+        return {}
+
+
+def _joined(one: Scored, items: Sequence[Item], plan: ImagePlan) -> dict[str, np.ndarray] | None:
+    """A chunk's arrays; refused items are marked. None where a value is NaN: then the row fails, by name."""
+    arrays = {name: torch.cat([part[name] for part in one.arrays]).cpu().numpy() for name in one.arrays[0]}
+    refused = one.outputs.refused
+    for name, values in arrays.items():
+        bad = np.isnan(values.reshape(len(values), -1)).any(axis=1)
+        for place in np.flatnonzero(bad).tolist():
+            if place not in refused:
+                one.run.fail(NotANumber(f"{plan.name} gave NaN ({name}) for {items[place].id}"))
+                return None
+    if refused:
+        arrays["refused"] = np.isin(np.arange(len(items)), list(refused))
+    return arrays
+
+
+class NotANumber(ValueError):
+    """A metric gave NaN for an image that a model made."""
+
+
+def _same_sizes(all_images: Sequence[Images], count: int) -> Iterator[tuple[int, int]]:
+    """Ranges of positions within which every model's images have one size."""
+    start = 0
+    for position in range(1, count + 1):
+        if position == count or any(images[position].shape != images[start].shape for images in all_images):
+            yield start, position
+            start = position
+
+
+def _stacked(images: Images, part: slice) -> Tensor:
+    return images[part] if isinstance(images, Tensor) else torch.stack(images[part])
+
+
+def remove_damaged(job: Job) -> None:
+    """Read every artifact that the job's figures are made from; reading removes a damaged one."""
+    for chunk in job.chunks:
+        for plan in job.metrics.image:
+            if job.task.has_references:
+                job.cache.read(job.reference_features(chunk, plan))
+            for run in job.runs:
+                if run.status == "ok":
+                    for seed_index in run.seed_indices(job.seeds):
+                        job.cache.read(job.scores(run, chunk, seed_index, plan))
+        for run in job.runs:
+            tokens = job.task.tokens(run, chunk) if run.status == "ok" else None
+            if tokens is not None:
+                job.cache.read(tokens)

@@ -11,16 +11,17 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
+from evals.engine.batches import most_held_gib
 from evals.engine.ranks import Ranks
 from lactok.progress import SAY_EVERY, bar
 
-# Seconds between looks at what the other processes have done.
-LOOK_EVERY = 1.0
+# Seconds between polls of what the other processes have done.
+POLL_EVERY = 1.0
 
 
 @dataclass
 class State:
-    """Of one process. done: row-chunks, of which `worked` were not in the store; pictures: of those.
+    """Of one process. done: row-chunks, of which `worked` were not in the store; items: of those.
 
     row: at work; total: row-chunks of the run, all processes together; gpu_gib: most memory that torch has had on its
     GPU, None on a CPU.
@@ -29,18 +30,18 @@ class State:
     total: int = 0
     done: int = 0
     worked: int = 0
-    pictures: int = 0
+    items: int = 0
     row: str = ""
     gpu_gib: float | None = None
 
-    def advance(self, row: str, pictures: int, worked: bool) -> None:
+    def advance(self, row: str, items: int, worked: bool) -> None:
         """One row-chunk is done. worked: False where the store had it all."""
         self.row, self.done = row, self.done + 1
         if worked:
             self.worked += 1
-            self.pictures += pictures
+            self.items += items
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            self.gpu_gib = torch.cuda.max_memory_allocated() / 2**30
+            self.gpu_gib = most_held_gib()
 
 
 def _key(rank: int) -> str:
@@ -56,24 +57,28 @@ class RankProgress:
     def start(self, total: int) -> None:
         self.state = State(total)
 
-    def advance(self, row: str, pictures: int, worked: bool) -> None:
-        self.state.advance(row, pictures, worked)
-        self.ranks.tell(_key(self.ranks.rank), asdict(self.state))
+    def advance(self, row: str, items: int, worked: bool) -> None:
+        self.state.advance(row, items, worked)
+        self.ranks.publish(_key(self.ranks.rank), asdict(self.state))
 
 
 class LiveProgress:
     """Bars on a terminal, a line every few seconds elsewhere, nothing when quiet. A unit is a row's chunk."""
 
     def __init__(
-        self, quiet: bool = False, ranks: Ranks | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        quiet: bool = False,
+        ranks: Ranks | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        unit: str = "images",
     ) -> None:
-        self.ranks, self._clock = ranks or Ranks(), clock
+        self.ranks, self._clock, self.unit = ranks or Ranks(), clock, unit
         self._states = [State() for _ in range(self.ranks.size)]
         self._console = Console(stderr=True)
         self._quiet = quiet
         self._bar: Progress | None = None
         self._tasks: list = []
-        self._began = self._said = self._looked = clock()
+        self._began = self._said = self._polled = clock()
 
     def __enter__(self) -> LiveProgress:
         return self
@@ -85,7 +90,7 @@ class LiveProgress:
     def start(self, total: int) -> None:
         """total: row-chunks of the run, those that the store already holds included."""
         self._states = [State(total) for _ in self._states]
-        self._began = self._said = self._looked = self._clock()
+        self._began = self._said = self._polled = self._clock()
         if self._quiet or not self._console.is_terminal or total == 0:
             return
         if self._bar is not None:
@@ -96,18 +101,18 @@ class LiveProgress:
         self._tasks = [self._bar.add_task(line, total=total, rate="", memory="") for line in lines]
         self._bar.start()
 
-    def advance(self, row: str, pictures: int, worked: bool) -> None:
+    def advance(self, row: str, items: int, worked: bool) -> None:
         """One row-chunk of this process is done. worked: False where the store had it all."""
-        self._states[0].advance(row, pictures, worked)
+        self._states[0].advance(row, items, worked)
         self.refresh()
 
     def refresh(self) -> None:
         """Show what all processes have done by now."""
         now = self._clock()
-        if self.ranks.size > 1 and now - self._looked > LOOK_EVERY:
-            self._looked = now
+        if self.ranks.size > 1 and now - self._polled > POLL_EVERY:
+            self._polled = now
             for rank in range(1, self.ranks.size):
-                self._states[rank] = State(**(self.ranks.heard(_key(rank)) or asdict(self._states[rank])))
+                self._states[rank] = State(**(self.ranks.poll(_key(rank)) or asdict(self._states[rank])))
         if self._bar is not None:
             self._show(now)
         elif not self._quiet and self._states[0].total and now - self._said > SAY_EVERY:
@@ -121,7 +126,7 @@ class LiveProgress:
         left = (total - done) * (now - self._began) / max(worked, 1)
         parts = [
             f"{done}/{total} chunks",
-            f"{self._rate(states, now):.1f} pictures/s",
+            f"{self._rate(states, now):.1f} {self.unit}/s",
             *([f"{self.ranks.size} processes"] if self.ranks.size > 1 else []),
             *([_memory(states)] if _memory(states) else []),
             f"{left:.0f} s left",
@@ -129,9 +134,10 @@ class LiveProgress:
         return f"{_rows(states)}: {', '.join(parts)}"
 
     def _rate(self, states: list[State], now: float) -> float:
-        return sum(s.pictures for s in states) / max(now - self._began, 1e-6)
+        return sum(s.items for s in states) / max(now - self._began, 1e-6)
 
     def _show(self, now: float) -> None:
+        assert self._bar is not None
         groups = [("", self._states)]
         if self.ranks.size > 1:
             groups += [(f"rank {rank} ", [state]) for rank, state in enumerate(self._states)]
@@ -140,7 +146,7 @@ class LiveProgress:
                 task,
                 completed=sum(s.done for s in states),
                 description=name + _rows(states),
-                rate=f"{self._rate(states, now):.1f} pictures/s",
+                rate=f"{self._rate(states, now):.1f} {self.unit}/s",
                 memory=_memory(states),
             )
 

@@ -1,7 +1,7 @@
-"""The processes of one run, as torchrun, accelerate or srun start them, and what they tell one another.
+"""The processes of one run, as torchrun, accelerate or srun start them, and what they publish to one another.
 
 They share the store's folder and torch.distributed's key-value store, and need no collective operation: chunks are
-claimed one at a time from a counter, so no picture is padded or counted twice and a slow rank takes fewer. A rank that
+claimed one at a time from a counter, so no item is padded or counted twice and a slow rank takes fewer. A rank that
 dies loses its unfinished chunk alone, which the same command does again.
 """
 
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-ENDED = "ended"  # told by rank 0
+ENDED = "ended"  # published by rank 0
 SEEN = 60.0  # seconds in which a file has to appear on another machine
-POLL = 0.1  # seconds between looks at what others have written
+POLL = 0.1  # seconds between polls of what others have published
 REACH = timedelta(minutes=10)  # for all ranks to come up
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets; https://docs.pytorch.org/docs/stable/elastic/run.html."""
@@ -36,12 +36,18 @@ class RankError(Exception):
 
 @dataclass
 class Ranks:
-    """This process among `size`. rank: its number, 0 reduces and writes; local: its number on this machine."""
+    """This process among `size`. rank: its number, 0 reduces and writes; local: its number on this machine.
+
+    watch: called by rank 0 while it waits; raises RankError when a process that it started has ended.
+    started_here: whether rank 0 started the others, and need not wait for one that has not begun.
+    """
 
     rank: int = 0
     size: int = 1
     local: int = 0
     store: Store | None = None
+    watch: Callable[[], None] = lambda: None
+    started_here: bool = False
     _counters: dict[str, int] = field(default_factory=dict)
     _mark: Path | None = None
 
@@ -52,31 +58,41 @@ class Ranks:
         self._counters[counter] = self._counters.get(counter, -1) + 1
         return self._counters[counter]
 
-    def tell(self, key: str, value: Any) -> None:
+    def publish(self, key: str, value: Any) -> None:
         """Write a JSON value that the other ranks can read."""
         if self.store is not None:
             self.store.set(key, json.dumps(value))
 
-    def heard(self, key: str) -> Any:
-        """The value of `key` now; None where no rank has told it."""
+    def poll(self, key: str) -> Any:
+        """The value of `key` now; None where no rank has published it."""
         if self.store is None or not self.store.check([key]):
             return None
         return json.loads(self.store.get(key))
 
     def wait(self, key: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
-        """The value of `key`, however long it takes until a rank tells it. Raises RankError when rank 0 has ended."""
+        """The value of `key`, once a rank has published it. Raises RankError when rank 0 has ended."""
+        assert self.store is not None, "a process alone has nothing to wait for"
         while not self.store.check([key]):
-            if self.rank and self.heard(ENDED):
+            if self.rank and self.poll(ENDED):
                 raise RankError("rank 0 has ended")
             meanwhile()
+            self.watch()
             time.sleep(POLL)
         return json.loads(self.store.get(key))
 
     def end(self) -> None:
         """Rank 0 needs the others no more."""
-        self.tell(ENDED, True)
+        self.publish(ENDED, True)
         if self._mark is not None:
             self._mark.unlink(missing_ok=True)
+
+    def part(self, name: str) -> Ranks:
+        """The same processes for one of several runs: one part sees nothing of another."""
+        if self.store is None:
+            return Ranks(self.rank, self.size, self.local, watch=self.watch, started_here=self.started_here)
+        from torch.distributed import PrefixStore
+
+        return Ranks(self.rank, self.size, self.local, PrefixStore(name, self.store), self.watch, self.started_here)
 
     def check_shared(self, folder: Path) -> None:
         """Raises RankError on a rank that does not see in `folder` what rank 0 writes there."""
@@ -85,7 +101,7 @@ class Ranks:
         if self.rank == 0:
             self._mark = folder / f".ranks-{uuid.uuid4().hex[:8]}"
             self._mark.touch()
-            self.tell("shared", self._mark.name)
+            self.publish("shared", self._mark.name)
             return
         mark, until = folder / self.wait("shared"), time.monotonic() + SEEN
         while not mark.exists():
@@ -105,7 +121,7 @@ class Ranks:
             yield
         finally:
             if self.rank == 0:
-                self.tell(f"first/{what}", True)
+                self.publish(f"first/{what}", True)
 
 
 def join() -> Ranks:

@@ -1,219 +1,271 @@
-"""From the store's pieces to a row's cells: means, distances, intervals, the use of the codebook, speed.
+"""From stored artifacts to a row's cells: means, set metrics, intervals, use of the codebook, speed.
 
-Pieces are read in chunk order, whoever made them, so the figures are the same to the last digit.
+Artifacts are read in chunk order, whoever made them, so the figures are the same to the last digit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from evals.engine.execute import Job, ProbePlan, RowWork
-from evals.metrics import codes as code_metrics
-from evals.metrics import psnr
-from evals.metrics.base import Distance
-from evals.metrics.intervals import cluster_bootstrap
-from evals.record import RowRecord, Value
-from evals.store import Piece, key_of
-
-
-class LostPiece(Exception):
-    """A piece that was there is damaged or gone; doing the work again makes it anew."""
+from evals.engine.job import Artifact, Job
+from evals.engine.models import ModelRun
+from evals.engine.store import Entry
+from evals.metrics.base import ImageMetric, SetMetric, TokenMetric
+from evals.metrics.intervals import bootstrap, cluster_bootstrap
+from evals.metrics.plan import MetricPlan
+from evals.record import Origin, RowRecord, Speed, Value
+from lactok.interface import GeneratorInfo, Item, TokenizerInfo, Tokens
 
 
-@dataclass(frozen=True)
-class DistancePlan:
-    """A distance and the probe whose features it reads. identity: what determines its value, for keys."""
-
-    distance: Distance
-    probe: ProbePlan
-    identity: dict[str, Any]
+class LostArtifact(Exception):
+    """An artifact that was there is damaged or gone; doing the work again recomputes it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PerImage:
-    """Per-image values of a row: column name to float64 (repeats, N)."""
+    """Per-image values of a row: name to float64 (S, N), S seed indices of N items; NaN where an item was refused."""
+
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """A metric's arrays of a row, all chunks joined: values, name to (S, N); features, one (N, D) a seed index;
+    kept: (N,), which items no output of was refused."""
 
     values: dict[str, np.ndarray]
+    features: list[Tensor]
+    kept: np.ndarray
 
 
-def reduce_row(job: Job, work: RowWork, distances: Sequence[DistancePlan], codes: bool) -> tuple[RowRecord, PerImage]:
-    """The record of a row whose work is done, and its per-image values. Raises LostPiece."""
-    record = describe(work, job)
-    if work.status != "ok":
-        return record, PerImage({})
-    clusters = [s.cluster for chunk in job.chunks for s in chunk.samples]
-    per_image: dict[str, np.ndarray] = {}
-    for plan in job.probes:
-        per_image |= _probe_values(job, work, plan)
-        record.keys[f"scores-{plan.name}"] = [
-            job.keys.scores(c, work.identity.parts, r, plan.identity)
-            for r in work.repeats(job.seeds)
-            for c in job.chunks
-        ]
-    for name, values in per_image.items():
-        record.cells[name] = mean_cell(values, clusters)
-    if "MSE" in per_image:
-        record.cells["PSNR-pooled"] = pooled_psnr(per_image["MSE"])
-    for plan in distances:
-        record.cells |= _distance_cells(job, work, plan, clusters)
-    if codes and work.info.ids_per_image is not None:
-        record.keys["ids"] = [job.keys.ids(c, work.identity.parts) for c in job.chunks]
-        record.cells |= _code_cells(job, work)
-    record.conditions |= _speed(job, work)
-    return record, PerImage(per_image)
+def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
+    """The record of a row whose work is done, and its per-image values. Raises LostArtifact."""
+    record = describe(run, job)
+    if run.status != "ok":
+        return record, PerImage()
+    items = [item for chunk in job.chunks for item in chunk.items]
+    reading = _Reading(job, run)
+    per_image = PerImage()
+    for plan in job.metrics.image:
+        if reason := job.why_not_scored(run, plan.name):
+            record.cells |= {column.name: Value(None, note=reason) for column in plan.cls.columns}
+            continue
+        scores = reading.scores(plan)
+        artifacts = [job.scores(run, c, s, plan) for s in run.seed_indices(job.seeds) for c in job.chunks]
+        record.keys[f"scores-{plan.name}"] = [artifact.key for artifact in artifacts]
+        record.cells |= image_cells(plan, scores.values, items, scores.kept)
+        for name, values in scores.values.items():
+            per_image.values[name] = np.where(scores.kept, values, np.nan)
+    for of_sets in job.metrics.sets:
+        record.cells |= _set_cells(job, run, of_sets, reading, items)
+    tokens = reading.tokens()
+    if tokens is not None:
+        record.keys["tokens"] = [artifact.key for c in job.chunks if (artifact := job.task.tokens(run, c))]
+        for of_tokens in job.metrics.tokens:
+            record.cells |= _token_cells(of_tokens, tokens, run.info)
+    record.speed = _speed(job, run, reading)
+    record.origins = [Origin(**origin) for origin in reading.origins]
+    return record, per_image
 
 
-def describe(work: RowWork, job: Job) -> RowRecord:
+def describe(run: ModelRun, job: Job) -> RowRecord:
     """A row's record without its cells."""
-    info = work.info
-    record = RowRecord(work.row.label, work.row.name, dict(work.row.changed), work.status, work.error)
-    record.weights = list(work.identity.weights) if work.identity else []
-    record.conditions = {"precision": job.precision, "seed": job.keys.conditions.seed}
-    if info is not None:
-        record.family, record.deterministic = info.family, info.deterministic
-        record.ids_per_image, record.bits_per_image = info.ids_per_image, info.bits_per_image
-        record.vocabulary = list(info.vocabulary) if isinstance(info.vocabulary, tuple) else info.vocabulary
+    info, row = run.info, run.row
+    record = RowRecord(row.label, row.name, dict(row.changed), run.status, run.error, run.trace)  # type: ignore[arg-type]  # validated by pydantic
+    record.weights = list(run.identity.weights) if run.identity else []
+    record.precision, record.seed = run.conditions.precision, run.conditions.seed
+    record.calibration = row.cls.calibration if row.cls else None
+    record.refused = dict(run.refused)
+    if info is None:
+        return record
+    record.family, record.deterministic = info.family, info.deterministic
+    record.training = str(info.training) if info.training else ""
+    record.seeds = 1 if info.deterministic else job.seeds
+    if isinstance(info, TokenizerInfo):
+        record.tokens_per_image, record.bits_per_image = info.tokens_per_image, info.bits_per_image
+        size = info.codebook_size
+        record.codebook_size = list(size) if isinstance(size, tuple) else size
         record.input_size, record.output_size = info.input_size, info.output_size
-        record.training = str(info.training) if info.training else ""
-        record.conditions["seeds"] = 1 if info.deterministic else job.seeds
+    if isinstance(info, GeneratorInfo):
+        record.output_size, record.settings = info.output_size, dict(info.settings)
     return record
 
 
-def _piece(job: Job, kind: str, key: str) -> Piece:
-    piece = job.cache.read(kind, key)
-    if piece is None:
-        raise LostPiece(f"{kind}/{key}")
-    return piece
+class _Reading:
+    """Reads a row's artifacts, each once, and remembers which processes made them."""
+
+    def __init__(self, job: Job, run: ModelRun) -> None:
+        self.job, self.run = job, run
+        self.origins: list[dict[str, Any]] = []
+        self._scores: dict[str, _Scores] = {}
+
+    def entry(self, artifact: Artifact) -> Entry:
+        entry = self.job.cache.read(artifact)
+        if entry is None:
+            raise LostArtifact(f"{artifact.kind}/{artifact.key}")
+        if entry.origin and entry.origin not in self.origins:
+            self.origins.append(entry.origin)
+        return entry
+
+    def scores(self, plan: MetricPlan[ImageMetric]) -> _Scores:
+        if plan.name not in self._scores:
+            job, run = self.job, self.run
+            by_seed = [
+                [self.entry(job.scores(run, chunk, seed_index, plan)) for chunk in job.chunks]
+                for seed_index in run.seed_indices(job.seeds)
+            ]
+            names = [name for name in by_seed[0][0].arrays if name not in ("features", "refused")]
+            values = {name: np.stack([_joined(e, name).astype(np.float64) for e in by_seed]) for name in names}
+            features = [torch.from_numpy(_joined(e, "features")) for e in by_seed if "features" in e[0].arrays]
+            refused = [
+                np.concatenate([e.arrays.get("refused", np.zeros(len(c), bool)) for e, c in zip(entries, job.chunks)])
+                for entries in by_seed
+            ]
+            self._scores[plan.name] = _Scores(values, features, ~np.any(refused, axis=0))
+        return self._scores[plan.name]
+
+    def reference_features(self, plan: MetricPlan[ImageMetric]) -> Tensor:
+        entries = [self.entry(self.job.reference_features(chunk, plan)) for chunk in self.job.chunks]
+        return torch.from_numpy(_joined(entries, "features"))
+
+    def tokens(self) -> Tokens | None:
+        """All tokens of the row but those of refused items; None where it has none."""
+        artifacts = [self.job.task.tokens(self.run, chunk) for chunk in self.job.chunks]
+        entries = [self.entry(artifact) for artifact in artifacts if artifact is not None]
+        if not entries:
+            return None
+        kept = np.concatenate(
+            [[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries]
+        ).astype(bool)
+        ids = torch.from_numpy(_joined(entries, "ids")[kept]).long()
+        has_lengths = "lengths" in entries[0].arrays
+        return Tokens(ids, torch.from_numpy(_joined(entries, "lengths")[kept]).long() if has_lengths else None)
 
 
-def _probe_values(job: Job, work: RowWork, plan: ProbePlan) -> dict[str, np.ndarray]:
-    """Column name to (repeats, N)."""
-    rows: dict[str, list[np.ndarray]] = {}
-    for repeat in work.repeats(job.seeds):
-        pieces = [
-            _piece(job, f"scores-{plan.name}", job.keys.scores(c, work.identity.parts, repeat, plan.identity))
-            for c in job.chunks
-        ]
-        for name in pieces[0].arrays:
-            if name != "features":
-                rows.setdefault(name, []).append(np.concatenate([p.arrays[name] for p in pieces]).astype(np.float64))
-    return {name: np.stack(values) for name, values in rows.items()}
+def _joined(entries: Sequence[Entry], name: str) -> np.ndarray:
+    return np.concatenate([entry.arrays[name] for entry in entries])
 
 
-def mean_cell(values: np.ndarray, clusters: Sequence[str]) -> Value:
-    """Mean over pictures (finite ones), then over decodings; the interval is clustered by source.
+def image_cells(
+    plan: MetricPlan[ImageMetric], values: dict[str, np.ndarray], items: Sequence[Item], kept: np.ndarray
+) -> dict[str, Value]:
+    """An image metric's cells: means of its columns, and what it summarises itself. values: name to (S, N)."""
+    chosen = [item for item, keep in zip(items, kept) if keep]
+    found = {name: array[:, kept] for name, array in values.items()}
+    clusters = [item.cluster for item in chosen]
+    note = "" if len(chosen) == len(items) else f"{len(items) - len(chosen)} of {len(items)} items refused"
+    if not chosen:
+        return {column.name: Value(None, count=0, note=note) for column in plan.cls.columns}
+    cells = {name: mean_cell(array, clusters) for name, array in found.items()}
+    if summary := plan.cls.summarise(found, chosen):
 
-    values: (repeats, N). Infinite values (PSNR of identical pictures) are counted; when all are, the mean is infinite.
-    """
-    of_picture = values.mean(axis=0)
-    finite = np.isfinite(of_picture)
-    infinite = int((~finite).sum())
-    if not finite.any():
-        return Value(float(of_picture[0]), count=len(of_picture), infinite=infinite)
-    kept = of_picture[finite]
-    low, high = cluster_bootstrap(kept, [c for c, ok in zip(clusters, finite) if ok])
-    spread = float(np.std([v[finite].mean() for v in values], ddof=1)) if len(values) > 1 else None
-    return Value(float(kept.mean()), low, high, count=len(of_picture), infinite=infinite, seeds=spread)
+        def resampled(index: np.ndarray) -> dict[str, float]:
+            return dict(plan.cls.summarise({n: a[:, index] for n, a in found.items()}, [chosen[i] for i in index]))
 
-
-def pooled_psnr(mse: np.ndarray) -> Value:
-    """10 log10(255^2 / mean squared error over all pictures), beside the mean of per-image PSNR. mse: (repeats, N)."""
-    return Value(psnr.pooled_psnr(torch.from_numpy(mse.ravel())), count=mse.shape[1])
-
-
-def _features(job: Job, work: RowWork, plan: ProbePlan, repeat: int | None) -> torch.Tensor:
-    pieces = [
-        _piece(job, f"scores-{plan.name}", job.keys.scores(c, work.identity.parts, repeat, plan.identity))
-        for c in job.chunks
-    ]
-    return torch.from_numpy(np.concatenate([p.arrays["features"] for p in pieces]))
-
-
-def _originals(job: Job, plan: ProbePlan) -> torch.Tensor:
-    pieces = [_piece(job, f"originals-{plan.name}", job.keys.originals(c, plan.identity)) for c in job.chunks]
-    return torch.from_numpy(np.concatenate([p.arrays["features"] for p in pieces]))
-
-
-def _distance_cells(job: Job, work: RowWork, plan: DistancePlan, clusters: list[str]) -> dict[str, Value]:
-    """The distance's columns; over several decodings their mean and spread. Kept in the store: they take seconds."""
-    per_repeat = [_distance(job, work, plan, r, clusters) for r in work.repeats(job.seeds)]
-    cells = {}
-    for name, first in per_repeat[0].items():
-        values = [c[name].value for c in per_repeat]
-        if first.value is None:
-            cells[name] = first
-            continue
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        cells[name] = Value(
-            float(np.mean(values)), first.low, first.high, count=first.count, seeds=spread, note=first.note
-        )
+        intervals = bootstrap(resampled, list(summary), clusters)
+        for name, value in summary.items():
+            low, high = intervals[name]
+            cells[name] = Value(float(value), low, high, count=len(chosen))
+    if note:
+        cells = {name: dataclasses.replace(cell, note=note) for name, cell in cells.items()}
     return cells
 
 
-def _distance(job: Job, work: RowWork, plan: DistancePlan, repeat: int | None, clusters: list[str]) -> dict[str, Value]:
-    key = key_of(
-        distance=plan.identity,
-        originals=[job.keys.originals(c, plan.probe.identity) for c in job.chunks],
-        scores=[job.keys.scores(c, work.identity.parts, repeat, plan.probe.identity) for c in job.chunks],
-        clusters=clusters,
-    )
-    kept = job.cache.read("distance", key)
-    if kept is None:
-        a, b = _originals(job, plan.probe), _features(job, work, plan.probe, repeat)
-        found = measure_distance(plan.distance, a, b, clusters)
-        job.cache.write("distance", key, {}, {name: vars(value) for name, value in found.items()})
-        return found
-    return {name: Value(**fields) for name, fields in kept.meta.items()}
+def mean_cell(values: np.ndarray, clusters: Sequence[str]) -> Value:
+    """Mean over seed indices, then over the items whose value is finite; the interval is clustered.
+
+    values: (S, N) without NaN. Infinite values (PSNR of identical images) are counted; when all are, the mean is
+    infinite.
+    """
+    of_item = values.mean(axis=0)
+    finite = np.isfinite(of_item)
+    infinite = int((~finite).sum())
+    if not finite.any():
+        return Value(float(of_item[0]), count=len(of_item), infinite=infinite)
+    kept = of_item[finite]
+    low, high = cluster_bootstrap(kept, [c for c, ok in zip(clusters, finite) if ok])
+    spread = float(np.std([v[finite].mean() for v in values], ddof=1)) if len(values) > 1 else None
+    return Value(float(kept.mean()), low, high, count=len(of_item), infinite=infinite, seeds=spread)
 
 
-def measure_distance(
-    distance: Distance, originals: torch.Tensor, reconstructions: torch.Tensor, clusters: list[str]
+def _set_cells(
+    job: Job, run: ModelRun, plan: MetricPlan[SetMetric], reading: _Reading, items: Sequence[Item]
 ) -> dict[str, Value]:
-    """A distance with its interval (where it has one) and the note of a distance too noisy for its N."""
+    """A set metric's columns, from the cache where they are: they take seconds."""
+    of = job.metrics.features_of(plan)
+    if reason := job.why_not_scored(run, of.name):
+        return {column.name: Value(None, note=reason) for column in plan.cls.columns}
+    clusters = [item.cluster for item in items]
+    artifact = job.set_metric(run, plan, clusters)
+    entry = job.cache.read(artifact)
+    if entry is not None:
+        return {name: Value(**fields) for name, fields in entry.meta["cells"].items()}
+    scores, references = reading.scores(of), reading.reference_features(of)
+    kept = torch.from_numpy(scores.kept)
+    cells = set_cells(
+        plan.cls(),
+        [features[kept] for features in scores.features],
+        references[kept],
+        [c for c, keep in zip(clusters, scores.kept) if keep],
+    )
+    job.cache.write(artifact, {}, {"cells": {name: dataclasses.asdict(cell) for name, cell in cells.items()}})
+    return cells
+
+
+def set_cells(
+    metric: SetMetric, features: Sequence[Tensor], references: Tensor, clusters: Sequence[str]
+) -> dict[str, Value]:
+    """A set metric with its interval and the note of one too noisy for its N. features: one (N, D) a seed index."""
+    shown = metric.columns[0].name
+    sets = features if metric.paired else [torch.cat(list(features))]
     try:
-        values = distance.compute(originals, reconstructions)
-    except ValueError as error:  # not defined for these sets, such as a single picture
-        return {distance.columns[0].name: Value(None, count=len(originals), note=str(error))}
-    low, high = distance.interval(originals, reconstructions, clusters)
-    note = distance.note(len(originals))
-    shown = distance.columns[0].name
-    return {
-        name: Value(
-            value,
-            *((low, high) if name == shown else (None, None)),
-            count=len(originals),
-            note=note if name == shown else "",
-        )
-        for name, value in values.items()
-    }
+        computed = [metric.compute(one, references) for one in sets]
+        low, high = metric.interval(sets, references, clusters)
+    except ValueError as error:  # not defined for these sets, such as a single image
+        return {shown: Value(None, count=len(references), note=str(error))}
+    except Exception as error:  # a plugin may fail in any way
+        return {shown: Value(None, count=len(references), note=f"{type(error).__name__}: {error}")}
+    cells = {}
+    for name in computed[0]:
+        values = [found[name] for found in computed]
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        cells[name] = Value(float(np.mean(values)), count=len(references), seeds=spread)
+    cells[shown] = dataclasses.replace(cells[shown], low=low, high=high, note=metric.note(len(references)))
+    return cells
 
 
-def _code_cells(job: Job, work: RowWork) -> dict[str, Value]:
-    pieces = [_piece(job, "ids", job.keys.ids(c, work.identity.parts)) for c in job.chunks]
-    ids = torch.from_numpy(np.concatenate([p.arrays["ids"] for p in pieces])).long()
-    lengths = None
-    if "lengths" in pieces[0].arrays:
-        lengths = torch.from_numpy(np.concatenate([p.arrays["lengths"] for p in pieces])).long()
-    found = code_metrics.measure(ids, work.info.vocabulary, lengths)
-    return {name: Value(value, count=len(ids)) for name, value in found.items()}
+def _token_cells(plan: MetricPlan[TokenMetric], tokens: Tokens, info: Any) -> dict[str, Value]:
+    try:
+        found = plan.cls().compute(tokens, info)
+    except Exception as error:  # a plugin may fail in any way
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return {column.name: Value(None, count=len(tokens), note=reason) for column in plan.cls.columns}
+    return {name: Value(float(value), count=len(tokens)) for name, value in found.items()}
 
 
-def _speed(job: Job, work: RowWork) -> dict[str, Any]:
-    """Images a second of encode and decode (median over chunks), batch, threads, peak memory."""
-    identity, repeats = work.identity.parts, work.repeats(job.seeds)
-    encode = [job.cache.read("ids", job.keys.ids(c, identity)) for c in job.chunks] if work.info.ids_per_image else []
-    decode = [job.cache.read("timing", job.keys.pictures(c, identity, r)) for c in job.chunks for r in repeats]
-    found: dict[str, Any] = {}
-    for name, pieces in (("encode", encode), ("decode", decode)):
-        metas = [p.meta for p in pieces if p is not None]
-        if metas:
-            found[f"{name}_images_per_second"] = float(np.median([m["images"] / m["seconds"] for m in metas]))
-            found[f"{name}_batch"] = sorted({m["batch"] for m in metas})
-            found["threads"] = sorted({m["threads"] for m in metas})
-            found["peak_mib"] = max(found.get("peak_mib", 0.0), *(m["peak_mib"] for m in metas))
+def _speed(job: Job, run: ModelRun, reading: _Reading) -> dict[str, Speed]:
+    """Of encoding and of making images, as far as it was timed."""
+    timings = [job.timing(run, chunk, s) for chunk in job.chunks for s in run.seed_indices(job.seeds)]
+    tokens = [artifact for chunk in job.chunks if (artifact := job.task.tokens(run, chunk)) is not None]
+    steps: list[tuple[str, list[Artifact]]] = [("encode", tokens), (job.task.output_step, timings)]
+    found = {}
+    read: Callable[[Artifact], Entry | None] = job.cache.read
+    for name, artifacts in steps:
+        entries = [e for artifact in artifacts if (e := read(artifact)) is not None and e.meta.get("seconds")]
+        if entries:
+            metas = [e.meta for e in entries]
+            found[name] = Speed(
+                images_per_second=float(np.median([m["images"] / m["seconds"] for m in metas])),
+                batch=sorted({m["batch"] for m in metas}),
+                threads=sorted({e.origin["threads"] for e in entries if e.origin}),
+                devices=sorted({e.origin["device"] for e in entries if e.origin}),
+                peak_mib=max(m["peak_mib"] for m in metas),
+            )
     return found

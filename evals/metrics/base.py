@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evals.metrics.intervals import Interval
+from lactok import registry
 from lactok.interface import Item, TokenizerInfo, Tokens
 from lactok.weights import WeightsSource
-
-Interval = tuple[float, float] | tuple[None, None]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,11 @@ class SetMetric(Metric):
     features_of: ClassVar[str]
     paired: ClassVar[bool] = True
 
+    @classmethod
+    def weights(cls) -> tuple[WeightsSource, ...]:
+        """Those of the image metric whose features it reads."""
+        return registry.load("metrics", cls.features_of).weights()
+
     @abstractmethod
     def compute(self, features: Tensor, reference_features: Tensor) -> Mapping[str, float]:
         """Column name to value. float32 (N, D) each, on the CPU. Names that are no column (KID's "KID-std") are kept.
@@ -136,6 +141,13 @@ class SetMetric(Metric):
         features: one (N, D) a seed index.
         """
         return None, None
+
+    def replicates(self, originals: Tensor, reconstructions: Tensor, clusters: Sequence[str]) -> list[float] | None:
+        """The first column with each group of sources left out, for the jackknife; None where `interval` is no such.
+
+        The replicates of several decodings of the same images are averaged one by one: the interval of their mean.
+        """
+        return None
 
     def note(self, count: int) -> str:
         """What a reader must know of this figure at this number of images; "" when nothing."""

@@ -1,7 +1,8 @@
-"""What the LacTok paper (arXiv 2503.08377) printed: its Tables 1 to 6 as far as they are at hand, a CSV file a table.
+"""What the LacTok paper (arXiv 2503.08377) printed: the 226 cells of its Tables 1 to 6, a CSV file a table.
 
-A figure that is not at hand, or that the paper does not have, is a line without a value and with the reason. The lines
-stand in the paper's order of rows as far as that is known.
+Lines stand in the paper's order: rows from top to bottom, in each its cells from left to right. A cell that holds no
+number ("nan", "-") is a line without a value and with the reason. A figure that stands in none of the paper's tables is
+a line without printed text, and its origin is "second hand".
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from importlib.resources import files
 from typing import Literal
 
 TABLES = (1, 2, 3, 4, 5, 6)
-ORIGINS = ("cited", "measured", "unclear")
-COLUMNS = ("table", "row", "tokenizer", "dataset", "metric", "value", "origin", "footnote", "source", "missing")
+SECOND_HAND = "second hand"
+ORIGINS = ("cited", "measured", "unclear", SECOND_HAND)
+COLUMNS = (
+    "table", "row", "tokenizer", "dataset", "metric", "printed", "value", "origin", "footnote", "source", "missing"
+)  # fmt: skip
 
 
 class PublishedError(ValueError):
@@ -28,8 +32,9 @@ class PublishedFigure:
     """One figure of the paper.
 
     row: the paper's label; tokenizer: our row's label ("lactok-h[input_size=224]"), "" where it is none of ours;
-    metric: for a reconstruction, our column's name; value: None where `missing` says why.
-    origin: "measured" by the paper's authors, "cited" by them from elsewhere, or "unclear" which of both.
+    printed: the cell's text, "" for a figure of no table; value: None where `missing` says why.
+    origin: "measured" by the paper's authors, "cited" by them from elsewhere, "unclear" which of both, or
+    "second hand": not of the paper's tables, known from others.
     footnote: what a reader must know of the figure; source: where it stands.
     """
 
@@ -38,11 +43,18 @@ class PublishedFigure:
     tokenizer: str
     dataset: str
     metric: str
+    printed: str
     value: float | None
-    origin: Literal["cited", "measured", "unclear"]
+    origin: Literal["cited", "measured", "unclear", "second hand"]
     footnote: str
     source: str
     missing: str
+
+    @property
+    def column(self) -> str:
+        """The column of ours that it is set beside. The paper does not name LPIPS's network: AlexNet, the default of
+        the `lpips` package."""
+        return "LPIPS-alex" if self.metric == "LPIPS" else self.metric
 
 
 @cache
@@ -84,10 +96,17 @@ def _figure(line: dict[str, str | None], place: str) -> PublishedFigure:
         raise PublishedError(
             f"{place}: value {line['value']!r} and missing {line['missing']!r}: expected exactly one of them"
         )
+    if bool(line["printed"]) == (line["origin"] == SECOND_HAND):
+        raise PublishedError(
+            f"{place}: printed {line['printed']!r} and origin {line['origin']}: expected printed text, or none and "
+            f"{SECOND_HAND!r}"
+        )
     try:
         table, value = int(line["table"]), float(line["value"]) if line["value"] else None
     except ValueError as error:
         raise PublishedError(f"{place}: {error}: expected a number") from error
     if value is not None and not math.isfinite(value):
         raise PublishedError(f"{place}: value {line['value']}: expected a finite number, or none and the reason")
+    if value is not None and line["printed"] and float(line["printed"]) != value:
+        raise PublishedError(f"{place}: value {line['value']}: expected the printed {line['printed']}")
     return PublishedFigure(**{**line, "table": table, "value": value})

@@ -9,57 +9,97 @@ from rich.table import Table
 from rich.text import Text
 
 from evals.record import ColumnRecord, RunRecord
-from evals.report.table import ARROWS, NOTHING, Cell, Row, ShownTable, is_mini, pictures_text, shown_table
+from evals.report.symbols import ARROWS, NOTHING, printable
+from evals.report.table import Cell, Row, ShownTable, is_mini, items_text, shown_table
 
 # Columns of an output that is no terminal.
 PLAIN_WIDTH = 120
 
 
 def print_run(run: RunRecord, console: Console | None = None) -> None:
-    """Print the table, its footnotes, and what a reader must know of the run, on stdout unless told otherwise."""
+    """Print the table, its footnotes, and what a reader must know of the run, on stdout unless told otherwise.
+
+    Where the console's encoding has not all symbols of a table, ASCII stands for them.
+    """
     console = console or _console()
-    table = shown_table(run)
-    shown = fitting(table, console.width)
+    table = _short(shown_table(run), console.encoding)
+    shown = fitting(table, console.width, console.encoding)
+
+    def tell(line: str, style: str = "") -> None:
+        console.print(Text(printable(line, console.encoding), style=style))
+
     console.print()
-    console.print(Text(headline(run), style="bold"))
-    console.print(_drawn(table, shown))
+    tell(headline(run), "bold")
+    console.print(_drawn(table, shown, console.encoding))
     for number, note in enumerate(table.footnotes, 1):
-        console.print(f"[dim]{number} {escape(note)}[/dim]", highlight=False)
-    left = [column.name for column in table.columns[shown:]]
+        tell(f"{number} {note}", "dim")
+    on_the_table = [column.name for column in table.columns[:shown]]
+    left = [column.name for column in run.columns if column.name not in on_the_table]
     if left:
-        console.print(f"Not shown here, in the report: {', '.join(map(escape, left))}", highlight=False)
+        tell(f"Not shown here, in the report: {', '.join(left)}")
     for line in run.missing_metrics:
-        console.print(f"Metric not computed: {escape(line)}", highlight=False)
-    for line in closing(run):
-        console.print(Text(line, style="dim"))
+        tell(f"Metric not computed: {line}")
+    for row in run.rows:
+        if row.refused:
+            tell(f"{row.label}: {len(row.refused):,} of {run.items:,} items refused; the report has the reasons")
+    for line in closing(run, table.model):
+        tell(line, "dim")
     console.print()
 
 
 def headline(run: RunRecord) -> str:
-    """One line: suite, scale, pictures, protocol."""
+    """One line: suite, scale, items, protocol."""
     protocol = f"protocol {run.protocol['name']} ({run.protocol_hash})"
-    return f"{run.suite}, scale {run.scale}: {pictures_text(run)}, {protocol}"
+    return f"{run.suite}, scale {run.scale}: {items_text(run)}, {protocol}"
 
 
-def closing(run: RunRecord) -> list[str]:
-    """The lines below the table."""
+def closing(run: RunRecord, model: str) -> list[str]:
+    """The lines below the table. model: what a row is called."""
+    below = "training compute" if run.unit == "images" else "settings and training compute"
     lines = [
-        "↑ higher is better, ↓ lower, →0 closer to 0; bold: the best tokenizer (calibration rows do not compete). "
-        "Below a figure: its 95 % interval; below a name: its training compute."
+        f"↑ higher is better, ↓ lower, →0 closer to 0; bold: the best {model} (calibration rows do not compete). "
+        f"Below a figure: its 95 % interval; below a name: its {below}."
     ]
     if is_mini(run):
         lines.append("Mini scale: these numbers never compare with the paper's or with any other published table.")
     if not run.complete:
-        lines.append("The run is not complete; the same command goes on with it.")
+        lines.append("The run is not complete; the same command resumes it.")
     return lines
 
 
-def fitting(table: ShownTable, width: int) -> int:
+def _short(table: ShownTable, encoding: str) -> ShownTable:
+    """The table with the columns that the record shows here, as text that the console can print."""
+
+    def told(text: str) -> str:
+        return printable(text, encoding)
+
+    kept = [place for place, column in enumerate(table.columns) if column.shown]
+    rows = [
+        Row(
+            told(row.label),
+            row.status,
+            told(row.facts),
+            told(row.training),
+            [_told(row.cells[place], encoding) for place in kept],
+            told(row.marks),
+        )
+        for row in table.rows
+    ]
+    return ShownTable(table.model, [table.columns[place] for place in kept], rows, table.footnotes)
+
+
+def _told(cell: Cell, encoding: str) -> Cell:
+    text, interval, marks = (printable(text, encoding) for text in (cell.text, cell.interval, cell.marks))
+    return Cell(text, interval, cell.best, marks)
+
+
+def fitting(table: ShownTable, width: int, encoding: str = "utf-8") -> int:
     """How many metric columns fit into `width` characters, at least one."""
-    used = _width("tokenizer", *(_name(row).plain for row in table.rows))
-    used += 2 + _width("bits", *(row.bits for row in table.rows))
+    used = _width(table.model, *(_name(row, table).plain for row in table.rows))
+    if table.facts == "bits":
+        used += 2 + _width("bits", *(row.facts for row in table.rows))
     for index, column in enumerate(table.columns):
-        used += 2 + _width(_header(column), *(_styled(row.cells[index]).plain for row in table.rows))
+        used += 2 + _width(_header(column, encoding), *(_styled(row.cells[index]).plain for row in table.rows))
         if used > width and index:
             return index
     return len(table.columns)
@@ -74,27 +114,33 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
-def _drawn(table: ShownTable, shown: int) -> Table:
+def _drawn(table: ShownTable, shown: int, encoding: str) -> Table:
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
-    drawn.add_column("tokenizer", no_wrap=True)
-    drawn.add_column("bits", justify="right", no_wrap=True)
+    drawn.add_column(table.model, no_wrap=True)
+    has_bits = table.facts == "bits"
+    if has_bits:
+        drawn.add_column("bits", justify="right", no_wrap=True)
     for column in table.columns[:shown]:
-        drawn.add_column(escape(_header(column)), justify="right", no_wrap=True)
+        drawn.add_column(escape(_header(column, encoding)), justify="right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(_name(row), row.bits, *map(_styled, row.cells[:shown]), style="" if row.status == "ok" else "red")
+        facts = [row.facts] if has_bits else []
+        style = "" if row.status == "ok" else "red"
+        drawn.add_row(_name(row, table), *facts, *map(_styled, row.cells[:shown]), style=style)
     return drawn
 
 
-def _name(row: Row) -> Text:
+def _name(row: Row, table: ShownTable) -> Text:
     text = Text(row.label if row.status == "ok" else f"{row.label} {row.status}{row.marks}")
-    if row.training != NOTHING:
-        text.append(f"\n{row.training}", style="dim")
+    below = [row.training] if table.facts == "bits" else [*row.facts.split(", "), row.training]
+    for line in below:
+        if line not in (NOTHING, printable(NOTHING, "ascii")):
+            text.append(f"\n{line}", style="dim")
     return text
 
 
-def _header(column: ColumnRecord) -> str:
+def _header(column: ColumnRecord, encoding: str) -> str:
     second = " ".join(part for part in (column.unit, ARROWS[column.better]) if part)
-    return f"{column.name}\n{second}"
+    return printable(f"{column.name}\n{second}", encoding)
 
 
 def _styled(cell: Cell) -> Text:

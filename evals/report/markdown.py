@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import io
+import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from evals.engine.store import write_atomically
 from evals.record import ColumnRecord, RowRecord, RunRecord
-from evals.report.beside import beside, incomparable_row, incomparable_run
-from evals.report.rate import rate_picture
+from evals.report.comparison import incomparable_row, incomparable_run, published_comparisons
+from evals.report.rate import rate_plot
+from evals.report.symbols import ARROWS, NOTHING
 from evals.report.table import (
-    ARROWS,
-    NOTHING,
     Cell,
     ShownTable,
     bits_per_pixel,
     bits_text,
+    devices_text,
+    distinct_origins,
     interval_text,
     is_mini,
+    items_text,
     number_text,
-    pictures_text,
     raw_frame,
+    settings_text,
     shown_table,
     speed_frame,
 )
-from evals.store import write_atomically
+from evals.suites.catalog import suites
+from lactok.registry import RegistryError
 
-# Unreadable pictures that the report names; run.json has them all.
+# Unreadable images, and refused items of a row, that the report names; run.json has them all.
 MOST_LEFT_OUT = 50
-TITLES = {"recon": "Reconstruction"}
+MOST_REFUSED = 3
 
 
 def write_report(run: RunRecord, folder: Path) -> list[Path]:
@@ -43,38 +49,43 @@ def write_report(run: RunRecord, folder: Path) -> list[Path]:
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
     contact = "contact.png" if (folder / "contact.png").is_file() else None
-    picture = rate_picture(run)
+    plot = rate_plot(run)
     files = {
-        folder / "report.md": render(run, contact, "rate.png" if picture else None).encode(),
+        folder / "report.md": render(run, contact, "rate.png" if plot else None).encode(),
         folder / "table.csv": frame.to_csv(index=False, lineterminator="\n").encode(),
         folder / "table.parquet": parquet.getvalue(),
         folder / "speed.csv": speed_frame(run).to_csv(index=False, lineterminator="\n").encode(),
     }
-    if picture:
-        files[folder / "rate.png"] = picture
+    if plot:
+        files[folder / "rate.png"] = plot
     for path, content in files.items():
         write_atomically(path, content)
     return list(files)
 
 
 def render(run: RunRecord, contact: str | None = None, rate: str | None = None) -> str:
-    """The text of report.md. contact, rate: paths of the contact sheet and of the rate-distortion picture as seen
-    from the report, None without one."""
+    """The text of report.md. contact, rate: paths of the contact sheet and of the rate-distortion plot as seen from the
+    report, None without one."""
     table = shown_table(run)
     text = _template().render(
         run=run,
         table=table,
         lines=main_table(table),
-        title=f"{TITLES.get(run.suite, run.suite)}, scale {run.scale}: {run.pictures:,} pictures of {run.dataset}",
+        title=f"{_title(run.suite)}, scale {run.scale}: {run.items:,} {run.unit} of {run.dataset}",
         mini=is_mini(run),
         contact=contact,
-        rate_picture=rate,
-        pictures=pictures_text(run),
+        rate_plot=rate,
+        items=items_text(run),
+        devices=devices_text(run),
         interval_note=_interval_note(run),
+        tracebacks=[(row.label, traceback_name(row)) for row in run.rows if row.trace],
+        refused=[line for row in run.rows if (line := _refused(row, run))],
         spreads=_spreads(run),
         published=_published(run),
         not_comparable=_not_comparable(run),
-        versions=", ".join(f"{name} {version}" for name, version in run.versions.items()),
+        origins=_origins(run),
+        steps=_steps(run),
+        versions=_versions(run.versions),
         most_left_out=MOST_LEFT_OUT,
         sizes=lambda row: _sizes(row, run.protocol["eval_size"]),
         bpp=lambda row: _or_nothing(bits_per_pixel(row, run), ".4f"),
@@ -82,17 +93,29 @@ def render(run: RunRecord, contact: str | None = None, rate: str | None = None) 
     return text.rstrip() + "\n"
 
 
+def traceback_name(row: RowRecord) -> str:
+    """The file in the run's folder that holds a failed row's traceback."""
+    return f"traceback-{re.sub(r'[^A-Za-z0-9._-]+', '_', row.label)}.txt"
+
+
 @cache
-def _template():
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("evals.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cell"] = cell
-    environment.globals |= {
-        "ids": _ids, "bits": bits_text, "decoding": _decoding,
-        "known": _known, "rate": _rate, "peak": _peak,
-    }  # fmt: skip
+    environment.globals |= {"tokens": _tokens, "bits": bits_text, "settings": settings_text, "noise": _noise}
     return environment.get_template("report.md.j2")
+
+
+def _title(name: str) -> str:
+    """A suite's title, or else the head of its summary; its name where no such suite is installed any more."""
+    try:
+        suite = suites().get(name)
+    except RegistryError:  # another suite's plugin is broken
+        suite = None
+    title = name if suite is None else suite.title or suite.summary.split(":")[0]
+    return title[:1].upper() + title[1:]
 
 
 def cell(value: Any) -> str:
@@ -105,12 +128,12 @@ def cell(value: Any) -> str:
 
 def main_table(table: ShownTable) -> list[str]:
     """The table as lines of markdown."""
-    names = ["tokenizer", "bits", *(cell(column.name) + _header(column) for column in table.columns), "training"]
-    rules = [":--", "--:", *["--:"] * len(table.columns), ":--"]
+    names = [table.model, table.facts, *(cell(c.name) + _header(c) for c in table.columns), "training"]
+    rules = [":--", "--:" if table.facts == "bits" else ":--", *["--:"] * len(table.columns), ":--"]
     lines = [names, rules]
     for row in table.rows:
         label = cell(row.label) + ("" if row.status == "ok" else f" **{row.status}**{row.marks}")
-        lines.append([label, row.bits, *map(_figure, row.cells), cell(row.training)])
+        lines.append([label, cell(row.facts), *map(_figure, row.cells), cell(row.training)])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
@@ -127,12 +150,21 @@ def _figure(figure: Cell) -> str:
 def _interval_note(run: RunRecord) -> str:
     if not any(cell.low is not None for row in run.rows for cell in row.cells.values()):
         return ""
-    by = f" clustered by the {run.clusters} sources" if run.clusters < run.pictures else ""
+    by = f" clustered by the {run.clusters} sources" if run.clusters < run.items else ""
     return f"After a figure: its 95 % interval{by}; table.csv has both bounds."
 
 
+def _refused(row: RowRecord, run: RunRecord) -> str:
+    """How many items a row refused, with the first reasons; "" where none."""
+    if not row.refused:
+        return ""
+    first = [f"{item}: {reason}" for item, reason in list(row.refused.items())[:MOST_REFUSED]]
+    more = "; ... (run.json has all)" if len(row.refused) > MOST_REFUSED else ""
+    return f"{row.label}: {len(row.refused):,} of {run.items:,} items refused: {'; '.join(first)}{more}"
+
+
 def _spreads(run: RunRecord) -> list[str]:
-    """A line for each row that was decoded several times."""
+    """A line for each row with several seed indices."""
     lines = []
     for row in run.rows:
         found = [f"{name} {v.seeds:.2g}" for name, v in row.cells.items() if v.seeds is not None]
@@ -141,14 +173,65 @@ def _spreads(run: RunRecord) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A line of the table of speed."""
+
+    label: str
+    precision: str
+    seeds: int
+    name: str = NOTHING
+    rate: str = NOTHING
+    batch: str = NOTHING
+    threads: str = NOTHING
+    peak: str = NOTHING
+    devices: str = NOTHING
+
+
+def _steps(run: RunRecord) -> list[_Step]:
+    """A line a measured row and timed step; one without figures for a row that was not timed."""
+    lines = []
+    for row in run.rows:
+        if row.status != "ok":
+            continue
+        head = row.label, row.precision or NOTHING, row.seeds
+        for name, speed in row.speed.items():
+            rate, peak = f"{speed.images_per_second:,.1f}", f"{speed.peak_mib:,.0f}"
+            devices = ", ".join(speed.devices) or NOTHING
+            lines.append(_Step(*head, name, rate, _commas(speed.batch), _commas(speed.threads), peak, devices))
+        if not row.speed:
+            lines.append(_Step(*head))
+    return lines
+
+
+def _commas(values: list[int]) -> str:
+    return ", ".join(map(str, values)) or NOTHING
+
+
+def _origins(run: RunRecord) -> list[list[str]]:
+    """A line for each process that made artifacts: device, threads, code, versions, rows."""
+    measured = [row for row in run.rows if row.origins]
+    lines = []
+    for origin in distinct_origins(measured):
+        rows = [row.label for row in measured if origin in row.origins]
+        named = "all" if len(rows) == len(measured) else ", ".join(rows)
+        lines.append([origin.device, str(origin.threads), origin.code_revision, _versions(origin.versions), named])
+    return lines
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
 def _published(run: RunRecord) -> list[list[str]]:
     """A line for each figure that the paper has too: tokenizer, metric, measured, published, difference, verdict."""
     columns = {column.name: column for column in run.columns}
     lines = []
     for row in run.rows:
-        for name, one in beside(run, row).items():
-            if name in columns:
-                column, value = columns[name], row.cells[name]
+        for name, one in published_comparisons(run, row).items():
+            value = row.cells[name]
+            if name in columns and value.value is not None:
+                column = columns[name]
                 measured = f"{number_text(value.value, column)} {interval_text(value, column)}".strip()
                 difference = f"{'+' if one.difference > 0 else ''}{number_text(one.difference, column)}"
                 lines.append([row.label, name, measured, f"{one.figure.value:g}", difference, one.verdict])
@@ -156,7 +239,7 @@ def _published(run: RunRecord) -> list[list[str]]:
 
 
 def _not_comparable(run: RunRecord) -> list[str]:
-    """At paper scale, why the run or some of its rows stand beside no published figure."""
+    """At paper scale, why the run or some of its rows are compared with no published figure."""
     if is_mini(run):
         return []
     if reason := incomparable_run(run):
@@ -175,29 +258,14 @@ def _sizes(row: RowRecord, evaluation: int) -> str:
     return f"{row.input_size or evaluation} → {row.output_size or evaluation}"
 
 
-def _ids(row: RowRecord) -> str:
-    if row.ids_per_image is None:
+def _tokens(row: RowRecord) -> str:
+    if row.tokens_per_image is None:
         return NOTHING
-    sizes = row.vocabulary if isinstance(row.vocabulary, list) else [row.vocabulary]
-    return f"{row.ids_per_image:,} × {' / '.join(f'{v:,}' for v in sizes if v is not None)}"
+    sizes = row.codebook_size if isinstance(row.codebook_size, list) else [row.codebook_size]
+    return f"{row.tokens_per_image:,} × {' / '.join(f'{v:,}' for v in sizes if v is not None)}"
 
 
-def _decoding(row: RowRecord) -> str:
+def _noise(row: RowRecord) -> str:
     if row.status != "ok" and not row.family:
         return NOTHING
     return "deterministic" if row.deterministic else "draws noise"
-
-
-def _known(row: RowRecord, name: str) -> str:
-    value = row.conditions.get(name)
-    if value is None:
-        return NOTHING
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _rate(row: RowRecord, step: str) -> str:
-    return _or_nothing(row.conditions.get(f"{step}_images_per_second"), ",.1f")
-
-
-def _peak(row: RowRecord) -> str:
-    return _or_nothing(row.conditions.get("peak_mib"), ",.0f")

@@ -1,29 +1,23 @@
 """The paper's reconstruction tables (1, 2, 4, 5) put together from the newest runs that fit each other.
 
 The layout (rows, columns, published figures) is that of evals/published. All figures of a table come from one protocol,
-and all of a dataset from the same pictures; what was measured otherwise is left out and named.
+and all of a dataset from the same images; what was measured otherwise is left out and named.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from evals import record
 from evals.published.tables import PublishedFigure, published
 from evals.record import ColumnRecord, RowRecord, RunRecord
-from evals.report.beside import Beside, beside, incomparable_row, incomparable_run, row_key
-from evals.report.table import interval_text, number_text, one_line
+from evals.report.comparison import incomparable_row, incomparable_run, published_comparisons, row_key
+from evals.report.table import devices_text, interval_text, number_text, one_line
+from evals.suites.catalog import PAPER_TABLES, Suite
 
-NAMES = {"table1": 1, "table2": 2, "table4": 4, "table5": 5}
-TITLES = {
-    1: "Table 1: reconstruction at 1024 pixels, ImageNet",
-    2: "Table 2: reconstruction at 1024 pixels, MSCOCO-2017, MJHQ-5K, FLUX-5K",
-    4: "Table 4: what each step of LacTok's decoder brings",
-    5: "Table 5: reconstruction by the number of ids",
-}
 NOT_MEASURED = "not measured"
 
 
@@ -37,7 +31,7 @@ class Found:
 
 @dataclass(frozen=True)
 class PaperCell:
-    """One figure as text. published: what the paper has, "" where it has none at hand or none that compares;
+    """One figure as text. published: as the paper prints it, "" where it does not compare with the measured one;
     difference, verdict: of measured less published, "" where there is no such; notes: numbers of footnotes, from 1."""
 
     text: str
@@ -60,8 +54,8 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table ready to be written. columns: (dataset, metric); measured: how many cells have a figure;
-    at_hand: how many published figures of these cells are.
+    """A table ready to be written. columns: (dataset, metric) as the paper prints them; measured: how many cells have
+    a figure.
 
     warnings: why figures are not the paper's; left_out: runs that do not fit the chosen ones; runs: those it is from.
     """
@@ -76,7 +70,6 @@ class PaperTable:
     left_out: list[str]
     runs: list[str]
     measured: int
-    at_hand: int
 
     @property
     def datasets(self) -> list[tuple[str, int]]:
@@ -100,12 +93,15 @@ class _Notes:
 
 def read_runs(out: Path) -> tuple[list[Found], list[str]]:
     """All runs below OUT/runs, the newest first, and a line for each record that can't be read."""
-    found, unreadable = [], []
+    found: list[Found] = []
+    unreadable: list[str] = []
     for path in sorted(out.glob("runs/*/run.json")):
         try:
             found.append(Found(record.read(path), path.parent))
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            unreadable.append(f"{path} can't be read ({type(error).__name__}: {error})")
+        except record.RecordError as error:  # names its file
+            unreadable.append(str(error))
+        except OSError as error:
+            unreadable.append(f"{path} can't be read: {error}")
     return sorted(found, key=lambda f: f.run.started, reverse=True), unreadable
 
 
@@ -113,34 +109,36 @@ def assemble(name: str, runs: Sequence[Found], protocol: str | None = None) -> P
     """The table `name` ("table1"...) from runs, the newest first.
 
     protocol: the hash to take; by default that of the newest run with a row of the table. Of each dataset the runs over
-    the largest set of pictures are taken, the newest of these where several sets are equally large.
+    the largest set of images are taken, the newest of these where several sets are equally large.
     """
-    figures = [f for f in published(NAMES[name]) if f.tokenizer]
+    suite = PAPER_TABLES[name]
+    assert suite.table is not None
+    figures = published(suite.table)
     rows = list(dict.fromkeys((f.row, f.tokenizer) for f in figures))
     columns = list(dict.fromkeys((f.dataset, f.metric) for f in figures))
-    datasets = dict.fromkeys(dataset for dataset, _ in columns)
     wanted = {key for _, key in rows}
-    fitting = [f for f in runs if f.run.scale == "paper" and f.run.dataset in datasets and _has_rows(f.run, wanted)]
+    fitting = [
+        f for f in runs if f.run.scale == "paper" and f.run.dataset in suite.datasets and _has_rows(f.run, wanted)
+    ]
     chosen_hash = protocol or (fitting[0].run.protocol_hash if fitting else "")
     chosen, left_out = _chosen(fitting, chosen_hash)
-    notes, warnings = _Notes(), {}
+    notes, warnings = _Notes(), dict[str, None]()
     by_key = {(f.tokenizer, f.dataset, f.metric): f for f in figures}
-    lines = [_row(name, label, key, columns, chosen, by_key, notes) for label, key in rows]
+    lines = [_row(suite, label, key, columns, chosen, by_key, notes) for label, key in rows]
     for one in chosen:
         if reason := incomparable_run(one.run):
             warnings.setdefault(reason, None)
     return PaperTable(
         name=name,
-        title=TITLES[NAMES[name]],
+        title=suite.title,
         protocol=f"{chosen[0].run.protocol['name']}, hash {chosen_hash}" if chosen else "nothing measured",
-        columns=columns,
+        columns=[(suite.datasets[dataset], metric) for dataset, metric in columns],
         rows=lines,
         footnotes=notes.texts,
         warnings=list(warnings),
         left_out=left_out,
         runs=[_source(f) for f in chosen],
         measured=sum(cell.text != NOT_MEASURED for row in lines for cell in row.cells),
-        at_hand=sum(figure.value is not None for figure in figures),
     )
 
 
@@ -150,18 +148,19 @@ def _has_rows(run: RunRecord, wanted: set[str]) -> bool:
 
 def _chosen(runs: list[Found], protocol: str) -> tuple[list[Found], list[str]]:
     """The runs that fit each other, the newest first, and a line for each that does not."""
-    taken, left_out = [], []
+    taken: list[Found] = []
+    left_out: list[str] = []
     best: dict[str, RunRecord] = {}
     for one in runs:
         run = one.run
-        if run.protocol_hash == protocol and (run.dataset not in best or run.pictures > best[run.dataset].pictures):
+        if run.protocol_hash == protocol and (run.dataset not in best or run.items > best[run.dataset].items):
             best[run.dataset] = run
     for one in runs:
         run = one.run
         if run.protocol_hash != protocol:
             left_out.append(f"{one.folder.name}: protocol {run.protocol['name']} ({run.protocol_hash})")
         elif run.dataset_fingerprint != best[run.dataset].dataset_fingerprint:
-            left_out.append(f"{one.folder.name}: {run.pictures:,} other pictures of {run.dataset}")
+            left_out.append(f"{one.folder.name}: {run.items:,} other {run.unit} of {run.dataset}")
         else:
             taken.append(one)
     return taken, left_out
@@ -169,27 +168,27 @@ def _chosen(runs: list[Found], protocol: str) -> tuple[list[Found], list[str]]:
 
 def _source(found: Found) -> str:
     run = found.run
-    return f"{found.folder.name}: {run.pictures:,} pictures of {run.dataset}, {run.started}, {run.device}"
+    return f"{found.folder.name}: {run.items:,} {run.unit} of {run.dataset}, {run.started}, {devices_text(run)}"
 
 
 def _row(
-    name: str,
+    suite: Suite,
     label: str,
     key: str,
     columns: list[tuple[str, str]],
     runs: list[Found],
-    figures: dict[tuple[str, str, str], PublishedFigure],
+    figures: Mapping[tuple[str, str, str], PublishedFigure],
     notes: _Notes,
 ) -> PaperRow:
     newest = {dataset: _newest(runs, key, dataset) for dataset in dict.fromkeys(d for d, _ in columns)}
     cells = []
     for dataset, metric in columns:
-        figure = figures.get((key, dataset, metric))
+        figure = figures[key, dataset, metric]
         found = newest[dataset]
-        if found is None or found[1].status != "ok" or _unknown(found[1], metric):
-            cells.append(_lacking(name, key, dataset, metric, found, figure, notes))
+        if found is None or found[1].status != "ok" or _unknown(found[1], figure.column):
+            cells.append(_missing_cell(suite.name, figure, found, notes))
         else:
-            cells.append(_measured(*found, metric, figure, notes))
+            cells.append(_measured(*found, figure, notes))
     reasons = dict.fromkeys(incomparable_row(found[1]) for found in newest.values() if found)
     return PaperRow(label, key, cells, tuple(notes.number(f"{key}: {reason}") for reason in reasons if reason))
 
@@ -205,54 +204,43 @@ def _unknown(row: RowRecord, metric: str) -> bool:
     return value is None or value.value is None or math.isnan(value.value)
 
 
-def _lacking(
-    name: str,
-    key: str,
-    dataset: str,
-    metric: str,
-    found: tuple[RunRecord, RowRecord] | None,
-    figure: PublishedFigure | None,
-    notes: _Notes,
+def _missing_cell(
+    suite: str, figure: PublishedFigure, found: tuple[RunRecord, RowRecord] | None, notes: _Notes
 ) -> PaperCell:
-    text = f"{NOT_MEASURED}: {command(name, key, dataset)}"
+    text = f"{NOT_MEASURED}: {command(suite, figure.tokenizer, figure.dataset)}"
     if found is not None:
         run, row = found
         if row.status != "ok":
             text += f" ({row.status}: {one_line(row.error)})"
         else:
-            reasons = [line for line in run.missing_metrics if line.lower().startswith(metric.lower())]
-            text += f" ({one_line(reasons[0]) if reasons else f'the run has no {metric}'})"
+            reasons = [line for line in run.missing_metrics if line.lower().startswith(figure.column.lower())]
+            text += f" ({one_line(reasons[0]) if reasons else f'the run has no {figure.column}'})"
     number = notes.number(text)
-    return PaperCell(NOT_MEASURED, published=_published(figure), notes=(number, *_of_figure(figure, notes)))
+    return PaperCell(NOT_MEASURED, published=figure.printed, notes=(number, *_of_figure(figure, notes)))
 
 
-def _measured(run: RunRecord, row: RowRecord, metric: str, figure: PublishedFigure | None, notes: _Notes) -> PaperCell:
-    column = next((c for c in run.columns if c.name == metric), ColumnRecord(metric, None))
-    value = row.cells[metric]
-    one: Beside | None = beside(run, row).get(metric)
+def _measured(run: RunRecord, row: RowRecord, figure: PublishedFigure, notes: _Notes) -> PaperCell:
+    name = figure.column
+    column = next((c for c in run.columns if c.name == name), ColumnRecord(name, None))
+    value = row.cells[name]
+    one = published_comparisons(run, row).get(name)
+    assert value.value is not None
     numbers = [notes.number(value.note)] if value.note else []
-    numbers += _of_figure(figure, notes) if one or (figure and figure.value is None) else []
+    numbers += _of_figure(figure, notes) if one or figure.value is None else []
     return PaperCell(
         number_text(value.value, column),
         interval_text(value, column),
-        f"{one.figure.value:g}" if one else "",
+        one.figure.printed if one else "",
         f"{'+' if one.difference > 0 else ''}{number_text(one.difference, column)}" if one else "",
         one.verdict if one else "",
         tuple(numbers),
     )
 
 
-def _published(figure: PublishedFigure | None) -> str:
-    return "" if figure is None or figure.value is None else f"{figure.value:g}"
-
-
-def _of_figure(figure: PublishedFigure | None, notes: _Notes) -> list[int]:
-    """The footnotes of a published figure: its own, and why it has no value where there is more to say than that it is
-    not at hand."""
-    if figure is None:
-        return []
+def _of_figure(figure: PublishedFigure, notes: _Notes) -> list[int]:
+    """The footnotes of a published figure: its own, and why it has no value."""
     texts = [figure.footnote] if figure.footnote else []
-    if figure.missing and figure.missing != "not at hand":
+    if figure.missing:
         texts.append(f"published {figure.metric}: {figure.missing}")
     return [notes.number(text) for text in texts]
 

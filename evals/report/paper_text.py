@@ -8,9 +8,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from evals.engine.store import write_atomically
 from evals.report.markdown import cell
 from evals.report.paper import NOT_MEASURED, PaperCell, PaperTable
-from evals.store import write_atomically
 
 FORMATS = {"md": "paper.md.j2", "tex": "paper.tex.j2", "html": "paper.html.j2"}
 _TEX = {

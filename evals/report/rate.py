@@ -1,18 +1,20 @@
-"""The rate-distortion picture: bits of an image against each metric, all rows of a run on one picture."""
+"""The rate-distortion plot: bits of an image against each metric, all rows of a run on one plot."""
 
 from __future__ import annotations
 
 import io
 import math
+from itertools import cycle
 
-from evals.record import ColumnRecord, RowRecord, RunRecord
-from evals.report.table import ARROWS, CALIBRATION, is_mini
+from evals.record import ColumnRecord, RunRecord
+from evals.report.symbols import ARROWS
+from evals.report.table import is_mini
 
 COLUMNS = 3
 # Inches of one metric's panel.
 PANEL = (4.2, 3.2)
-# Marker and colour of the calibration rows that have a rate.
-CALIBRATION_STYLE = {"downsample-bits": ("x", "dimgrey"), "mean-colour": ("s", "darkgrey")}
+# Markers and colours of the calibration rows that have a rate, in the table's order.
+CALIBRATION_STYLES = (("x", "dimgrey"), ("s", "darkgrey"), ("^", "grey"), ("D", "silver"))
 
 
 def rate_points(run: RunRecord, column: str) -> dict[str, list[tuple[float, float, str]]]:
@@ -26,13 +28,13 @@ def rate_points(run: RunRecord, column: str) -> dict[str, list[tuple[float, floa
 
 
 def rate_columns(run: RunRecord) -> list[ColumnRecord]:
-    """The columns worth a panel: those with a direction, of pictures and not of ids, that two rows with bits have."""
-    of_ids = ("codebook use", "PSNR-pooled")
-    judged = [c for c in run.columns if c.better and c.name not in of_ids]
+    """The columns worth a panel: with a direction, of images and not of tokens, no second summary of per-image values,
+    and with figures in two rows that have bits."""
+    judged = [c for c in run.columns if c.better and c.kind != "token" and c.mean]
     return [c for c in judged if sum(map(len, rate_points(run, c.name).values())) > 1]
 
 
-def rate_picture(run: RunRecord) -> bytes | None:
+def rate_plot(run: RunRecord) -> bytes | None:
     """PNG, a panel a metric; None where fewer than two rows have a rate. Rows of one tokenizer are joined by a line."""
     columns = rate_columns(run)
     if not columns:
@@ -44,15 +46,15 @@ def rate_picture(run: RunRecord) -> bytes | None:
     high = -(-len(columns) // wide)
     figure = Figure(figsize=(PANEL[0] * wide, PANEL[1] * high + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{run.pictures:,} pictures of {run.dataset}, {run.protocol['name']}" + " (mini)" * is_mini(run))
-    calibration = {row.name for row in run.rows if row.family == CALIBRATION}
-    colours = {name: f"C{i % 10}" for i, name in enumerate(_names(run.rows))}
+    figure.suptitle(f"{run.items:,} {run.unit} of {run.dataset}, {run.protocol['name']}" + " (mini)" * is_mini(run))
+    calibration = dict(zip(_names(run, calibration=True), cycle(CALIBRATION_STYLES)))
+    colours = {name: f"C{i % 10}" for i, name in enumerate(_names(run, calibration=False))}
     for place, column in enumerate(columns, 1):
         axes = figure.add_subplot(high, wide, place)
         for name, points in rate_points(run, column.name).items():
             bits, values, _ = zip(*points)
             scale = 100 if column.unit == "%" else 1
-            marker, colour = CALIBRATION_STYLE.get(name, ("x", "grey")) if name in calibration else ("o", colours[name])
+            marker, colour = calibration[name] if name in calibration else ("o", colours[name])
             line = ":" if name in calibration else "-"
             axes.plot(bits, [v * scale for v in values], label=name, marker=marker, color=colour, linestyle=line)
         axes.set_xscale("log", base=2)
@@ -67,5 +69,12 @@ def rate_picture(run: RunRecord) -> bytes | None:
     return buffer.getvalue()
 
 
-def _names(rows: list[RowRecord]) -> list[str]:
-    return list(dict.fromkeys(row.name for row in rows if row.family != CALIBRATION))
+def _names(run: RunRecord, calibration: bool) -> list[str]:
+    """The names of calibration rows with a rate, or of all models under test."""
+    return list(
+        dict.fromkeys(
+            row.name
+            for row in run.rows
+            if (row.calibration is not None) == calibration and (row.bits_per_image or not calibration)
+        )
+    )

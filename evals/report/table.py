@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from evals.record import ColumnRecord, RowRecord, RunRecord, Value
-from evals.report.beside import raw_columns
+from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Value
+from evals.report.comparison import raw_columns
+from evals.report.symbols import NOTHING, superscript
 
-# The family whose rows say what the figures mean; they are never "best".
-CALIBRATION = "calibration"
-NOTHING = "–"
-ARROWS = {"higher": "↑", "lower": "↓", "zero": "→0", None: ""}
 # An interval whose sides differ by less than this share of the wider one is shown as one ±.
 NEARLY_EVEN = 0.25
-_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line. status: as in RowRecord; marks: of the footnote with the reason where the row is missing or failed."""
+    """One line. status: as in RowRecord; facts: bits of a tokenizer, settings of a generator; marks: of the footnote
+    with the reason where the row is missing or failed."""
 
     label: str
     status: str
-    bits: str
+    facts: str
     training: str
     cells: list[Cell]
     marks: str = ""
@@ -43,11 +42,17 @@ class Row:
 
 @dataclass(frozen=True)
 class ShownTable:
-    """A table ready to be drawn. footnotes: in the order of their numbers, from 1."""
+    """A table ready to be drawn. model: what a row is called; footnotes: in the order of their numbers, from 1."""
 
+    model: str
     columns: list[ColumnRecord]
     rows: list[Row]
     footnotes: list[str]
+
+    @property
+    def facts(self) -> str:
+        """What `Row.facts` holds."""
+        return "bits" if self.model == "tokenizer" else "settings"
 
 
 @dataclass
@@ -58,7 +63,7 @@ class _Footnotes:
         """The superscript number of a footnote; one text has one number."""
         if text not in self.texts:
             self.texts.append(text)
-        return str(self.texts.index(text) + 1).translate(_SUPERSCRIPTS)
+        return superscript(self.texts.index(text) + 1)
 
 
 def shown_table(run: RunRecord) -> ShownTable:
@@ -68,21 +73,18 @@ def shown_table(run: RunRecord) -> ShownTable:
     rows = []
     for row in run.rows:
         if row.status == "ok":
-            cells = [_cell(row, column, best[column.name], notes) for column in run.columns]
-            rows.append(Row(row.label, row.status, bits_text(row), row.training or NOTHING, cells))
+            cells, mark = [_cell(row, column, best[column.name], notes) for column in run.columns], ""
         else:
+            cells = [Cell(NOTHING) for _ in run.columns]
             mark = notes.mark(f"{row.label}: {row.status}: {one_line(row.error)}")
-            rows.append(
-                Row(
-                    row.label,
-                    row.status,
-                    bits_text(row),
-                    row.training or NOTHING,
-                    [Cell(NOTHING) for _ in run.columns],
-                    mark,
-                )
-            )
-    return ShownTable(run.columns, rows, notes.texts)
+        facts = bits_text(row) if run.unit == "images" else settings_text(row)
+        rows.append(Row(row.label, row.status, facts, row.training or NOTHING, cells, mark))
+    return ShownTable(model_word(run), run.columns, rows, notes.texts)
+
+
+def model_word(run: RunRecord) -> str:
+    """What a row of the run is called."""
+    return "tokenizer" if run.unit == "images" else "generator"
 
 
 def _cell(row: RowRecord, column: ColumnRecord, best: str | None, notes: _Footnotes) -> Cell:
@@ -92,20 +94,20 @@ def _cell(row: RowRecord, column: ColumnRecord, best: str | None, notes: _Footno
     text = number_text(value.value, column)
     marks = [notes.mark(value.note)] if value.note else []
     if 0 < value.infinite < (value.count or 0):
-        marks.append(notes.mark(f"{value.infinite} of {value.count} pictures are identical: infinite, not averaged"))
+        marks.append(notes.mark(f"{value.infinite} of {value.count} images are identical: infinite, not averaged"))
     judged = text.removeprefix("−") if column.better == "zero" else text
-    is_best = judged == best and row.family != CALIBRATION
+    is_best = judged == best and row.calibration is None
     return Cell(text, interval_text(value, column), is_best, " ".join(marks))
 
 
 def _best(run: RunRecord, column: ColumnRecord) -> str | None:
-    """The text of the best figure among the tokenizers, None where there is nothing to compare. By text, so that
-    figures that look the same are marked the same; where 0 is best, without its sign."""
+    """The text of the best figure among the models under test, None where there is nothing to compare. By text, so
+    that figures that look the same are marked the same; where 0 is best, without its sign."""
     figures = [
         cell.value
         for row in run.rows
         if row.status == "ok"
-        and row.family != CALIBRATION
+        and row.calibration is None
         and (cell := row.cells.get(column.name)) is not None
         and cell.value is not None
         and not math.isnan(cell.value)
@@ -129,7 +131,7 @@ def interval_text(value: Value, column: ColumnRecord) -> str:
     """The 95 % interval around a figure, to two significant digits: "±0.52" when both sides are nearly even,
     "+0.70/−0.40" when they are not, "[0.30, 0.90]" when the figure lies outside (a biased estimate), "" when there is
     none or it is narrower than the figure's last digit."""
-    if value.low is None or value.high is None or not math.isfinite(value.value):
+    if value.value is None or value.low is None or value.high is None or not math.isfinite(value.value):
         return ""
     low, middle, high = (_scaled(v, column) for v in (value.low, value.value, value.high))
     if high - low < 10**-column.digits:
@@ -148,8 +150,13 @@ def _scaled(value: float, column: ColumnRecord) -> float:
 
 
 def bits_text(row: RowRecord) -> str:
-    """Bits a picture; "–" where they are undefined."""
+    """Bits an image; "–" where they are undefined."""
     return NOTHING if row.bits_per_image is None else f"{row.bits_per_image:,.0f}"
+
+
+def settings_text(row: RowRecord) -> str:
+    """What a generator samples with; "–" where it says nothing."""
+    return ", ".join(f"{name}={value}" for name, value in row.settings.items()) or NOTHING
 
 
 def one_line(text: str) -> str:
@@ -157,11 +164,24 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def pictures_text(run: RunRecord) -> str:
-    """How many pictures of which dataset, from how many sources, and how many were left out."""
-    sources = f" from {run.clusters:,} sources" if run.clusters < run.pictures else ""
+def items_text(run: RunRecord) -> str:
+    """How many items of which dataset, from how many sources, and how many were left out."""
+    sources = f" from {run.clusters:,} sources" if run.clusters < run.items else ""
     left_out = f" ({len(run.left_out):,} unreadable left out)" if run.left_out else ""
-    return f"{run.pictures:,} pictures of {run.dataset}{sources}{left_out}"
+    return f"{run.items:,} {run.unit} of {run.dataset}{sources}{left_out}"
+
+
+def distinct_origins(rows: Iterable[RowRecord]) -> list[Origin]:
+    """The processes that made the rows' artifacts, each once."""
+    found: list[Origin] = []
+    for row in rows:
+        found += [origin for origin in row.origins if origin not in found]
+    return found
+
+
+def devices_text(run: RunRecord) -> str:
+    """The devices on which the run's artifacts were made; "–" where there are none."""
+    return ", ".join(dict.fromkeys(origin.device for origin in distinct_origins(run.rows))) or NOTHING
 
 
 def is_mini(run: RunRecord) -> bool:
@@ -170,13 +190,13 @@ def is_mini(run: RunRecord) -> bool:
 
 
 def bits_per_pixel(row: RowRecord, run: RunRecord) -> float | None:
-    """Bits a pixel of the evaluation picture; None where bits are undefined."""
+    """Bits a pixel of the evaluation image; None where bits are undefined."""
     return None if row.bits_per_image is None else row.bits_per_image / run.protocol["eval_size"] ** 2
 
 
 def raw_frame(run: RunRecord) -> pd.DataFrame:
     """One line a row, unrounded. For a column X: X, X_low and X_high (95 % interval), X_seeds (standard deviation
-    over decodings) and, for means over pictures, X_infinite (pictures that were counted and not averaged); where the
+    over seed indices) and, for means over images, X_infinite (images that were counted and not averaged); where the
     paper has a figure to compare with, X_published, X_difference and X_beyond (1: outside the interval).
 
     All cells of the record are here, those that the shown table leaves out too; a missing figure is empty.
@@ -195,33 +215,46 @@ def raw_frame(run: RunRecord) -> pd.DataFrame:
     frame = pd.DataFrame(lines)
     # A column of nothing but None has no type of its own; a figure that no row has is still a figure.
     figures = [c for c in frame.columns if c not in _TEXTS]
-    return frame.astype({c: "float64" for c in figures if frame[c].dtype == object} | {"ids_per_image": "Int64"})
+    return frame.astype({c: "float64" for c in figures if frame[c].dtype == object} | {"tokens_per_image": "Int64"})
 
 
-_TEXTS = ("tokenizer", "name", "family", "status", "training", "precision", "scale", "dataset", "protocol_hash")
+_TEXTS = (
+    "tokenizer", "generator", "name", "family", "status", "settings", "training", "precision", "scale", "dataset",
+    "protocol_hash",
+)  # fmt: skip
 
 
 def _facts(run: RunRecord, row: RowRecord) -> dict[str, object]:
+    settings = {} if run.unit == "images" else {"settings": json.dumps(row.settings)}
     return {
-        "tokenizer": row.label,
+        model_word(run): row.label,
         "name": row.name,
         "family": row.family,
         "status": row.status,
-        "ids_per_image": row.ids_per_image,
+        "tokens_per_image": row.tokens_per_image,
         "bits_per_image": row.bits_per_image,
         "bits_per_pixel": bits_per_pixel(row, run),
-        "precision": row.conditions.get("precision", ""),
+        **settings,
+        "precision": row.precision,
         "training": row.training,
         "scale": run.scale,
         "dataset": run.dataset,
-        "pictures": run.pictures,
+        run.unit: run.items,
         "protocol_hash": run.protocol_hash,
     }
 
 
 def speed_frame(run: RunRecord) -> pd.DataFrame:
-    """What was timed, one line a row: apart from the table, whose figures are the same in every run."""
-    names = ("encode_images_per_second", "decode_images_per_second", "peak_mib")
-    return pd.DataFrame(
-        [{"tokenizer": row.label, "device": run.device} | {n: row.conditions.get(n) for n in names} for row in run.rows]
-    )
+    """What was timed, a line a row and step, with the machine on which it was: apart from the table, whose figures are
+    the same in every run. batch, threads: all that occurred, separated by spaces."""
+    columns = [model_word(run), "step", "device", "images_per_second", "batch", "threads", "peak_mib"]
+    lines = [
+        (row.label, step, "; ".join(s.devices), s.images_per_second, _spaced(s.batch), _spaced(s.threads), s.peak_mib)
+        for row in run.rows
+        for step, s in row.speed.items()
+    ]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _spaced(values: Iterable[int]) -> str:
+    return " ".join(map(str, values))

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from lactok.weights import LocalWeights, WeightsError, load_state_dict, locate
+
+if TYPE_CHECKING:
+    from timm.models.efficientnet import EfficientNet
 
 LITE0 = LocalWeights(
     "models/efficientnet-lite0-57934424.pth",
@@ -48,7 +52,7 @@ class Effnet(nn.Module):
     Pictures are float32 (B, 3, H, W), RGB in [0, 1], of any size from about 32 pixels; nothing is resized here.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: EfficientNet) -> None:
         super().__init__()
         self.net = net.eval().requires_grad_(False)
 
@@ -90,7 +94,7 @@ def _load(name: str, source: LocalWeights, device: torch.device | str) -> Effnet
     import timm
 
     with torch.device("cpu"):  # it has real weights wherever other networks are built
-        net = timm.create_model(name, pretrained=False)
+        net = cast("EfficientNet", timm.create_model(name, pretrained=False))
     net.load_state_dict(_renamed(load_state_dict(locate(source)), net.state_dict(), str(source)))
     return Effnet(net).to(device)
 

@@ -43,11 +43,11 @@ def sources(net: Net) -> tuple[WeightsSource, ...]:
 def load(net: Net, device: torch.device | str = "cpu") -> LPIPS:
     """The published LPIPS. Raises lactok.weights.MissingWeights when the backbone is not to be had."""
     published = load_state_dict(locate(BACKBONES[net]))
-    backbone = {f"net.{name}": published.get(torchvision_name(name)) for name in _empty(net).net.state_dict()}
-    missing = [name for name, value in backbone.items() if value is None]
+    names = list(_empty(net).net.state_dict())
+    missing = [f"net.{name}" for name in names if torchvision_name(name) not in published]
     if missing:
         raise WeightsError(f"{BACKBONES[net]} has no tensor for {', '.join(missing)}")
-    return build(net, backbone, device)
+    return build(net, {f"net.{name}": published[torchvision_name(name)] for name in names}, device)
 
 
 def load_alex(device: torch.device | str = "cpu") -> LPIPS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,13 @@ from lactok.models.ladd import LatentDecoder, LatentDecoderConfig
 from lactok.models.samplers import NoiseSchedule, Sampler
 from lactok.models.vq import Encoded, VQConfig, VQEncoder
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 
 @dataclass(frozen=True)
-class LaCTokConfig:
-    """Sizes of a `LaCTok`; the defaults are the released LaCTok-T's: LlamaGen's VQ-16, SDXL and its autoencoder."""
+class LacTokConfig:
+    """Sizes of a `LacTok`; the defaults are the released LaCTok-T's: LlamaGen's VQ-16, SDXL and its autoencoder."""
 
     vq: VQConfig = field(default_factory=VQConfig)
     decoder: LatentDecoderConfig = field(default_factory=LatentDecoderConfig)
@@ -47,14 +51,14 @@ class LaCTokConfig:
 _PARTS = {"vq": VQConfig, "decoder": LatentDecoderConfig, "autoencoder": AutoencoderConfig, "schedule": NoiseSchedule}
 
 
-class LaCTok(nn.Module):
+class LacTok(nn.Module):
     """Pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and those to pictures of another, larger size.
 
     vq: encoder and codebook (a whole `VQModel` will do). vae: anything with diffusers' `decode(latents).sample`; its
     latents are scaled by config.autoencoder.scaling_factor.
     """
 
-    def __init__(self, config: LaCTokConfig, vq: VQEncoder, decoder: LatentDecoder, vae: nn.Module) -> None:
+    def __init__(self, config: LacTokConfig, vq: VQEncoder, decoder: LatentDecoder, vae: AutoencoderKL) -> None:
         super().__init__()
         self.config, self.vq, self.decoder, self.vae = config, vq, decoder, vae
 
@@ -80,12 +84,12 @@ class LaCTok(nn.Module):
         return self.vae.decode((latents / self.config.autoencoder.scaling_factor).to(dtype)).sample.float()
 
 
-def build(config: LaCTokConfig) -> LaCTok:
+def build(config: LacTokConfig) -> LacTok:
     """All parts anew; on the current default device."""
-    return LaCTok(config, VQEncoder(config.vq), LatentDecoder(config.decoder), build_autoencoder(config.autoencoder))
+    return LacTok(config, VQEncoder(config.vq), LatentDecoder(config.decoder), build_autoencoder(config.autoencoder))
 
 
-def meta_model(config: LaCTokConfig) -> LaCTok:
-    """A `LaCTok` without memory, to be filled by `ladd_keymap.load_official` or `load_state_dict(assign=True)`."""
+def meta_model(config: LacTokConfig) -> LacTok:
+    """A `LacTok` without memory, to be filled by `ladd_keymap.load_official` or `load_state_dict(assign=True)`."""
     with torch.device("meta"):
         return build(config)

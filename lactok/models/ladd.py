@@ -6,7 +6,7 @@ and that no text is given. The numbers are those of the released LaCTok-T, whose
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ class UNetConfig:
     @property
     def pooled_dim(self) -> int | None:
         """Width of the pooled text (1280); None where none is taken."""
-        if self.addition_time_embed_dim is None:
+        if self.addition_time_embed_dim is None or self.projection_class_embeddings_input_dim is None:
             return None
         return self.projection_class_embeddings_input_dim - TIME_IDS * self.addition_time_embed_dim
 
@@ -193,7 +193,7 @@ class LatentDecoder(nn.Module):
         shared = {name: ours[name] for name in self.controlnet.state_dict() if name in ours}
         self.controlnet.load_state_dict(shared, strict=False)
 
-    def condition(self, codes: Tensor, size: tuple[int, int]) -> Tensor:
+    def condition(self, codes: Tensor, size: Sequence[int]) -> Tensor:
         """The code map (B, D, h, w) at the latents' `size`: nearest, float32, source index floor(i h / H)."""
         return F.interpolate(codes.float(), size=tuple(size), mode="nearest")
 

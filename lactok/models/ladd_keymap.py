@@ -1,4 +1,4 @@
-"""Names of the published `LaCTok-T.pth` (hub OPPOer/LaCTok, flat) <-> those of `LaCTok`.
+"""Names of the published `LaCTok-T.pth` (hub OPPOer/LaCTok, flat) <-> those of `LacTok`.
 
 Published: `encoder.`, `quantize.`, `quant_conv.` (LlamaGen's VQ names), `post_quant_conv.` (stored, never used),
 `decoder.unet.` wrapped by peft (`base_model.model.`, un-merged adapters), `decoder.controlnet.`, `vae.`. Within the
@@ -12,7 +12,7 @@ from collections.abc import Mapping, MutableMapping
 
 from torch import Tensor
 
-from lactok.models.lactok import LaCTok
+from lactok.models.lactok import LacTok
 from lactok.models.lora import A_WEIGHT, B_WEIGHT, BASE, LoRAConfig, merge
 from lactok.models.vq_keymap import official_name as vq_name
 from lactok.models.vq_keymap import official_shape as vq_shape
@@ -27,7 +27,7 @@ _VQ = "vq."
 
 
 def official_name(name: str) -> str:
-    """The published name of one entry of `LaCTok.state_dict()`, where the UNet has no adapters."""
+    """The published name of one entry of `LacTok.state_dict()`, where the UNet has no adapters."""
     return vq_name(name.removeprefix(_VQ)) if name.startswith(_VQ) else name
 
 
@@ -36,24 +36,24 @@ def _official_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A `LaCTok` state dict under the published names and shapes, the UNet's plain."""
+    """A `LacTok` state dict under the published names and shapes, the UNet's plain."""
     return {official_name(name): t.reshape(_official_shape(name, tuple(t.shape))) for name, t in state.items()}
 
 
-def unused_shapes(model: LaCTok) -> dict[str, tuple[int, ...]]:
+def unused_shapes(model: LacTok) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the entries that a published checkpoint holds and this model leaves out."""
     config = model.config.vq
     weight = (config.z_channels, config.codebook_embed_dim, 1, 1)
     return {UNUSED + "weight": weight, UNUSED + "bias": weight[:1]}
 
 
-def plain_shapes(model: LaCTok) -> dict[str, tuple[int, ...]]:
+def plain_shapes(model: LacTok) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a checkpoint without adapters: those of `to_official`."""
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return {official_name(name): _official_shape(name, shape) for name, shape in ours.items()}
 
 
-def published_shapes(model: LaCTok, lora: LoRAConfig) -> dict[str, tuple[int, ...]]:
+def published_shapes(model: LacTok, lora: LoRAConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a checkpoint whose UNet is wrapped by peft: 4498 for the released LaCTok-T."""
     shapes = {}
     for name, shape in plain_shapes(model).items():
@@ -83,7 +83,7 @@ def with_base_layers(state: MutableMapping[str, Tensor], lora: LoRAConfig) -> No
             state[f"{layer}{BASE}{leaf}"] = state.pop(name)
 
 
-def from_official(state: MutableMapping[str, Tensor], model: LaCTok, lora: LoRAConfig) -> dict[str, Tensor]:
+def from_official(state: MutableMapping[str, Tensor], model: LacTok, lora: LoRAConfig) -> dict[str, Tensor]:
     """A published state dict under the names of `model`, float32, adapters merged; `model` may be on the meta device.
 
     Takes a checkpoint wrapped by peft (of any version), or a plain one. Empties `state` as it goes, so that 16 GB are
@@ -91,19 +91,19 @@ def from_official(state: MutableMapping[str, Tensor], model: LaCTok, lora: LoRAC
     """
     if is_wrapped(state):
         with_base_layers(state, lora)
-        require_entries(state, published_shapes(model, lora), "the configured LaCTok")
+        require_entries(state, published_shapes(model, lora), "the configured LacTok")
         merge(state, lora.scale)
         for name in [name for name in state if name.startswith(PEFT)]:
             state[UNET + name.removeprefix(PEFT)] = state.pop(name)
         for name in unused_shapes(model):
             del state[name]
     else:
-        require_entries(state, plain_shapes(model), "the configured LaCTok without adapters")
+        require_entries(state, plain_shapes(model), "the configured LacTok without adapters")
     ours = model.state_dict()
     return {name: state.pop(official_name(name)).reshape(tensor.shape).float() for name, tensor in ours.items()}
 
 
-def load_official(model: LaCTok, state: MutableMapping[str, Tensor], lora: LoRAConfig | None = None) -> LaCTok:
+def load_official(model: LacTok, state: MutableMapping[str, Tensor], lora: LoRAConfig | None = None) -> LacTok:
     """Give `model` the weights of a published state dict (strictly); returns it, off the meta device.
 
     Empties `state`. Raises lactok.weights.CheckpointMismatch as `from_official`.
@@ -112,7 +112,7 @@ def load_official(model: LaCTok, state: MutableMapping[str, Tensor], lora: LoRAC
     return model
 
 
-def load_unmerged(model: LaCTok, state: Mapping[str, Tensor]) -> LaCTok:
+def load_unmerged(model: LacTok, state: Mapping[str, Tensor]) -> LacTok:
     """Give a `model` whose UNet was wrapped by `lora.add_lora` a published checkpoint's tensors, adapters apart.
 
     To train them on. Raises lactok.weights.CheckpointMismatch as `from_official`.
@@ -123,7 +123,7 @@ def load_unmerged(model: LaCTok, state: Mapping[str, Tensor]) -> LaCTok:
         for name in model.state_dict()
     }
     want = {peft[name]: _official_shape(name, tuple(t.shape)) for name, t in model.state_dict().items()} | unused
-    require_entries(state, want, "the configured LaCTok with adapters")
+    require_entries(state, want, "the configured LacTok with adapters")
     ours = {name: state[peft[name]].reshape(t.shape).float() for name, t in model.state_dict().items()}
     model.load_state_dict(ours, strict=True, assign=True)
     return model

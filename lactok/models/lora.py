@@ -108,4 +108,9 @@ def add_lora(unet: UNet2DConditionModel, config: LoRAConfig | None = None) -> No
     from peft import LoraConfig
 
     config = config or LoRAConfig()
-    unet.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets)))
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft annotates int, and only divides it by the rank
+        target_modules=list(config.targets),
+    )
+    unet.add_adapter(settings)

@@ -21,7 +21,7 @@ from lactok.interface import TrainingCompute
 from lactok.miniature import Miniature
 from lactok.models import autoencoder
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import LaCTok, LaCTokConfig
+from lactok.models.lactok import LacTok, LacTokConfig
 from lactok.models.ladd import LatentDecoder, LatentDecoderConfig, build_controlnet, build_unet
 from lactok.models.latent_diffusion import LatentDiffusionConfig
 from lactok.models.lora import A_WEIGHT, B_WEIGHT, LoRAConfig, add_to_weights
@@ -272,13 +272,13 @@ def load_base(vq: str | None, base: str | None, vae: str | None) -> Base:
     return Base(*load_vq(vq), diffusion)
 
 
-def put_together(base: Base, copy: ControlNetModel, made: CopyFileConfig, file: Located) -> LaCTok:
+def put_together(base: Base, copy: ControlNetModel, made: CopyFileConfig, file: Located) -> LacTok:
     """A LacTok of the shared parts and a copy. Raises WeightsError when the copy was trained beside others."""
     require_made_with(file, "VQ encoder", made.vq, base.vq_file)
     require_made_with(file, "diffusion UNet", made.base, base.diffusion.file)
-    config = LaCTokConfig(base.vq.config, made.decoder, base.diffusion.autoencoder)
+    config = LacTokConfig(base.vq.config, made.decoder, base.diffusion.autoencoder)
     decoder = LatentDecoder(made.decoder, base.diffusion.unet, copy)
-    return LaCTok(config, base.vq, decoder, base.diffusion.vae)
+    return LacTok(config, base.vq, decoder, base.diffusion.vae)
 
 
 def training_of(copy: Located, *parts: Located) -> TrainingCompute:

@@ -12,5 +12,6 @@ def nearest_init(conv: nn.Conv2d, area: int) -> None:
 
     ICNR (arXiv 1707.02937): no checkerboard at the start of training. area 1 changes nothing.
     """
+    assert conv.bias is not None, "a convolution without bias, expected one with it"
     for tensor in (conv.weight, conv.bias):
         tensor.copy_(tensor[::area].repeat_interleave(area, 0))

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lactok.models.finite import require_finite
+
 USAGE_WINDOW = 65536
 """How many of the latest ids count for codebook usage (length of the published `codebook_used` buffer)."""
 
@@ -51,6 +53,8 @@ class VectorQuantizer(nn.Module):
     beta: weight of the commitment term; entropy_ratio: weight of the entropy term.
     track_usage: keep the float buffer `codebook_used` of the latest ids, which published checkpoints hold.
     """
+
+    codebook_used: Tensor
 
     def __init__(
         self,
@@ -93,7 +97,12 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def search(self, pre_quant: Tensor) -> Tensor:
-        """Nearest codes: (B, D, h, w) to int64 ids (B, h, w)."""
+        """Nearest codes: (B, D, h, w) to int64 ids (B, h, w).
+
+        Raises FloatingPointError for vectors that are not finite; in train mode the loss tells of them.
+        """
+        if not self.training:
+            require_finite(pre_quant, "the encoder's vectors")
         batch, _, height, width = pre_quant.shape
         # picture by picture: bounded memory, and a picture's ids do not depend on what else is in the batch
         ids = [self._distances(self._rows(one[None])).argmin(1) for one in pre_quant]

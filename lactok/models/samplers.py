@@ -18,7 +18,7 @@ Predict = Callable[[Tensor, int], Tensor]
 """Latents (B, C, h, w) and timestep to the noise in them, of the same shape."""
 
 TLCM_GRID = (999, 874, 749, 624, 499, 374, 249, 124, 0)
-"""linspace(999, 0, 9), the timesteps among which TLCM's and LaCTok's published code chooses."""
+"""linspace(999, 0, 9), the timesteps among which TLCM's and LacTok's published code chooses."""
 
 TLCM_INDICES = {
     1: (0, 8),
@@ -134,7 +134,7 @@ def ddim(predict: Predict, noises: Tensor, schedule: NoiseSchedule, steps: int =
 
 
 def consistency(predict: Predict, noises: Tensor, schedule: NoiseSchedule, timesteps: Sequence[int]) -> Tensor:
-    """Few-step consistency sampling, as LaCTok and TLCM publish it: predict x_0, noise it anew to the next timestep.
+    """Few-step consistency sampling, as LacTok and TLCM publish it: predict x_0, noise it anew to the next timestep.
 
     noises: (B, len(timesteps), C, h, w), the first the pure noise that it starts from, unscaled. The result is the x_0
     of the last timestep.

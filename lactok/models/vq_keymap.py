@@ -1,6 +1,6 @@
 """Names of LlamaGen's published VQ checkpoint (FoundationVision/LlamaGen, vq_model.py) <-> those of `VQModel`.
 
-LaCTok's checkpoint has the same names for its `VQEncoder`.
+LacTok's checkpoint has the same names for its `VQEncoder`.
 
 The network is the same; only names differ, and the published attention projects by 1x1 convolutions (C, C, 1, 1)
 where diffusers has linear layers (C, C).

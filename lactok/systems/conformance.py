@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lactok.conformance import CaseError, CaseFolder, CheckLine, UnhandledCase, compare_floats, compare_ids, failure
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import LaCTok, LaCTokConfig, build, meta_model
+from lactok.models.lactok import LacTok, LacTokConfig, build, meta_model
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
 from lactok.models.ladd_keymap import PEFT, load_official, load_unmerged
 from lactok.models.lora import BASE, LoRAConfig, add_lora
@@ -94,7 +94,7 @@ def _build(case: CaseFolder, part: str, kind: type, **more: Any) -> Any:
     return kind(**known, **more)
 
 
-def case_config(case: CaseFolder) -> LaCTokConfig:
+def case_config(case: CaseFolder) -> LacTokConfig:
     """The architecture in a case's or a model's `config.json`. Raises CaseError for what this port does not have."""
     fields = {f.name for f in dataclasses.fields(VQConfig)}
     vq = VQConfig(**{key: value for key, value in case.setting("vq").items() if key in fields})
@@ -107,7 +107,7 @@ def case_config(case: CaseFolder) -> LaCTokConfig:
         text_positions=text[0],
         pixels_per_latent=autoencoder.downsample_factor,
     )
-    return LaCTokConfig(vq, decoder, autoencoder, _build(case, "scheduler", NoiseSchedule))
+    return LacTokConfig(vq, decoder, autoencoder, _build(case, "scheduler", NoiseSchedule))
 
 
 def case_lora(case: CaseFolder) -> LoRAConfig:
@@ -126,7 +126,7 @@ def case_weights(case: CaseFolder) -> dict[str, Tensor]:
     return state
 
 
-def unmerged_model(config: LaCTokConfig, lora: LoRAConfig, state: Mapping[str, Tensor]) -> LaCTok:
+def unmerged_model(config: LacTokConfig, lora: LoRAConfig, state: Mapping[str, Tensor]) -> LacTok:
     """The network with its adapters apart, as peft runs them."""
     with torch.device("meta"):
         model = build(config)
@@ -207,11 +207,14 @@ class _Checks:
         if name in _INSIDE:
             return lambda: self._inside_call()[name]
         if match := _NOISE.fullmatch(name):
-            return lambda: self._noise(*match.groups())
+            other, t, scale, disabled = match.groups()
+            return lambda: self._noise(other, t, scale, disabled)
         if match := _ADDED.fullmatch(name):
-            return lambda: self.config.schedule.noised(case["sample"], case["sampling_noise_1"], int(match[1]))
+            added = int(match[1])
+            return lambda: self.config.schedule.noised(case["sample"], case["sampling_noise_1"], added)
         if match := _STEP.fullmatch(name):
-            return lambda: self._sampling()[f"{match[1]}{match[2]}"]
+            step = f"{match[1]}{match[2]}"
+            return lambda: self._sampling()[step]
         return None
 
     def merged_line(self, name: str) -> CheckLine | None:
@@ -236,7 +239,7 @@ class _Checks:
         return dataclasses.replace(plain, note="the case holds the weight after the adapter was taken out again")
 
     def _condition(self, codes: Tensor) -> Tensor:
-        return self.model.decoder.condition(codes, tuple(self.case["sample"].shape[-2:]))
+        return self.model.decoder.condition(codes, self.case["sample"].shape[-2:])
 
     def _noise(self, other: str | None, t: str, scale: str, disabled: str | None) -> Tensor:
         codes = self.model.lookup(self.case["alt_tokens"]) if other else self.case["quant"]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from lactok.interface import TrainingCompute
 from lactok.miniature import LICENCE, Miniature
 from lactok.models.autoencoder import MINI as AUTOENCODER
-from lactok.models.lactok import LaCTok
+from lactok.models.lactok import LacTok
 from lactok.models.mini_parts import (
     ADAPTERS,
     FIRST_STAGE,
@@ -34,12 +34,12 @@ from lactok.models.samplers import (
     ddim_sampler,
     tlcm_timesteps,
 )
-from lactok.systems.tokenizer import LaCTokTokenizer
+from lactok.systems.tokenizer import LacTokTokenizer
 from lactok.weights import WeightsSource
 
 
 @dataclass
-class LaCTokMiniOptions:
+class LacTokMiniOptions:
     """What every one takes. Files: null for those that ship with the package.
 
     weights: the copy, a checkpoint of recipe=diffusion or recipe=pixel; base: of recipe=ldm; autoencoder: of
@@ -59,21 +59,21 @@ class LaCTokMiniOptions:
 
 
 @dataclass
-class DiffusionMiniOptions(LaCTokMiniOptions):
+class DiffusionMiniOptions(LacTokMiniOptions):
     """steps: of DDIM."""
 
     steps: int = DDIM_STEPS
 
 
 @dataclass
-class OneStepMiniOptions(LaCTokMiniOptions):
+class OneStepMiniOptions(LacTokMiniOptions):
     """adapter: a local checkpoint of recipe=accelerator accelerator=hypersd."""
 
     adapter: str | None = None
 
 
 @dataclass
-class FewStepMiniOptions(LaCTokMiniOptions):
+class FewStepMiniOptions(LacTokMiniOptions):
     """adapter: a local checkpoint of recipe=accelerator accelerator=tlcm.
 
     steps: evaluations on TLCM's grid, 1 to 7; 2 as in the paper (timesteps 999, 499), which was trained.
@@ -90,7 +90,7 @@ class AcceleratedMiniOptions(FewStepMiniOptions):
     steps: int = 3
 
 
-class LaCTokMini(LaCTokTokenizer):
+class LacTokMini(LacTokTokenizer):
     """The parts put together; subclasses name the copy and the accelerator."""
 
     scale = "mini"
@@ -98,7 +98,7 @@ class LaCTokMini(LaCTokTokenizer):
     weights_licence = LICENCE
     COPY: ClassVar[Miniature]
     ACCELERATOR: ClassVar[str | None] = None
-    path_options = ("weights", "base", "autoencoder", "vq", "adapter")
+    path_options: ClassVar[tuple[str, ...]] = ("weights", "base", "autoencoder", "vq", "adapter")
 
     @classmethod
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
@@ -107,7 +107,7 @@ class LaCTokMini(LaCTokTokenizer):
         sources = cls.COPY.source(options.weights), *shared
         return sources if cls.ACCELERATOR is None else (*sources, ADAPTERS[cls.ACCELERATOR].source(options.adapter))
 
-    def _load(self) -> tuple[LaCTok, int, int, TrainingCompute | None]:
+    def _load(self) -> tuple[LacTok, int, int, TrainingCompute | None]:
         options = self.options
         copy, made, file = load_copy(self.COPY.source(options.weights))
         base = load_base(options.vq, options.base, options.autoencoder)
@@ -123,7 +123,7 @@ class LaCTokMini(LaCTokTokenizer):
         return model, options.input_size, options.output_size, training_of(file, *parts)
 
 
-class LaCTokHMini(LaCTokMini):
+class LacTokHMini(LacTokMini):
     """LacTok-H in miniature: one evaluation, fine-tuned in pixels."""
 
     Options = OneStepMiniOptions
@@ -134,7 +134,7 @@ class LaCTokHMini(LaCTokMini):
         return consistency_sampler((FIRST_TIMESTEP,))
 
 
-class LaCTokTMini(LaCTokMini):
+class LacTokTMini(LacTokMini):
     """LacTok-T in miniature: two evaluations, fine-tuned in pixels."""
 
     Options = FewStepMiniOptions
@@ -145,7 +145,7 @@ class LaCTokTMini(LaCTokMini):
         return consistency_sampler(tlcm_timesteps(self.options.steps))
 
 
-class VQLaDDMini(LaCTokMini):
+class VQLADDMini(LacTokMini):
     """The first stage alone, sampled by DDIM."""
 
     ablation = True
@@ -157,14 +157,14 @@ class VQLaDDMini(LaCTokMini):
         return ddim_sampler(self.options.steps)
 
 
-class VQLaDDHyperSDMini(LaCTokHMini):
+class VQLADDHyperSDMini(LacTokHMini):
     """The first stage with the one-step adapter, no fine-tuning in pixels."""
 
     ablation = True
     COPY = FIRST_STAGE
 
 
-class VQLaDDTLCMMini(LaCTokTMini):
+class VQLADDTLCMMini(LacTokTMini):
     """The first stage with the few-step adapter, no fine-tuning in pixels."""
 
     ablation = True

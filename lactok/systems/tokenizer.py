@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models.accelerators import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
-from lactok.models.lactok import LaCTok, LaCTokConfig, meta_model
+from lactok.models.lactok import LacTok, LacTokConfig, meta_model
 from lactok.models.ladd_keymap import load_official
 from lactok.models.lora import LoRAConfig
 from lactok.models.samplers import (
@@ -41,7 +41,7 @@ from lactok.weights import (
 
 
 @dataclass
-class LaCTokOptions:
+class LacTokOptions:
     """What every one takes.
 
     weights: a local checkpoint, `LaCTok-T.pth` or one under its names (lactok/models/ladd_keymap.py).
@@ -57,14 +57,14 @@ class LaCTokOptions:
 
 
 @dataclass
-class LaCTokTOptions(LaCTokOptions):
+class LacTokTOptions(LacTokOptions):
     """steps: evaluations on TLCM's grid, 1 to 7; 2 as in the paper (timesteps 999, 499)."""
 
     steps: int = 2
 
 
 @dataclass
-class LaCTokTStarOptions(LaCTokTOptions):
+class LacTokTStarOptions(LacTokTOptions):
     """The released demo's settings: 3 steps (999, 499, 124), strength 0.8."""
 
     conditioning_scale: float = 0.8
@@ -72,21 +72,21 @@ class LaCTokTStarOptions(LaCTokTOptions):
 
 
 @dataclass
-class DiffusionOptions(LaCTokOptions):
+class DiffusionOptions(LacTokOptions):
     """steps: of DDIM."""
 
     steps: int = DDIM_STEPS
 
 
 @dataclass
-class HyperSDOptions(LaCTokOptions):
+class HyperSDOptions(LacTokOptions):
     """accelerator: a local Hyper-SDXL-1step-lora.safetensors instead of the hub's."""
 
     accelerator: str | None = None
 
 
 @dataclass
-class TLCMOptions(LaCTokOptions):
+class TLCMOptions(LacTokOptions):
     """steps: evaluations on TLCM's grid, 1 to 7; 3 as in Table 4.
 
     accelerator: a local adapter_model.safetensors instead of the hub's, its adapter_config.json beside it.
@@ -96,8 +96,8 @@ class TLCMOptions(LaCTokOptions):
     accelerator: str | None = None
 
 
-class LaCTokTokenizer(Tokenizer):
-    """A `LaCTok` on square pictures of one size; subclasses load it, name its sampler and its noise.
+class LacTokTokenizer(Tokenizer):
+    """A `LacTok` on square pictures of one size; subclasses load it, name its sampler and its noise.
 
     options needs conditioning_scale, and `_load` says the sizes.
     """
@@ -120,7 +120,7 @@ class LaCTokTokenizer(Tokenizer):
         """The sampler with the options' settings. Raises ValueError for settings that it does not have."""
         raise NotImplementedError
 
-    def _load(self) -> tuple[LaCTok, int, int, TrainingCompute | None]:
+    def _load(self) -> tuple[LacTok, int, int, TrainingCompute | None]:
         """The network on the CPU, the sides of the pictures that go in and come out, and what its training cost."""
         raise NotImplementedError
 
@@ -128,8 +128,8 @@ class LaCTokTokenizer(Tokenizer):
     def info(self) -> TokenizerInfo:
         return TokenizerInfo(
             family="LacTok",
-            ids_per_image=self._side**2,
-            vocabulary=self.model.config.vq.codebook_size,
+            tokens_per_image=self._side**2,
+            codebook_size=self.model.config.vq.codebook_size,
             input_size=self._input_size,
             output_size=self._output_size,
             deterministic=False,
@@ -137,22 +137,22 @@ class LaCTokTokenizer(Tokenizer):
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Tokens:
         """Pictures (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
         if images.shape[1:] != (3, self._input_size, self._input_size):
             raise ValueError(
                 f"pictures of shape {tuple(images.shape)}, expected (B, 3, {self._input_size}, {self._input_size}); "
                 "the protocol resizes to info.input_size"
             )
-        return Codes(ids=self.model.encode(2 * images - 1).ids.flatten(1))
+        return Tokens(self.model.encode(2 * images - 1).ids.flatten(1))
 
     @torch.no_grad()
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
         """Ids (B, N) to pictures (B, 3, S, S) in [0, 1]; all noise of picture i follows from seeds[i] alone.
 
         Raises ValueError for ids that are none.
         """
-        ids, size = codes.ids, self.model.config.vq.codebook_size
+        ids, size = tokens.ids, self.model.config.vq.codebook_size
         if ids is None or ids.shape[1:] != (self._side**2,):
             seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
             raise ValueError(f"{seen}, expected ids of shape (B, {self._side**2})")
@@ -169,12 +169,12 @@ class LaCTokTokenizer(Tokenizer):
         return ((self.model.pictures_of(latents) + 1) / 2).clamp(0, 1)  # as diffusers' image processor does
 
 
-class _Published(LaCTokTokenizer):
+class _Published(LacTokTokenizer):
     """A LacTok of full size, from a checkpoint under the published names."""
 
     scale = "paper"
     weights_licence = "not stated (LaCToK); OpenRAIL++-M (SDXL, as far as known)"
-    CONFIG: ClassVar[LaCTokConfig] = LaCTokConfig()
+    CONFIG: ClassVar[LacTokConfig] = LacTokConfig()
     LORA: ClassVar[LoRAConfig] = LoRAConfig()
     SOURCE: ClassVar[WeightsSource]
 
@@ -182,7 +182,7 @@ class _Published(LaCTokTokenizer):
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         return (override(cls.SOURCE, options.weights),)
 
-    def _load(self) -> tuple[LaCTok, int, int, TrainingCompute | None]:
+    def _load(self) -> tuple[LacTok, int, int, TrainingCompute | None]:
         path, *more = [locate(source) for source in self.weights(self.options)]
         state = official_tensors(load_state_dict(path), path)
         try:
@@ -192,7 +192,7 @@ class _Published(LaCTokTokenizer):
         self._accelerate(model, more)
         return model, self.options.input_size, self.options.output_size, self.TRAINING
 
-    def _accelerate(self, model: LaCTok, paths: Sequence[Path]) -> None:
+    def _accelerate(self, model: LacTok, paths: Sequence[Path]) -> None:
         """Merge what stands in the files behind the checkpoint (none, for a decoder that holds its accelerator)."""
 
 
@@ -205,27 +205,27 @@ def official_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor
     state = checkpoint if key is None else checkpoint[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         where = "at its top level" if key is None else f"under {key!r}"
-        raise WeightsError(f"{path}: {where} stands something else than names with tensors; not a LaCTok checkpoint")
+        raise WeightsError(f"{path}: {where} stands something else than names with tensors; not a LacTok checkpoint")
     return state
 
 
-def _unpublished(what: str, name: str, command: str, where: str) -> UnpublishedWeights:
+def _unpublished(what: str, name: str, command: str, where: str) -> WeightsSource:
     return UnpublishedWeights(
         what, f"train one by `python -m lactok.train {command}`{where} and name it by options.{name}.weights=PATH"
     )
 
 
-class LaCTokH(_Published):
+class LacTokH(_Published):
     """LacTok-H: one evaluation, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public pictures."""
 
-    Options = LaCTokOptions
+    Options = LacTokOptions
     SOURCE = _unpublished("LacTok-H", "lactok-h", "recipe=pixel accelerator=hypersd scale=paper data.root=DIR", "")
 
     def _sampler(self) -> Sampler:
         return consistency_sampler((FIRST_TIMESTEP,))
 
 
-class LaCTokHStar(LaCTokH):
+class LacTokHStar(LacTokH):
     """LacTok-H*: the same, trained on constructed data."""
 
     SOURCE = _unpublished(
@@ -236,25 +236,25 @@ class LaCTokHStar(LaCTokH):
     )
 
 
-class LaCTokT(_Published):
+class LacTokT(_Published):
     """LacTok-T: few evaluations, from TLCM's SDXL; fine-tuned in pixels on public pictures."""
 
-    Options = LaCTokTOptions
+    Options = LacTokTOptions
     SOURCE = _unpublished("LacTok-T", "lactok-t", "recipe=pixel accelerator=tlcm scale=paper data.root=DIR", "")
 
     def _sampler(self) -> Sampler:
         return consistency_sampler(tlcm_timesteps(self.options.steps))
 
 
-class LaCTokTStar(LaCTokT):
+class LacTokTStar(LacTokT):
     """LacTok-T*: the released checkpoint, trained on constructed data."""
 
-    Options = LaCTokTStarOptions
+    Options = LacTokTStarOptions
     SOURCE = HubWeights("OPPOer/LaCTok", "LaCTok-T.pth", otherwise="name a copy by options.lactok-t-star.weights=PATH")
     TRAINING = TrainingCompute(data="the authors' constructed pictures")
 
 
-class VQLaDD(_Published):
+class VQLADD(_Published):
     """Table 4's latent decoder after its first stage alone (equation 4), sampled by DDIM."""
 
     ablation = True
@@ -265,7 +265,7 @@ class VQLaDD(_Published):
         return ddim_sampler(self.options.steps)
 
 
-class VQLaDDHyperSD(_Published):
+class VQLADDHyperSD(_Published):
     """Table 4's first-stage decoder with Hyper-SD's one-step adapter merged, no fine-tuning in pixels."""
 
     ablation = True
@@ -283,11 +283,11 @@ class VQLaDDHyperSD(_Published):
     def _sampler(self) -> Sampler:
         return consistency_sampler((FIRST_TIMESTEP,))
 
-    def _accelerate(self, model: LaCTok, paths: Sequence[Path]) -> None:
+    def _accelerate(self, model: LacTok, paths: Sequence[Path]) -> None:
         merge_hypersd(model.decoder.unet, *paths)
 
 
-class VQLaDDTLCM(_Published):
+class VQLADDTLCM(_Published):
     """Table 4's first-stage decoder with TLCM's adapter merged, no fine-tuning in pixels."""
 
     ablation = True
@@ -306,5 +306,5 @@ class VQLaDDTLCM(_Published):
     def _sampler(self) -> Sampler:
         return consistency_sampler(tlcm_timesteps(self.options.steps))
 
-    def _accelerate(self, model: LaCTok, paths: Sequence[Path]) -> None:
+    def _accelerate(self, model: LacTok, paths: Sequence[Path]) -> None:
         merge_tlcm(model.decoder.unet, *paths)

@@ -24,8 +24,7 @@ def main(arguments: list[str]) -> int:
     from lactok.train.config import CHAIN, TrainConfigError, compose_config
 
     try:
-        chain = Chain(arguments) if f"recipe={CHAIN}" in arguments else None
-        config, recipe_class = compose_config(arguments) if chain is None else (None, None)
+        run = Chain(arguments) if f"recipe={CHAIN}" in arguments else compose_config(arguments)
     except (TrainConfigError, RegistryError) as error:
         return _fail(str(error), 2)
 
@@ -36,9 +35,9 @@ def main(arguments: list[str]) -> int:
     from lactok.weights import WeightsError
 
     try:
-        if (chain.settings[0] if chain else config).dry_run:
-            return _dry(chain.compose_all() if chain else [(config, recipe_class)])
-        return _chain(chain) if chain else _one(train(config, recipe_class))
+        if isinstance(run, Chain):
+            return _dry(run.compose_all()) if run.settings[0].dry_run else _chain(run)
+        return _dry([run]) if run[0].dry_run else _one(train(*run))
     except (DataError, RunFolderError, WeightsError, WriteError) as error:
         return _fail(str(error), 2)
     except TrainingDiverged as error:

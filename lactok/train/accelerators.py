@@ -7,11 +7,12 @@ from lactok.models.samplers import FIRST_TIMESTEP, tlcm_timesteps
 ACCELERATORS = ("hypersd", "tlcm")
 
 
-def require_accelerator(name: str | None) -> None:
-    """Raises ValueError unless it is one."""
-    if name not in ACCELERATORS:
+def require_accelerator(name: str | None) -> str:
+    """The name. Raises ValueError unless it is an accelerator's."""
+    if name is None or name not in ACCELERATORS:
         seen = "none is named" if name is None else f"accelerator={name}"
         raise ValueError(f"{seen}: expected accelerator={' or accelerator='.join(ACCELERATORS)}")
+    return name
 
 
 def evaluated_timesteps(accelerator: str, evaluations: int) -> tuple[int, ...]:

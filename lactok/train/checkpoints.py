@@ -25,9 +25,10 @@ class CheckpointFolder:
 
     def last(self) -> Path | None:
         """The newest complete checkpoint, or None."""
-        return (self.all() or [None])[-1]
+        found = self.all()
+        return found[-1] if found else None
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+    def save(self, step: int, write: Callable[[Path], object]) -> Path:
         """Let `write` fill a folder, then rename it into place and drop all but the last two."""
         target = self.root / f"step-{step:08d}"
         partial = self.root / f".partial-{step:08d}"

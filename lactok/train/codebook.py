@@ -33,6 +33,8 @@ class RevivalOptions:
 class DeadCodes(nn.Module):
     """Counts how often each code is used, and moves those that fell out of use onto the encoder's vectors."""
 
+    used: Tensor
+
     def __init__(self, codebook_size: int, options: RevivalOptions) -> None:
         super().__init__()
         self.options = options
@@ -52,9 +54,10 @@ class DeadCodes(nn.Module):
         if done % options.revive_every or done > options.revive_until * total_steps:
             return
         dead = torch.nonzero(self.used < options.dead_below * self.used.float().mean()).flatten()
-        weight = quantizer.embedding.weight
-        order = rng(seed, REVIVAL, step).permutation(len(self._vectors))[: len(dead)]
-        chosen = self._vectors[torch.from_numpy(order).to(weight.device)]
+        weight, vectors = quantizer.embedding.weight, self._vectors
+        assert vectors is not None, "revive() before any note(): the encoder's vectors are not known yet"
+        order = rng(seed, REVIVAL, step).permutation(len(vectors))[: len(dead)]
+        chosen = vectors[torch.from_numpy(order).to(weight.device)]
         if quantizer.l2_norm:
             chosen = F.normalize(chosen, dim=1)
         weight[dead[: len(chosen)]] = chosen.to(weight.dtype)

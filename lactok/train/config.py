@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lactok.registry import entries, nearest, unknown
+
+if TYPE_CHECKING:
+    from lactok.train.recipe import Recipe
 
 CHAIN = "mini-all"
 """`recipe=` of all of LacTok in miniature: lactok/train/chain.py; no plugin, as it trains nothing itself."""
@@ -131,7 +134,7 @@ def preset_path(recipe: str, scale: str) -> Path:
     return Path(__file__).parent / "conf" / "preset" / f"{recipe}-{scale}.yaml"
 
 
-def compose_config(overrides: list[str]) -> tuple[TrainConfig, type]:
+def compose_config(overrides: list[str]) -> tuple[TrainConfig, type[Recipe]]:
     """Command-line overrides ("key=value", Hydra syntax) to a checked TrainConfig, and the recipe's class.
 
     Raises TrainConfigError, or a RegistryError of lactok.registry for a recipe that can't be imported.
@@ -186,7 +189,8 @@ def _check_keys(given: dict[str, str], recipe: str, scale: str) -> None:
     if preset.is_file():
         from omegaconf import OmegaConf
 
-        known += _flat(OmegaConf.to_container(OmegaConf.load(preset)).get("options", {}), "options")
+        defaults = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(preset)))
+        known += _flat(defaults.get("options", {}), "options")
     for key in given:
         if key in known or (key.startswith("options.") and not preset.is_file()):
             continue
@@ -227,14 +231,15 @@ def _compose(overrides: list[str], recipe: str, scale: str) -> Any:
         ) from error
 
 
-def _typed(composed: Any, recipe_class: type, given: dict[str, str]) -> TrainConfig:
+def _typed(composed: Any, recipe_class: type[Recipe], given: dict[str, str]) -> TrainConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        composed = OmegaConf.to_container(composed)
-        options = composed.pop("options", None) or {}
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), composed))
+        settings = cast(dict[str, Any], OmegaConf.to_container(composed))
+        options = settings.pop("options", None) or {}
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), settings))
+        config = cast(TrainConfig, typed)  # of a structured configuration it is an object of that class
         config.options = _typed_options(recipe_class.Options, options)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"

@@ -163,6 +163,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool) -> None:
         self.config, self.folder = config, config.folder
+        self.reporter: Reporter  # from `go` on, which knows the first step
         self.started = time.monotonic()
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -177,7 +178,6 @@ class _Run:
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
             self.pack = open_run(config, recipe_class, check_held_out)
-        self.reporter: Reporter | None = None
         self._build(recipe_class)
         self._make_data()
         self.logs = CsvLog(self.folder / "log.csv"), CsvLog(self.folder / "validation.csv")
@@ -379,9 +379,11 @@ class _Run:
     def _averaged(self) -> Iterator[None]:
         """The averaged weights stand in the recipe inside the block."""
         own = [p.detach().clone() for p in self.trained]
-        started = self.progress.step > 0  # before the first step the average holds the initial weights anyway
+        means = own  # before the first step the average holds the initial weights anyway
+        if self.progress.step > 0:
+            means = list(self.average.module.parameters())
         with torch.no_grad():
-            for parameter, mean in zip(self.trained, self.average.module if started else own):
+            for parameter, mean in zip(self.trained, means):
                 parameter.copy_(mean)
             self.recipe.eval()
             try:
@@ -434,10 +436,9 @@ class _Run:
         return saved
 
     def _provenance(self) -> Provenance:
-        data = (
-            self.config.data.description
-            or f"{len(self.pack)} pictures of the folder {Path(self.config.data.root).name}"
-        )
+        root = self.config.data.root
+        assert root is not None, "data.root is None: expected the folder that compose_config requires"
+        data = self.config.data.description or f"{len(self.pack)} pictures of the folder {Path(root).name}"
         compute = training_compute(self.progress, self.accelerator, data)
         return Provenance(command_line(self.config), self.recipe.image_size, compute, code_revision())
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,9 @@ class PartsOptions:
             raise ValueError(f"networks={self.networks}: expected {' or '.join(NETWORKS)}")
 
 
+AnyPartsOptions = TypeVar("AnyPartsOptions", bound=PartsOptions)
+
+
 @dataclass(frozen=True)
 class Parts:
     """Frozen networks on the CPU, and their sizes. base: the miniatures' files, None for published networks."""
@@ -94,12 +97,16 @@ def left_by(runs: Path, name: str, given: str | None) -> str | None:
     return given or (str(path) if path.is_file() else None)
 
 
-def with_earlier_parts(options: PartsOptions, runs: Path) -> PartsOptions:
+def with_earlier_parts(options: AnyPartsOptions, runs: Path) -> AnyPartsOptions:
     """`options` with the exports of runs beside this one, where nothing is named."""
     if options.networks != "mini":
         return options
-    earlier = {"vq": "vq-mini", "base": "ldm-mini", "autoencoder": "vae-mini"}
-    return replace(options, **{key: left_by(runs, name, getattr(options, key)) for key, name in earlier.items()})
+    return replace(
+        options,
+        vq=left_by(runs, "vq-mini", options.vq),
+        base=left_by(runs, "ldm-mini", options.base),
+        autoencoder=left_by(runs, "vae-mini", options.autoencoder),
+    )
 
 
 def part_sources(options: PartsOptions) -> tuple[WeightsSource, ...]:
@@ -187,7 +194,7 @@ def preset_options(recipe: str) -> dict[str, Any]:
     """`options` of a recipe's mini preset."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(OmegaConf.load(preset_path(recipe, "mini")))["options"]
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(preset_path(recipe, "mini"))))["options"]
 
 
 def build_vq(path: str | None) -> VQEncoder:

@@ -41,7 +41,7 @@ class ScoringDistance(nn.Module):
     when the backbone is not to be had.
     """
 
-    def __init__(self, net: str, load: bool = True) -> None:
+    def __init__(self, net: lpips.Net, load: bool = True) -> None:
         super().__init__()
         self.network = registry.load("features", f"lpips-{net}")() if load else lpips.outline(net)
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -83,7 +83,7 @@ class Recipe(nn.Module, ABC):
         """
         for module in self.modules():
             if getattr(module, "_supports_gradient_checkpointing", False):
-                module.enable_gradient_checkpointing(function)
+                cast(Any, module).enable_gradient_checkpointing(function)
 
     def train(self, mode: bool = True) -> Recipe:
         """`self.frozen` stays in eval mode."""

@@ -58,6 +58,7 @@ def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bo
 
     Raises WeightsError for what it starts from, DataError, or RunFolderError for a folder that holds another run.
     """
+    assert config.data.root is not None, "data.root is None: expected the folder that compose_config requires"
     inputs = inputs_fingerprint(recipe_class.sources(config.options))
     where = Path(config.data.pack).expanduser() if config.data.pack else config.folder
     pack = open_pack(config.data.root, where, config.data.side, check_held_out)

@@ -18,6 +18,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,9 @@ from lactok.train.noise import normal, timesteps, uniform
 from lactok.train.parts import left_by, load_diffusion_or_plan
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe
 from lactok.weights import WeightsSource
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 NOISE, POINT, CHOICE, FRESH = 0, 1, 2, 3
 """Streams of a sample's random numbers, see lactok/train/noise.py; FRESH and those after it are a sampler's noises."""
@@ -94,7 +98,7 @@ class AcceleratorRecipe(Recipe):
         self.unet = copy.deepcopy(parts.unet)
         add_lora(self.unet, options.lora)
         self.schedule = NoiseSchedule()
-        self.timesteps = evaluated_timesteps(options.accelerator, TLCM_STEPS)
+        self.timesteps = evaluated_timesteps(require_accelerator(options.accelerator), TLCM_STEPS)
 
     @property
     def image_size(self) -> int:
@@ -129,8 +133,8 @@ class AcceleratorRecipe(Recipe):
         first = torch.full((len(images),), FIRST_TIMESTEP, device=images.device)
         _, target = self._walk(noise, first, torch.zeros_like(first), self.options.rollout)
         error = self._clean(self.unet, noise, first) - target
-        differences = [error.diff(dim=axis).square().mean((1, 2, 3)) for axis in (2, 3)]
-        return error.square().mean((1, 2, 3)), sum(differences) / 2
+        rows, columns = (error.diff(dim=axis).square().mean((1, 2, 3)) for axis in (2, 3))
+        return error.square().mean((1, 2, 3)), (rows + columns) / 2
 
     def _consistency_errors(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """Huber's distance (B,) of x_0 at a grid point from x_0 at the next, which the teacher leads to."""
@@ -157,7 +161,8 @@ class AcceleratorRecipe(Recipe):
 
     @torch.no_grad()
     def _latents(self, images: Tensor) -> Tensor:
-        mean = self.frozen["autoencoder"].encode(images * 2 - 1).latent_dist.mean.float()
+        vae: AutoencoderKL = self.frozen["autoencoder"]
+        mean = vae.encode(images * 2 - 1).latent_dist.mean.float()
         return mean * self._autoencoder.scaling_factor
 
     @torch.no_grad()
@@ -170,7 +175,8 @@ class AcceleratorRecipe(Recipe):
             return predict_noise(self.unet, self._model, x, t)
 
         latents = consistency_sampler(self.timesteps)(student, noises, self.schedule)
-        return (self.frozen["autoencoder"].decode(latents / self._autoencoder.scaling_factor).sample.float() + 1) / 2
+        vae: AutoencoderKL = self.frozen["autoencoder"]
+        return (vae.decode(latents / self._autoencoder.scaling_factor).sample.float() + 1) / 2
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:

@@ -6,22 +6,27 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lactok.data.batches import rng
-from lactok.models.lactok import LaCTok, LaCTokConfig
+from lactok.models.lactok import LacTok, LacTokConfig
 from lactok.models.ladd import LatentDecoder, build_controlnet
 from lactok.models.ladd_keymap import to_official
 from lactok.models.mini_parts import CopyFileConfig
 from lactok.models.samplers import NoiseSchedule
+from lactok.models.vq import VQEncoder
 from lactok.train.export import export_model, export_state
 from lactok.train.noise import normal
 from lactok.train.parts import PartsOptions, load_parts, part_sources, with_earlier_parts
 from lactok.train.recipe import Provenance, Recipe
 from lactok.weights import WeightsSource
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 ENCODER_SIZE = 21
 """Stream of random numbers, lactok/data/batches.py, that picks the size of the encoder's pictures of a step."""
@@ -45,25 +50,29 @@ class CopyOptions(PartsOptions):
                 raise ValueError(f"{name} is empty: expected one size or more")
 
 
-class CopyRecipe(Recipe):
+AnyCopyOptions = TypeVar("AnyCopyOptions", bound=CopyOptions)
+
+
+class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
     """Only `self.control`, diffusers' ControlNet with LacTok's condition, learns; all else is in `self.frozen`."""
 
-    Options = CopyOptions
-    path_options = ("vq", "base", "autoencoder")
+    Options: ClassVar[type] = CopyOptions
+    path_options: ClassVar[tuple[str, ...]] = ("vq", "base", "autoencoder")
+    options: AnyCopyOptions
 
     @classmethod
-    def with_inputs(cls, options: CopyOptions, runs: Path) -> CopyOptions:
+    def with_inputs(cls, options: AnyCopyOptions, runs: Path) -> AnyCopyOptions:
         return with_earlier_parts(options, runs)
 
     @classmethod
-    def sources(cls, options: CopyOptions) -> tuple[WeightsSource, ...]:
+    def sources(cls, options: AnyCopyOptions) -> tuple[WeightsSource, ...]:
         return part_sources(options)
 
-    def __init__(self, options: CopyOptions, total_steps: int, seed: int) -> None:
+    def __init__(self, options: AnyCopyOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
         parts = load_parts(options)
         self._base = parts.base
-        self.config = LaCTokConfig(parts.vq.config, parts.decoder, parts.autoencoder)
+        self.config = LacTokConfig(parts.vq.config, parts.decoder, parts.autoencoder)
         self.frozen["vq"], self.frozen["unet"], self.frozen["vae"] = parts.vq, parts.unet, parts.vae
         self._check_sizes(options)
         self.control = build_controlnet(parts.decoder)
@@ -76,10 +85,17 @@ class CopyRecipe(Recipe):
             if size % self.config.vq.downsample_factor:
                 raise ValueError(f"encoder_sizes has {size}: expected multiples of {self.config.vq.downsample_factor}")
 
-    def lactok(self) -> LaCTok:
+    @property
+    def vq(self) -> VQEncoder:
+        """The frozen encoder and codebook."""
+        network = self.frozen["vq"]
+        assert isinstance(network, VQEncoder), f"frozen['vq'] is a {type(network).__name__}, expected a VQEncoder"
+        return network
+
+    def lactok(self) -> LacTok:
         """The whole network, of the parts that stand here."""
         decoder = LatentDecoder(self.config.decoder, self.frozen["unet"], self.control)
-        return LaCTok(self.config, self.frozen["vq"], decoder, self.frozen["vae"])
+        return LacTok(self.config, self.vq, decoder, self.frozen["vae"])
 
     @property
     def image_size(self) -> int:
@@ -109,12 +125,13 @@ class CopyRecipe(Recipe):
         small = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
         meta = images.device.type == "meta"  # which has no autocast to switch off
         with nullcontext() if meta else torch.autocast(images.device.type, enabled=False):  # ids of the float32 encoder
-            return self.frozen["vq"].lookup(self.frozen["vq"].encode(small * 2 - 1).ids)
+            return self.vq.lookup(self.vq.encode(small * 2 - 1).ids)
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
         """Scaled latents of pictures (B, 3, S, S) in [0, 1], the posterior's mean, float32."""
-        mean = self.frozen["vae"].encode(images * 2 - 1).latent_dist.mean.float()
+        vae: AutoencoderKL = self.frozen["vae"]
+        mean = vae.encode(images * 2 - 1).latent_dist.mean.float()
         return mean * self.config.autoencoder.scaling_factor
 
     def noises(self, images: Tensor, seeds: Sequence[int], draws: int, first_stream: int) -> Tensor:

@@ -43,7 +43,7 @@ class DiffusionTrainingOptions(CopyOptions):
     condition_gain: float = 0.0
 
 
-class DiffusionRecipe(CopyRecipe):
+class DiffusionRecipe(CopyRecipe[DiffusionTrainingOptions]):
     """Stage 1."""
 
     Options = DiffusionTrainingOptions

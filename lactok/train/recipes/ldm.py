@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from lactok.train.noise import normal, timesteps
 from lactok.train.parts import left_by, load_autoencoder_or_plan, planned
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe
 from lactok.weights import WeightsSource
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 NOISE, TIME = range(2)
 """Streams of a sample's random numbers, see lactok/train/noise.py."""
@@ -88,7 +92,8 @@ class LDMRecipe(Recipe):
 
     @torch.no_grad()
     def _latents(self, images: Tensor) -> Tensor:
-        mean = self.frozen["autoencoder"].encode(images * 2 - 1).latent_dist.mean.float()
+        vae: AutoencoderKL = self.frozen["autoencoder"]
+        mean = vae.encode(images * 2 - 1).latent_dist.mean.float()
         return mean * self._autoencoder.scaling_factor
 
     def _errors(self, latents: Tensor, seeds: Sequence[int], t: Tensor) -> Tensor:
@@ -113,7 +118,8 @@ class LDMRecipe(Recipe):
             normal(seeds, like, NOISE)[:, None],
             self.schedule,
         )
-        return (self.frozen["autoencoder"].decode(latents / self._autoencoder.scaling_factor).sample.float() + 1) / 2
+        vae: AutoencoderKL = self.frozen["autoencoder"]
+        return (vae.decode(latents / self._autoencoder.scaling_factor).sample.float() + 1) / 2
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:

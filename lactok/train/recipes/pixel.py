@@ -7,7 +7,7 @@ distance from the original. Only the copy learns. A colour term, which the paper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from lactok.models.ladd_keymap import is_wrapped
 from lactok.models.mini_parts import (
     ADAPTERS,
     FIRST_STAGE,
+    Base,
     load_adapter,
     load_copy,
     require_made_with,
@@ -46,7 +47,7 @@ from lactok.weights import (
 SAMPLER = 0
 """First of a sample's streams of random numbers, one a noise of the chain; see lactok/train/noise.py."""
 
-PERCEPTUAL = {"effnet-lite2": None, "lpips-vgg": "vgg", "lpips-alex": "alex"}
+PERCEPTUAL: Mapping[str, lpips.Net | None] = {"effnet-lite2": None, "lpips-vgg": "vgg", "lpips-alex": "alex"}
 """Perceptual networks by name; those of LPIPS score, too."""
 
 COPY = "decoder.controlnet."
@@ -79,8 +80,7 @@ class PixelOptions(CopyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_accelerator(self.accelerator)
-        evaluated_timesteps(self.accelerator, self.evaluations)
+        evaluated_timesteps(require_accelerator(self.accelerator), self.evaluations)
         if self.perceptual_network not in PERCEPTUAL:
             raise ValueError(f"perceptual_network={self.perceptual_network}: expected one of {', '.join(PERCEPTUAL)}")
         if self.networks == "mini" and PERCEPTUAL[self.perceptual_network]:
@@ -90,7 +90,7 @@ class PixelOptions(CopyOptions):
             )
 
 
-class PixelRecipe(CopyRecipe):
+class PixelRecipe(CopyRecipe[PixelOptions]):
     """Stage 2."""
 
     Options = PixelOptions
@@ -113,17 +113,18 @@ class PixelRecipe(CopyRecipe):
 
     def __init__(self, options: PixelOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
-        self.timesteps = evaluated_timesteps(options.accelerator, options.evaluations)
+        self.accelerator = require_accelerator(options.accelerator)
+        self.timesteps = evaluated_timesteps(self.accelerator, options.evaluations)
         self.sampler = consistency_sampler(self.timesteps)
         self._before: TrainingCompute | None = None
         self._adapter: str | None = None
         if not planned():
-            self._start_mini() if self._base else self._start_published()
+            self._start_mini(self._base) if self._base else self._start_published()
         if options.perceptual:
             self.frozen["perceptual"] = _perceptual_network(options)
 
-    def _start_mini(self) -> None:
-        options, base = self.options, self._base
+    def _start_mini(self, base: Base) -> None:
+        options = self.options
         copy, made, file = load_copy(_start_source(options))
         require_made_with(file, "VQ encoder", made.vq, base.vq_file)
         require_made_with(file, "diffusion UNet", made.base, base.diffusion.file)
@@ -131,7 +132,7 @@ class PixelRecipe(CopyRecipe):
             raise WeightsError(f"{file.path} has other sizes than options.condition_widths says: {made.decoder}")
         self.control.load_state_dict(copy.state_dict())
         self._before = file.metadata.training
-        adapter = load_adapter(options.accelerator, options.adapter)
+        adapter = load_adapter(self.accelerator, options.adapter)
         require_made_with(adapter.file, "diffusion UNet", adapter.config.base, base.diffusion.file)
         adapter.merge(self.frozen["unet"])
         self._adapter = adapter.file.tensors
@@ -147,7 +148,7 @@ class PixelRecipe(CopyRecipe):
         require_entries(state, {n: tuple(t.shape) for n, t in self.control.state_dict().items()}, f"the copy ({path})")
         self.control.load_state_dict(state)
         paths = [locate(source) for source in _adapter_sources(options)]
-        merge = merge_hypersd if options.accelerator == "hypersd" else merge_tlcm
+        merge: Callable[..., None] = merge_hypersd if self.accelerator == "hypersd" else merge_tlcm
         merge(self.frozen["unet"], *paths)
 
     def _decoded(self, images: Tensor, seeds: Sequence[int], size: int) -> Tensor:
@@ -219,7 +220,7 @@ def _start_source(options: PixelOptions) -> WeightsSource:
 def _adapter_sources(options: PixelOptions) -> tuple[WeightsSource, ...]:
     path, hypersd = options.adapter, options.accelerator == "hypersd"
     if options.networks == "mini":
-        return (ADAPTERS[options.accelerator].source(path),)
+        return (ADAPTERS[require_accelerator(options.accelerator)].source(path),)
     if path is not None:
         beside = Path(path).expanduser().with_name(TLCM_CONFIG.filename)
         return (LocalWeights(path),) if hypersd else (LocalWeights(path), LocalWeights(str(beside)))

@@ -56,6 +56,7 @@ class VAERecipe(Recipe):
     """Trains an `AutoencoderKL`; the exported scaling factor brings its latents to unit power."""
 
     Options = VAEOptions
+    power: Tensor
 
     def __init__(self, options: VAEOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)

@@ -1,0 +1,180 @@
+"""A row in execution: its model is built when its group starts; every call into it is isolated, batched and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from pydantic import TypeAdapter
+
+from evals.engine.batches import Batcher, Timed
+from evals.engine.checks import PluginError
+from evals.engine.environment import precision
+from evals.engine.isolation import isolated
+from evals.engine.job import Artifact
+from evals.engine.rows import Identity, Row, identify
+from evals.engine.store import Cache, StoreError
+from lactok.interface import GeneratorInfo, ItemsRefused, Model, ModelInfo, RecordedInfo, TokenizerInfo
+from lactok.weights import WeightsError
+
+T = TypeVar("T")
+INFOS: dict[str, type[ModelInfo]] = {cls.__name__: cls for cls in (TokenizerInfo, GeneratorInfo, RecordedInfo)}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is no convention but a condition of a row: the device, precision, and the seed of its noise."""
+
+    device: torch.device
+    precision: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Called(Generic[T]):
+    """What a model gave for a batch. parts: positions in the batch and the value for them, in order; refused: position
+    to reason; timed: how the calls went."""
+
+    parts: list[tuple[list[int], T]]
+    refused: dict[int, str]
+    timed: Timed
+
+
+@dataclass
+class ModelRun:
+    """One row in execution. status and error as in RowRecord; identity and info are None until they are known.
+
+    metric_errors: by metric name, why a metric could not score this row; refused: by item id, why the model refused it.
+    """
+
+    row: Row
+    conditions: Conditions
+    batch_size: int
+    identity: Identity | None = None
+    info: ModelInfo | None = None
+    model: Model | None = None
+    status: str = "ok"
+    error: str = ""
+    trace: str = ""
+    metric_errors: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    _batchers: dict[str, Batcher] = field(default_factory=dict)
+
+    @property
+    def node(self) -> Artifact:
+        """What determines its results, apart from items, protocol and seed."""
+        assert self.identity is not None, f"{self.row.label} has no identity yet"
+        conditions = {"device": self.conditions.device.type, "precision": self.conditions.precision}
+        return Artifact("model", {**self.identity.parts, **conditions})
+
+    def noise(self, seed_index: int) -> list[int] | None:
+        """What its noise depends on beside the item; None for a deterministic model."""
+        return None if self.deterministic else [self.conditions.seed, seed_index]
+
+    @property
+    def deterministic(self) -> bool:
+        return self.info is not None and self.info.deterministic
+
+    def seed_indices(self, seeds: int) -> list[int]:
+        """Which outputs of an item there are: one for a deterministic model, else `seeds`."""
+        return [0] if self.deterministic else list(range(seeds))
+
+    def fail(self, error: BaseException, status: str = "failed") -> None:
+        """Leave this row with the reason; what it had finished stays in the cache."""
+        import traceback
+
+        known = isinstance(error, (PluginError, WeightsError))
+        self.status = status
+        self.error = str(error) if known else f"{type(error).__name__}: {error}"
+        self.trace = "" if status == "missing" else "".join(traceback.format_exception(error))
+        self.stop()
+
+    def identify(self) -> None:
+        """Find (and perhaps download) the checkpoints; a row whose weights are missing has status "missing"."""
+        if self.row.cls is None:
+            self.status, self.error = "failed", self.row.error
+            return
+        try:
+            self.identity = identify(self.row)
+        except WeightsError as error:
+            self.fail(error, "missing")
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way
+            self.fail(error)
+
+    def find_info(self, cache: Cache) -> None:
+        """Its facts, from the cache; the model is built where no earlier run stored them."""
+        try:
+            artifact = Artifact("info", {}, (self.node,))
+            entry = cache.read(artifact)
+            if entry is not None and entry.meta["class"] in INFOS:
+                self.info = TypeAdapter(INFOS[entry.meta["class"]]).validate_python(entry.meta["info"])
+                return
+            model = self.built()
+            with isolated():
+                self.info = model.info
+            assert self.info is not None
+            cache.write(artifact, {}, {"class": type(self.info).__name__, "info": dataclasses.asdict(self.info)})
+        except WeightsError as error:
+            self.fail(error, "missing")
+        except StoreError:
+            raise
+        except (Exception, SystemExit) as error:  # a plugin's constructor may fail in any way
+            self.fail(error)
+
+    def built(self) -> Any:
+        """The model, built once."""
+        if self.model is None:
+            assert self.row.cls is not None
+            with isolated():
+                self.model = self.row.cls(self.row.options, self.conditions.device)
+        return self.model
+
+    def stop(self) -> None:
+        """Free the model and what it holds on the device."""
+        if self.model is None:
+            return
+        self.model = None
+        gc.collect()
+        if self.conditions.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def call(
+        self,
+        step: str,
+        positions: Sequence[int],
+        function: Callable[[list[int]], Any],
+        consume: Callable[[Any, int], T],
+    ) -> Called[T]:
+        """`function` on the items at `positions`, in batches that fit into memory.
+
+        function: positions to the plugin's result, run in the row's precision. consume: that result and the number of
+        items to what is kept; it checks and copies, since a plugin may give the same buffer at each call.
+        step: "encode", "decode" or "generate"; each remembers its own batch size.
+        """
+        batcher = self._batchers.setdefault(step, Batcher(self.batch_size, self.conditions.device))
+        refused: dict[int, str] = {}
+
+        def one(part: slice) -> tuple[list[int], T] | None:
+            wanted = list(positions[part])
+            while wanted:
+                try:
+                    with isolated(), precision(self.conditions.precision, self.conditions.device):
+                        result = function(wanted)
+                    return wanted, consume(result, len(wanted))
+                except ItemsRefused as refusal:
+                    wrong = [p for p in refusal.reasons if not 0 <= p < len(wanted)]
+                    if wrong or not refusal.reasons:
+                        raise PluginError(
+                            f"{step} refused items {sorted(refusal.reasons)} of a batch of {len(wanted)}: expected "
+                            f"positions 0 to {len(wanted) - 1}"
+                        ) from refusal
+                    refused.update({wanted[place]: reason for place, reason in refusal.reasons.items()})
+                    wanted = [p for place, p in enumerate(wanted) if place not in refusal.reasons]
+            return None
+
+        found, timed = batcher.run(len(positions), one)
+        return Called([part for part in found if part is not None], refused, timed)

@@ -1,0 +1,103 @@
+"""The suites: which task and rows each has and, of the paper's tables, which datasets. The one place that knows them.
+
+Other packages add a `Suite` under the entry-point group `lactok.suites`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
+
+from lactok import registry
+
+# Pixels of a side that LacTok's encoder sees (section 4.1; in miniature a quarter of it): 196, 256 and 324 ids.
+ENCODER_SIZES = {"paper": (224, 256, 288), "mini": (56, 64, 72)}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One suite.
+
+    summary: a line for lists; task: what its models do; tokenizers, generators: its rows, in the paper's order; sized:
+    those of them that are measured at every one of ENCODER_SIZES; table: the number of the paper's table that it makes,
+    None for another suite; datasets: those of the table, in the paper's order, by name with the name that the paper
+    prints; title: the table's; settings: values of other keys of the command line that it sets.
+    """
+
+    name: str
+    summary: str
+    tokenizers: tuple[str, ...] = ("all",)
+    generators: tuple[str, ...] = ("all",)
+    task: Literal["reconstruction", "generation"] = "reconstruction"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    sized: tuple[str, ...] = ()
+    table: int | None = None
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+
+
+IMAGENET = {"imagenet-val": "ImageNet"}
+COCO = {"coco-val2017": "MSCOCO-2017"}
+MJHQ = {"mjhq-5k": "MJHQ-5K"}
+FLUX = {"flux-5k": "FLUX-5K"}
+OF_TABLES_1_AND_2 = ("seedtok", "titok", "llamagen", "flextok", "lactok-h", "lactok-h-star", "lactok-t-star")
+STEPS = ("llamagen", "vq-ladd", "vq-ladd-hypersd", "vq-ladd-tlcm", "lactok-h")
+
+BUILT_IN: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite("recon", "reconstruction: every image through every tokenizer and back, scored against itself"),
+        Suite("ablation", "from LlamaGen's decoder to LacTok's, step by step", (*STEPS, "lactok-t")),
+        Suite("tokens", "LacTok at three numbers of ids", ("lactok-h", "lactok-t"), sized=("lactok-h", "lactok-t")),
+        Suite(
+            "table1",
+            "the paper's Table 1: seven tokenizers on ImageNet and MSCOCO-2017",
+            OF_TABLES_1_AND_2,
+            table=1,
+            datasets=IMAGENET | COCO,
+            title="Table 1: reconstruction at 1024 pixels, ImageNet and MSCOCO-2017",
+        ),
+        Suite(
+            "table2",
+            "the paper's Table 2: the same seven on MJHQ-5K and FLUX-5K",
+            OF_TABLES_1_AND_2,
+            table=2,
+            datasets=MJHQ | FLUX,
+            title="Table 2: reconstruction at 1024 pixels, MJHQ-5K and FLUX-5K",
+        ),
+        Suite(
+            "table4",
+            "the paper's Table 4: from LlamaGen's decoder to LacTok-H's on MJHQ-5K",
+            STEPS,
+            table=4,
+            datasets=MJHQ,
+            title="Table 4: what each step of LacTok's decoder brings, MJHQ-5K",
+        ),
+        Suite(
+            "table5",
+            "the paper's Table 5: LacTok-H by the number of tokens on MJHQ-5K",
+            ("lactok-h",),
+            sized=("lactok-h",),
+            table=5,
+            datasets=MJHQ,
+            title="Table 5: reconstruction by the number of tokens, MJHQ-5K",
+        ),
+    )
+}
+PAPER_TABLES: dict[str, Suite] = {name: suite for name, suite in BUILT_IN.items() if suite.table is not None}
+
+
+@cache
+def suites() -> Mapping[str, Suite]:
+    """All suites by name, those of other packages last. Raises RegistryError for a name that two of them bear."""
+    found = dict(BUILT_IN)
+    for name in registry.entries("suites"):
+        suite = registry.load("suites", name)
+        if not isinstance(suite, Suite):
+            raise registry.BrokenPlugin(f"suite {name!r} is {suite!r}: expected an evals.suites.catalog.Suite")
+        if name in found or suite.name != name:
+            raise registry.BrokenPlugin(f"suite {name!r}: its name is {suite.name!r}, or another suite has that name")
+        found[name] = suite
+    return found

@@ -1,0 +1,186 @@
+"""Every convention that moves a number, in one frozen, hashed record a task, and the functions that carry it out.
+
+What published evaluators do differs on nearly every field (docs/protocol.md says who does what). A result holds its
+protocol's hash; a table never mixes hashes without saying so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from evals.typed import typed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Filter = Literal["nearest", "bilinear", "bicubic"]
+PilFilter = Literal["box", "bilinear", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What the protocols share. `name` is a label only and does not enter the hash.
+
+    Values are normalised, so that one convention has one hash. Raises ValueError for a value of another type or range.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        for name, value in typed(type(self), vars(self), "protocol.").items():
+            object.__setattr__(self, name, value)
+
+    def subset(self, *fields: str) -> dict[str, object]:
+        """The named fields, for the key of a step that depends on these alone."""
+        return {name: getattr(self, name) for name in fields}
+
+    def as_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """First 12 hex digits of the sha256 of all fields but the name."""
+        fields = self.as_dict()
+        del fields["name"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class ReconstructionProtocol(Conventions):
+    """The conventions of a reconstruction run.
+
+    eval_size: side in pixels of the square images that metrics see.
+    fit: "squash" scales both sides to eval_size ("resized to 1024x1024", LacTok section 5); "crop" scales the shorter
+        side to it and crops the centre (offset floor((size - eval_size) / 2), as torchvision's rounding does not).
+    eval_filter: Pillow's filter for that, always antialiased; the result is uint8.
+    native_from: whether a tokenizer's native image is made from the rounded evaluation image or from the source.
+    native_filter, native_antialias: torch's filter to the native size, in float32, clamped to [0, 1].
+    back_filter, back_antialias: the same from the tokenizer's output to eval_size.
+    rounding: to uint8, once: "half_up" is floor(255 x + 0.5), "truncate" is floor(255 x); both clamp first.
+    ssim_window: of the column SSIM: "uniform7" (scikit-image's default) or "gauss11" (Wang et al. 2004).
+    effnet_size: input side in pixels of EfficientNet-Lite0; images of another size are resized to it
+        (bilinear, antialiased).
+    decode: the version of the decoding rules of lactok/images/decode.py (EXIF applied, RGB, alpha over white, 16
+        bits scaled, first frame).
+    """
+
+    eval_size: int
+    fit: Literal["squash", "crop"]
+    eval_filter: PilFilter = "bicubic"
+    native_from: Literal["evaluation", "source"] = "evaluation"
+    native_filter: Filter = "bicubic"
+    native_antialias: bool = True
+    back_filter: Filter = "bicubic"
+    back_antialias: bool = True
+    rounding: Literal["half_up", "truncate"] = "half_up"
+    ssim_window: Literal["uniform7", "gauss11"] = "uniform7"
+    effnet_size: int = 224
+    decode: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 16 <= self.eval_size <= 16384:
+            raise ValueError(f"protocol.eval_size={self.eval_size}: expected 16 to 16384 pixels")
+        if not 32 <= self.effnet_size <= 1024:
+            raise ValueError(f"protocol.effnet_size={self.effnet_size}: expected 32 to 1024 pixels")
+
+    @property
+    def evaluation_fields(self) -> dict[str, object]:
+        """What determines an evaluation image, given the source."""
+        return self.subset("eval_size", "fit", "eval_filter", "decode")
+
+    @property
+    def native_fields(self) -> dict[str, object]:
+        """What determines a native image, given the source (and the native size)."""
+        return self.evaluation_fields | self.subset("native_from", "native_filter", "native_antialias")
+
+    @property
+    def backward_fields(self) -> dict[str, object]:
+        """What determines the uint8 reconstruction, given the tokenizer's output."""
+        return self.subset("eval_size", "back_filter", "back_antialias", "rounding")
+
+
+@dataclass(frozen=True)
+class GenerationProtocol(Conventions):
+    """The conventions of a generation run.
+
+    image_size: side in pixels to which images are resized before they are scored; None: scored as generated.
+    resize_filter: torch's antialiased filter for that, in float32, clamped to [0, 1].
+    rounding: to uint8, once: "half_up" is floor(255 x + 0.5), "truncate" is floor(255 x); both clamp first.
+    """
+
+    image_size: int | None = None
+    resize_filter: Literal["bilinear", "bicubic"] = "bicubic"
+    rounding: Literal["half_up", "truncate"] = "half_up"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size is not None and not 16 <= self.image_size <= 16384:
+            raise ValueError(f"protocol.image_size={self.image_size}: expected 16 to 16384 pixels, or null")
+
+
+def evaluation_image(source: np.ndarray, protocol: ReconstructionProtocol) -> np.ndarray:
+    """The image that metrics see: uint8 (eval_size, eval_size, 3) from uint8 (H, W, 3). Pillow resizes."""
+    return _fitted(source, protocol.eval_size, protocol)
+
+
+def _fitted(source: np.ndarray, size: int, protocol: ReconstructionProtocol) -> np.ndarray:
+    import numpy as np
+    from PIL import Image
+
+    height, width = source.shape[:2]
+    resample = Image.Resampling[protocol.eval_filter.upper()]
+    box = (0, 0, width, height)
+    if protocol.fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+    if box == (0, 0, size, size):
+        return source
+    return np.asarray(Image.fromarray(source).resize((size, size), resample, box=box))
+
+
+def to_tensor(images: list[np.ndarray]) -> Tensor:
+    """uint8 HWC arrays of one size to a uint8 tensor (B, 3, H, W)."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def native_images(
+    evaluation: Tensor, sources: Sequence[np.ndarray], size: int | None, protocol: ReconstructionProtocol
+) -> Tensor:
+    """What a tokenizer of input size `size` is given: float32 (B, 3, size, size) in [0, 1].
+
+    evaluation: uint8 (B, 3, E, E); sources: the B decoded originals, read only when native_from is "source".
+    """
+    if size is None or size == protocol.eval_size:
+        return evaluation.float() / 255
+    if protocol.native_from == "source":
+        return to_tensor([_fitted(s, size, protocol) for s in sources]).to(evaluation.device).float() / 255
+    return resize(evaluation.float() / 255, size, protocol.native_filter, protocol.native_antialias).clamp(0, 1)
+
+
+def reconstruction(output: Tensor, protocol: ReconstructionProtocol) -> Tensor:
+    """A tokenizer's output to the uint8 (B, 3, E, E) that metrics see: clamp, resize back, clamp, round once."""
+    images = resize(output.float().clamp(0, 1), protocol.eval_size, protocol.back_filter, protocol.back_antialias)
+    scaled = images.clamp(0, 1) * 255
+    return (scaled + 0.5 if protocol.rounding == "half_up" else scaled).floor().byte()
+
+
+def resize(images: Tensor, size: int, filter: Filter, antialias: bool) -> Tensor:
+    """Float (B, 3, H, W) to (B, 3, size, size) by torch's filter; untouched where it has that size already."""
+    import torch.nn.functional as F
+
+    if tuple(images.shape[-2:]) == (size, size):
+        return images
+    interpolate = partial(F.interpolate, images, size=(size, size), mode=filter)
+    return interpolate() if filter == "nearest" else interpolate(antialias=antialias, align_corners=False)

@@ -1,0 +1,237 @@
+"""Reconstruction: an image is encoded and decoded, and the result is scored against the image itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evals.datasets.base import ImageDataset
+from evals.engine.batches import Timed
+from evals.engine.checks import check_encoded, check_image_list, check_images
+from evals.engine.job import Artifact, Chunk, item_seed
+from evals.engine.models import Called, ModelRun
+from evals.engine.store import Cache
+from evals.tasks.base import Batch, Outputs, Task, plain
+from evals.tasks.protocol import ReconstructionProtocol, evaluation_image, native_images, reconstruction, to_tensor
+from lactok.interface import Item, Latents, Recorded, Tokenizer, TokenizerInfo, Tokens
+
+# Versions of the steps: raise one when the same inputs give another result.
+EVALUATION_STEP = 1  # source to evaluation image
+ENCODE_STEP = 1  # evaluation image to tokens
+DECODE_STEP = 1  # tokens to uint8 reconstruction
+# Pillow's decoding and resizing release the interpreter's lock.
+THREADS = 4
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A batch's tokens or latents. positions: of the items in the batch that they belong to, in order."""
+
+    encoded: Tokens | Latents
+    positions: list[int]
+    refused: dict[int, str]
+
+
+class Reconstruction(Task):
+    """round_trips: how often an image passes through the tokenizer; the images of the last one are scored."""
+
+    name = "reconstruction"
+    takes = (Tokenizer, Recorded)
+    dataset_kind = ImageDataset
+    has_references = True
+    protocol: ReconstructionProtocol
+    output_step, unit = "decode", "images"
+
+    def __init__(self, dataset: ImageDataset, protocol: ReconstructionProtocol, round_trips: int = 1) -> None:
+        self.dataset, self.protocol, self.round_trips = dataset, protocol, round_trips
+        self._pool = ThreadPoolExecutor(THREADS)
+
+    def image_side(self) -> int:
+        return self.protocol.eval_size
+
+    def inputs(self, chunk: Chunk) -> Artifact:
+        content = [item.content_hash for item in chunk.items]
+        params = {"content": content, "protocol": self.protocol.evaluation_fields, "step": EVALUATION_STEP}
+        return Artifact("references", params)
+
+    def load(self, chunk: Chunk) -> Batch:
+        read = list(self._pool.map(self._read, chunk.items))
+        sources = [source for _, source in read if source is not None]
+        return Batch(chunk, to_tensor([evaluation for evaluation, _ in read]), sources)
+
+    def _read(self, item: Item) -> tuple[np.ndarray, np.ndarray | None]:
+        source = self.dataset.read(item)
+        return evaluation_image(source, self.protocol), source if self.protocol.native_from == "source" else None
+
+    def tokens(self, run: ModelRun, chunk: Chunk) -> Artifact | None:
+        info = run.info
+        stored = isinstance(info, TokenizerInfo) and info.tokens_per_image is not None
+        return self._encoding(run, self.inputs(chunk)) if stored else None
+
+    def _encoding(self, run: ModelRun, images: Artifact) -> Artifact:
+        return Artifact("tokens", {"native": self.protocol.native_fields, "step": ENCODE_STEP}, (images, run.node))
+
+    def images(self, run: ModelRun, chunk: Chunk, seed_index: int) -> Artifact:
+        params: dict[str, Any] = {
+            "backward": self.protocol.backward_fields,
+            "noise": run.noise(seed_index),
+            "step": DECODE_STEP,
+        }
+        images = self.inputs(chunk)
+        for _ in range(self.round_trips):
+            images = Artifact("images", params, (self._encoding(run, images),))
+        return images
+
+    def run(self, run: ModelRun, batch: Batch, seed_indices: Sequence[int], cache: Cache) -> Iterator[Outputs]:
+        """The reconstructions of each seed index; the first encoding serves all of them."""
+        assert batch.references is not None
+        if isinstance(run.built(), Recorded):
+            for seed_index in seed_indices:
+                yield self._recorded(run, batch, seed_index)
+            return
+        artifact = self.tokens(run, batch.chunk)
+        encoded = self._stored(artifact, batch, run, cache) or self._encode(
+            run, batch.references, batch, artifact, cache
+        )
+        for seed_index in seed_indices:
+            outputs = self._decode(run, batch, encoded, seed_index)
+            for _ in range(1, self.round_trips):
+                images = outputs.images
+                assert isinstance(images, Tensor)
+                again = self._encode(run, images, batch, None, cache, without=outputs.refused)
+                outputs = self._decode(run, batch, again, seed_index)
+            yield outputs
+
+    def _stored(self, artifact: Artifact | None, batch: Batch, run: ModelRun, cache: Cache) -> _Encoded | None:
+        entry = cache.read(artifact) if artifact is not None else None
+        if entry is None:
+            return None
+        device = run.conditions.device
+        ids = torch.from_numpy(entry.arrays["ids"].astype(np.int64))
+        lengths = entry.arrays.get("lengths")
+        tokens = Tokens(ids, None if lengths is None else torch.from_numpy(lengths.astype(np.int64)))
+        refused = {int(place): reason for place, reason in entry.meta["refused"].items()}
+        positions = [p for p in range(len(batch.chunk)) if p not in refused]
+        return _Encoded(tokens[positions].to(device) if refused else tokens.to(device), positions, refused)
+
+    def _encode(
+        self,
+        run: ModelRun,
+        images: Tensor,
+        batch: Batch,
+        artifact: Artifact | None,
+        cache: Cache,
+        without: Mapping[int, str] | None = None,
+    ) -> _Encoded:
+        """Stores tokens as `artifact`. images: uint8 (B, 3, E, E); without: positions that an earlier step refused."""
+        info = run.info
+        assert isinstance(info, TokenizerInfo)
+        tokenizer = run.built()
+        protocol = self.protocol
+        if images is not batch.references:  # a later round trip: there is no source of these images
+            protocol = dataclasses.replace(protocol, native_from="evaluation")
+        native = native_images(images, batch.sources, info.input_size, protocol)
+        earlier = dict(without or {})
+        positions = [p for p in range(len(batch.chunk)) if p not in earlier]
+        called: Called[Tokens | Latents] = run.call(
+            "encode",
+            positions,
+            lambda wanted: tokenizer.encode(pick(native, wanted).clone()),
+            lambda result, count: check_encoded(result, count, info),
+        )
+        refused = earlier | called.refused
+        kept = [place for part, _ in called.parts for place in part]
+        if not called.parts:
+            return _Encoded(Latents(torch.empty(0)), [], refused)
+        parts = [part for _, part in called.parts]
+        encoded = _joined(parts)
+        if artifact is not None and isinstance(encoded, Tokens):
+            full = _spread(encoded, kept, len(batch.chunk)) if refused else encoded
+            arrays = {"ids": full.ids.cpu().numpy().astype(np.int32)}
+            if full.lengths is not None:
+                arrays["lengths"] = full.lengths.cpu().numpy().astype(np.int32)
+            meta = {"images": len(kept), "refused": {str(p): why for p, why in refused.items()}, **plain(called.timed)}
+            cache.write(artifact, arrays, meta)
+        return _Encoded(encoded, kept, refused)
+
+    def _decode(self, run: ModelRun, batch: Batch, encoded: _Encoded, seed_index: int) -> Outputs:
+        info = run.info
+        assert isinstance(info, TokenizerInfo)
+        assert batch.references is not None
+        tokenizer, size = run.built(), info.output_size or self.protocol.eval_size
+        seeds = self._seeds(run, batch.chunk, seed_index)
+        place_of = {position: place for place, position in enumerate(encoded.positions)}
+
+        def decode(wanted: list[int]) -> Any:
+            rows = [place_of[p] for p in wanted]
+            return tokenizer.decode(encoded.encoded[_as_slice(rows)].owned(), [seeds[p] for p in wanted])
+
+        def consume(result: Any, count: int) -> Tensor:
+            return reconstruction(check_images(result, count, size), self.protocol)
+
+        called = run.call("decode", encoded.positions, decode, consume)
+        return _outputs(called, batch.references, encoded.refused | called.refused, called.timed)
+
+    def _recorded(self, run: ModelRun, batch: Batch, seed_index: int) -> Outputs:
+        model, items = run.built(), batch.chunk.items
+        assert isinstance(model, Recorded)
+        assert batch.references is not None
+
+        def consume(result: Any, count: int) -> Tensor:
+            images = check_image_list(result, count, "images")
+            return torch.cat([reconstruction(image[None], self.protocol) for image in images])
+
+        called = run.call(
+            "images",
+            range(len(items)),
+            lambda wanted: model.images([items[p] for p in wanted], [seed_index] * len(wanted)),
+            consume,
+        )
+        return _outputs(called, batch.references, called.refused, called.timed)
+
+    def _seeds(self, run: ModelRun, chunk: Chunk, seed_index: int) -> list[int]:
+        return [item_seed(run.conditions.seed, seed_index, item.content_hash) for item in chunk.items]
+
+
+def _outputs(called: Called[Tensor], references: Tensor, refused: dict[int, str], timed: Timed) -> Outputs:
+    if not refused:
+        return Outputs(torch.cat([images for _, images in called.parts]), refused, timed)
+    images = torch.zeros_like(references)
+    for positions, part in called.parts:
+        images[positions] = part.to(images.device)
+    return Outputs(images, refused, timed)
+
+
+def _joined(parts: list[Tokens | Latents]) -> Tokens | Latents:
+    tokens = [p for p in parts if isinstance(p, Tokens)]
+    return (
+        Tokens.cat(tokens) if len(tokens) == len(parts) else Latents.cat([p for p in parts if isinstance(p, Latents)])
+    )
+
+
+def _spread(tokens: Tokens, positions: list[int], count: int) -> Tokens:
+    """Tokens of `count` items from those at `positions`; 0 for the others."""
+    ids = tokens.ids.new_zeros((count, *tokens.ids.shape[1:]))
+    ids[positions] = tokens.ids
+    if tokens.lengths is None:
+        return Tokens(ids)
+    lengths = tokens.lengths.new_zeros(count)
+    lengths[positions] = tokens.lengths
+    return Tokens(ids, lengths)
+
+
+def pick(images: Tensor, positions: list[int]) -> Tensor:
+    """The images at these positions; a view where they are consecutive."""
+    return images[_as_slice(positions)]
+
+
+def _as_slice(positions: list[int]) -> slice | list[int]:
+    first, last = positions[0], positions[-1]
+    return slice(first, last + 1) if last - first + 1 == len(positions) else positions
