@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from evals import store
+from evals.engine import store
 from evals.run import main
+from lactok import files
 
 
 def pieces(out: Path) -> int:
@@ -41,7 +42,7 @@ def die_at(count: int, where: str) -> None:
         if new == count and where == "before":
             die()
         if new == count:
-            store._write_synced = die_half_way
+            files.write_synced = die_half_way
         write(self, kind, key, arrays, meta)
 
     store.Cache.write = counting_write

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals import store
 from evals.engine.store import Cache, StoreError, key_of, write_atomically
+from lactok import files
 
 
 @pytest.fixture
@@ -72,11 +72,12 @@ def test_killed_in_the_middle_of_a_write(tmp_path: Path):
     """A process killed between writing the data and the rename leaves nothing that counts, and it is cleaned up."""
     code = textwrap.dedent("""
         import sys, time, numpy as np
-        from evals import store
+        from evals.engine import store
+        from lactok import files
         def stop(path, content):
             path.write_bytes(content[: len(content) // 2]); print("half", flush=True); time.sleep(60)
         cache = store.Cache(sys.argv[1])
-        store._write_synced = stop
+        files.write_synced = stop
         cache.write("kind", "key", {"a": np.zeros(1000, np.float32)}, {})
     """)
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -94,7 +95,7 @@ def test_a_full_disk_is_explained_and_leaves_nothing(cache: Cache, monkeypatch: 
         path.write_bytes(content[:10])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store, "_write_synced", full)
+    monkeypatch.setattr(files, "write_synced", full)
     with pytest.raises(StoreError, match=r"disk is full.*Finished work is kept"):
         cache.write("kind", "key", {"a": np.zeros(10, np.float32)}, {})
     with pytest.raises(StoreError, match="disk is full"):

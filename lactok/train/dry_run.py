@@ -19,7 +19,7 @@ from lactok.train.simulate import StepCost, recomputed_as_on_cuda, step_cost
 from lactok.weights import missing_weights
 
 DECODED = 8
-"""Pictures of data.root that are opened, spread over the folder."""
+"""Images of data.root that are opened, spread over the folder."""
 FLOAT = 4
 """Bytes of a number in weights, gradients, optimizer and average, which are all float32."""
 GIB = 2**30
@@ -76,9 +76,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class DataLook:
-    """What a look at a folder shows. pictures: files; shorter_sides: pixels, of those that were opened."""
+    """What a look at a folder shows. images: files; shorter_sides: pixels, of those that were opened."""
 
-    pictures: int
+    images: int
     shorter_sides: tuple[int, ...]
 
 
@@ -170,17 +170,17 @@ def _how(config: TrainConfig) -> str:
 
 
 def describe_data(data: DataConfig) -> Iterator[str]:
-    """The report on the pictures. Raises DataError for a data.root that can't be used."""
+    """The report on the images. Raises DataError for a data.root that can't be used."""
     if not data.root:
         yield f"{'data':<12}not looked at: name data.root=DIR"
         return
     look = look_at_data(data.root)
     sides = look.shorter_sides
     yield (
-        f"{'data':<12}{look.pictures:,} pictures below {data.root}; {len(sides)} opened: shorter side {min(sides)} to "
+        f"{'data':<12}{look.images:,} images below {data.root}; {len(sides)} opened: shorter side {min(sides)} to "
         f"{max(sides)} pixels, median {round(statistics.median(sides))}"
     )
-    if look.pictures <= data.validation:
+    if look.images <= data.validation:
         yield f"  too few: data.validation={data.validation} are held back, so none is left to train on"
     if small := sum(side < min(data.smallest_crop, data.side) for side in sides):
         yield f"  {small} of them smaller than data.smallest_crop={data.smallest_crop}: they would be enlarged"
