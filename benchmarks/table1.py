@@ -45,7 +45,7 @@ from lactok.interface import Tokenizer
 from lactok.weights import LocalWeights
 
 NAMES = ("seedtok", "titok", "llamagen", "flextok", "lactok-h", "lactok-t")
-"""Table 1's; the starred rows are networks of the same size."""
+"""The networks of Table 1: LacTok-H* is one of the size of lactok-h, LacTok-T* of lactok-t."""
 WORK = ("wait for pictures", "encode", "decode", "write", "rest")
 """Parts that are no metric."""
 
