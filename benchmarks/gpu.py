@@ -44,7 +44,7 @@ QUICK_MINUTES = 10.0
 
 @dataclass(frozen=True)
 class Part:
-    """weight: of its time box among the parts that are still to come; module: in benchmarks/gpu_parts, has `measure`."""
+    """weight: of its time box among the parts still to come; module: of benchmarks/gpu_parts that has `measure`."""
 
     name: str
     weight: float
