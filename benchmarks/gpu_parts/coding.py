@@ -29,7 +29,7 @@ QUICK_COMPILED = (LACTOK[0],)
 class Coded:
     """One part ("decode") of one tokenizer at one batch.
 
-    layout: of the convolutions' tensors; weights: "float32", cast by autocast in each call, or "bfloat16".
+    layout: of the convolutions' tensors; weights: "float32", cast by autocast in each call, or "bfloat16", without it.
     first_call: seconds of the first one, compiling included; seconds: of the median of `calls` later ones.
     flops: of one image, a multiply-add being two; share: of the matrix rate; peak_bytes: of a call, weights in it.
     """
@@ -120,7 +120,7 @@ def timed(
     weights: str = "float32",
     search: str = "",
 ) -> Coded:
-    call = work.call(part, batch)
+    call = work.call(part, batch, None if weights == "float32" else "fp32")  # which switches autocast off
     started = time.perf_counter()
     call_times(call, session.device, 0)
     first = time.perf_counter() - started
@@ -156,7 +156,7 @@ def contiguous(session: Session, name: str) -> Iterator[Coded]:
 
 
 def bfloat16_weights(session: Session, name: str) -> Iterator[Coded]:
-    """What autocast's casting of float32 weights in each call costs is the difference to this."""
+    """What autocast costs, which casts weights in each call and norms in float32, is the difference to this."""
     work = built(session, name)
     flops = work.flops("decode")
     model = work.subject.tokenizer.model
@@ -170,12 +170,14 @@ def compile_and_time(session: Session, name: str, parts: Sequence[str]) -> Itera
     """Each network by itself, for shapes that do not change; in miniature traced only, no code is generated."""
     work = built(session, name)
     flops = {part: work.flops(part) for part in parts}
-    torch._dynamo.reset()  # what other tokenizers compiled counts against the limit of one function
     for network in work.subject.networks:
         network.compile(dynamic=False, backend="eager" if session.quick else "inductor")
-    for part in parts:
-        for batch in batches(session, name, part)[: 1 if session.quick else None]:
-            yield timed(session, work, name, part, batch, flops[part], compiled=True)
+    try:
+        for part in parts:
+            for batch in batches(session, name, part)[: 1 if session.quick else None]:
+                yield timed(session, work, name, part, batch, flops[part], compiled=True)
+    finally:
+        torch._dynamo.reset()  # else what is compiled keeps the network, and counts against the limit of one function
 
 
 def kernels(session: Session, name: str) -> Iterator[Kernel]:
