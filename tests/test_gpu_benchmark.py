@@ -178,7 +178,7 @@ def test_what_a_part_leaves_goes_to_the_later_ones(tmp_path: Path, session: Sess
 
 def test_a_check_that_fails_is_no_success(tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "test_wrong.py"
-    file.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_sum():\n    assert 1 + 1 == 3\n")
+    file.write_text(f"import pytest\n\n@{correctness.MARK}\ndef test_sum():\n    assert 1 + 1 == 3\n")
     monkeypatch.setattr(correctness, "targets", lambda folder: [])
     monkeypatch.setattr(correctness, "files", lambda quick: [file])
     monkeypatch.setattr(correctness, "ROOT", tmp_path)
@@ -191,7 +191,10 @@ def test_a_check_that_fails_is_no_success(tmp_path: Path, session: Session, monk
 
 
 def test_every_file_of_tests_marked_gpu_is_run():
-    assert {"test_cuda.py", "test_conformance_device.py"} <= {path.name for path in correctness.files(quick=False)}
+    marked = {path.name for path in (ROOT / "tests").glob("test_*.py") if correctness.MARK in path.read_text()}
+    marked.remove("test_conformance_device.py")  # golden cases, which the part runs itself
+    assert {path.name for path in correctness.files(quick=False)} == marked
+    assert {"test_cuda.py", "test_metrics_networks.py"} <= marked
 
 
 def test_without_a_gpu_it_says_what_it_would_measure(

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 QUICK_CASES = ("seed/tiny", "ssim_psnr/tiny")
 MARK = "pytest.mark.gpu"
-QUICK_TESTS = "test_conformance_device.py"
+GOLDEN_TESTS = "test_conformance_device.py"
+"""Its tests marked gpu are the golden cases, which this part runs itself; --quick takes it, all being skipped."""
 
 
 class Wrong(Exception):
@@ -86,7 +87,7 @@ def golden(target: Target, session: Session) -> Iterator[GoldenCase]:
 def files(quick: bool) -> list[Path]:
     """The files that hold tests marked gpu. Others are not imported."""
     found = sorted(path for path in (ROOT / "tests").glob("test_*.py") if MARK in path.read_text())
-    return [path for path in found if path.name == QUICK_TESTS] if quick else found
+    return [path for path in found if (path.name == GOLDEN_TESTS) is quick]
 
 
 def marked(file: Path) -> Iterator[Test]:
