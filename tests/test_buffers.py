@@ -26,7 +26,7 @@ class Reuses(Toy):
     def encode(self, images):
         ids = super().encode(images).ids
         lengths = (ids[:, 0] % 64) + 1
-        return Codes(ids=self.own("ids", ids), lengths=self.own("lengths", lengths))
+        return Tokens(self.own("ids", ids), lengths=self.own("lengths", lengths))
 
     def decode(self, codes, seeds):
         for field in ("ids", "lengths"):
@@ -46,7 +46,7 @@ class Latents(Toy):
         return tensor
 
     def encode(self, images):
-        return Codes(latents=self.own("latents", F.adaptive_avg_pool2d(images, 16)))
+        return Latents(self.own("latents", F.adaptive_avg_pool2d(images, 16)))
 
     def decode(self, codes, seeds):
         return self.own("images", F.interpolate(codes.latents, size=64))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evals.metrics.frechet import FdEffnet
 
 from evals.metrics import frechet
 from evals.metrics.intervals import jackknife_groups, jackknife_interval
+from evals.metrics.sets.frechet import FdEffnet
 from tests.plugin_runs import plugin, rows, run
 from tests.support import TOY, pictures
 

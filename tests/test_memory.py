@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from evals.metrics.psnr import Psnr
 
 from evals.engine.batches import Batcher
 from evals.engine.progress import State
 from evals.engine.store import Cache
+from evals.metrics.image.psnr import Psnr
 from tests.plugin_runs import plugin, run
 from tests.support import TOY, pictures
 

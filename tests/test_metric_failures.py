@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from evals.metrics.colour import Colour
-from evals.metrics.frechet import FdEffnet
-from evals.metrics.psnr import Psnr
-from evals.metrics.ssim import Ssim
 
 from evals.engine import run as engine
+from evals.metrics.image.colour import Colour
+from evals.metrics.image.psnr import Psnr
+from evals.metrics.image.ssim import Ssim
+from evals.metrics.sets.frechet import FdEffnet
 from evals.record import read, to_json
 from evals.run import publish
 from tests.plugin_runs import plugin, rows, run
@@ -29,7 +29,7 @@ class Grey(Toy):
 class Empty(Toy):
     def encode(self, images):
         ids = super().encode(images).ids
-        return Codes(ids=ids, lengths=torch.zeros(len(ids), dtype=torch.int64))
+        return Tokens(ids, lengths=torch.zeros(len(ids), dtype=torch.int64))
 """
 )
 NAMES = {"toy": "Toy", "grey": "Grey", "empty": "Empty"}

@@ -22,7 +22,6 @@ from baselines.flextok.model import FlexTok
 from baselines.flextok.sampler import ProjectedGuidance, Sampling, projected_guidance
 from baselines.flextok.transformer import sincos_positions
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
-from lactok.seeded import seeded_state_dict
 from lactok.weights import CheckpointMismatch
 
 _INPUTS = ("latents", "noise", "noised_latents", "timesteps", "keep_k")
@@ -38,7 +37,7 @@ def case_weights(case: CaseFolder, config: FlexTokConfig) -> dict[str, Tensor]:
     Raises CaseError for a name in `scale_after_seeding` or `keep_initial_value` that the port can't serve.
     """
     manifest = {name: spec for name, spec in case.manifest().items() if config.vae or not name.startswith("vae.")}
-    state = seeded_state_dict(manifest, case.setting("seed"))
+    state = case.seeded(manifest, case.setting("seed"))
     for name, factor in case.config.get("scale_after_seeding", {}).items():
         if name not in state:
             raise CaseError(f"{case.path / 'config.json'} scales {name}, which the manifest does not have")
@@ -46,7 +45,7 @@ def case_weights(case: CaseFolder, config: FlexTokConfig) -> dict[str, Tensor]:
     for name in case.config.get("keep_initial_value", []):
         if name not in state or not name.endswith(_POSITIONS):
             raise CaseError(f"{case.path / 'config.json'} keeps {name}, which is no table of positions")
-        state[name] = sincos_positions(state[name].shape[1], config.grid)
+        state[name] = sincos_positions(state[name].shape[1], config.grid).to(case.device)
     return state
 
 
@@ -56,7 +55,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     if case.path.suffix == ".jsonl":
         raise CaseError(f"{case.path}: flextok has no .jsonl cases")
     config = parse_config(case.setting("model"))
-    model = load_official(meta_model(config), case_weights(case, config)).eval()
+    model = load_official(meta_model(config), case_weights(case, config)).eval().to(case.device)
     makers = _makers(case, model)
     for name in case.names:
         if name in _INPUTS or name.endswith("_gap"):
@@ -76,7 +75,7 @@ def _makers(case: CaseFolder, model: FlexTok) -> dict[str, Callable[[], Tensor]]
     decoder, registers = model.decoder, model.config.registers
 
     def full() -> Tensor:
-        return torch.full((len(case["token_ids"]),), registers)
+        return torch.full((len(case["token_ids"]),), registers, device=case.device)
 
     def velocity(keep: Tensor) -> Tensor:
         condition = decoder.condition(model.lookup(case["token_ids"]), keep)

@@ -183,7 +183,7 @@ class _Checks:
         self.scale, self.timesteps = case.setting("cond_scale"), tuple(case.setting("timesteps"))
         state = case_weights(case)
         self._bases = {name: state[key] for name, key in case.config.get("merged_weight_keys", {}).items()}
-        self.model = load_official(meta_model(self.config), state, self.lora).eval()
+        self.model = load_official(meta_model(self.config), state, self.lora).eval().to(case.device)
         self._inside: dict[str, Tensor] | None = None
         self._sampled: dict[str, Tensor] | None = None
 
@@ -245,7 +245,7 @@ class _Checks:
         codes = self.model.lookup(self.case["alt_tokens"]) if other else self.case["quant"]
         model = self.model
         if disabled:
-            model = unmerged_model(self.config, self.lora, case_weights(self.case))
+            model = unmerged_model(self.config, self.lora, case_weights(self.case)).to(self.case.device)
             model.decoder.unet.disable_adapters()
         return model.decoder.predict(self.case["sample"], int(t), codes, float(scale))
 
