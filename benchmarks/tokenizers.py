@@ -132,7 +132,7 @@ class Work:
         self.subject, self.settings = subject, settings
         size = 1, 3, subject.side, subject.side
         self.image = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(settings.device)
-        self._codes: Codes | None = None
+        self._tokens: Tokens | None = None
 
     def call(self, part: str, batch: int, numbers: str | None = None) -> Callable[[], object]:
         """A call of `part` on `batch` pictures, in the settings' precision where no other is named."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from evals.streams import spell_standard_streams
+
 COMMANDS = {
     "run": ("evals.run", "measure tokenizers: python -m evals run suite=recon tokenizers=all"),
     "list": ("evals.cli.list", "tokenizers, datasets, suites and metrics: what each needs and whether it is here"),
@@ -22,6 +24,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Dispatch to a command; each has its own --help."""
     argv = sys.argv[1:] if argv is None else argv
+    spell_standard_streams()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: python -m evals COMMAND [...]\n")
         print("\n".join(f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from evals.suites.catalog import ENCODER_SIZES, Suite, suites
 from evals.tasks.protocol import Conventions, GenerationProtocol, ReconstructionProtocol
@@ -190,7 +190,7 @@ def _compose(overrides: list[str]) -> RunConfig:
     try:
         with initialize_config_module("evals.conf", version_base="1.3"):
             composed = compose("config", overrides=[_allow_new_keys(o) for o in overrides])
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), composed))
+        config = cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), composed)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(overrides, error)) from error
     changed = sorted(
@@ -276,8 +276,8 @@ def _explain(overrides: list[str], error: Exception) -> str:
             known := [f"dataset.{k}" for k in DatasetConfig.__dataclass_fields__]
         ):
             return unknown("key", base, known)
-    key = getattr(error, "full_key", None)
-    return (f"{key}: " if key else "") + (text.splitlines()[0] if text else type(error).__name__)
+    where = getattr(error, "full_key", None)
+    return (f"{where}: " if where else "") + (text.splitlines()[0] if text else type(error).__name__)
 
 
 def _parses(override: str) -> bool:
@@ -303,7 +303,7 @@ def group_names(group: str) -> list[str]:
     """The names in a configuration group, e.g. the protocols."""
     from importlib.resources import files
 
-    return sorted(p.name.removesuffix(".yaml") for p in (files("evals.conf") / group).iterdir() if p.suffix == ".yaml")
+    return sorted(p.name.removesuffix(".yaml") for p in (files("evals.conf") / group).iterdir() if p.name.endswith(".yaml"))
 
 
 def as_list(value: Any) -> list[str]:

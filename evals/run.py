@@ -28,8 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     from evals.engine.ranks import RankError, join
     from evals.engine.store import StoreError
     from evals.engine.workers import attach, started, worker_count
+    from evals.streams import spell_standard_streams
     from lactok.registry import RegistryError
 
+    spell_standard_streams()
     try:
         runs = compose_runs(argv)
         if runs[0].launcher == "slurm":

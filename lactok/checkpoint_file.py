@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lactok.files import write_atomically
 from lactok.interface import TrainingCompute
 from lactok.weights import WeightsError, load_state_dict, read_metadata, sha256_of
 
@@ -80,24 +80,13 @@ class CheckpointMetadata:
 def save_checkpoint(path: str | os.PathLike, module_state: Mapping[str, Tensor], metadata: CheckpointMetadata) -> None:
     """Write `module_state` (floats as float16) with `metadata`, by an atomic rename; same content, same bytes.
 
-    Raises ValueError for a value that is not finite in float16.
+    Raises ValueError for a value that is not finite in float16, WriteError for a file that can't be written.
     """
     from safetensors.torch import save
 
     state = {name: _half(name, tensor) for name, tensor in module_state.items()}
     data = _canonical(save(state, metadata=metadata.to_strings()))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_atomically(Path(path), data)
 
 
 def _canonical(data: bytes) -> bytes:

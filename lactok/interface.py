@@ -16,25 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lactok.items import Item as Item  # data sets import it without torch
 from lactok.weights import WeightsSource
-
-
-@dataclass(frozen=True)
-class Item:
-    """One unit of evaluation: an image or a prompt.
-
-    id: stable and unique in its dataset.
-    cluster: what it was cut from or belongs to (intervals resample clusters); the id itself where items stand alone.
-    content_hash: sha256 hex of what determines it (a file's bytes, a tile's decoded pixels, a prompt's text).
-    payload: a prompt's text; "" for an image, whose pixels the dataset reads.
-    tags: what metrics need to know of it beside the payload (GenEval's task and objects), plain JSON values.
-    """
-
-    id: str
-    cluster: str
-    content_hash: str
-    payload: str = ""
-    tags: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

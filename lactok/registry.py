@@ -8,13 +8,29 @@ Nothing is imported until it is asked for, and a plugin that breaks on import is
 from __future__ import annotations
 
 import difflib
+import hashlib
+import inspect
 import re
+import sysconfig
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
-GROUPS = ("tokenizers", "generators", "recipes", "features", "metrics", "datasets", "suites", "conformance", "calibration")
+GROUPS = (
+    "tokenizers",
+    "generators",
+    "recipes",
+    "features",
+    "metrics",
+    "datasets",
+    "suites",
+    "conformance",
+    "calibration",
+)
+# Top-level packages of this project, whose files determine results wherever they are installed.
+PROJECT = ("lactok", "baselines", "evals")
 ALIASES = {"tokenizers": {"lactok-l": "lactok-t", "lactok-l-star": "lactok-t-star"}}
 """By group, other names that users may type and what each stands for. LacTok-L is LacTok-T in the paper's version at
 CVPR 2026 (known second hand)."""
@@ -110,3 +126,39 @@ def load(group: str, name: str) -> Any:
             f"{_kind(group)} {name!r} of package {entry.distribution} can't be imported from {entry.target}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def source_hash(cls: type) -> str:
+    """16 hex digits of the content of `hashed_files`, wherever they lie; "" where there are none.
+
+    With it in the keys of stored results, an edit of a plugin is enough to measure it anew.
+    """
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in hashed_files(cls)]
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16] if digests else ""
+
+
+def hashed_files(cls: type) -> list[Path]:
+    """The files that define `cls` and what it inherits from, each once, but for those of installed dependencies.
+
+    A dependency is what lies in the standard library or in site-packages and is neither this project's nor of the
+    package that `cls` itself is from.
+    """
+    own = {*PROJECT, _package(cls)}
+    found: dict[Path, None] = {}
+    for ancestor in inspect.getmro(cls):
+        try:
+            file = inspect.getsourcefile(ancestor)
+        except (TypeError, OSError):  # a builtin, or defined in an interactive session
+            continue
+        if file and (_package(ancestor) in own or not _is_installed(Path(file).resolve())):
+            found[Path(file)] = None
+    return list(found)
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
+
+
+def _is_installed(file: Path) -> bool:
+    standard = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
+    return bool({"site-packages", "dist-packages"} & set(file.parts) or standard & set(file.parents))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOY = """
 import torch
 import torch.nn.functional as F
-from lactok.interface import Codes, Tokenizer, TokenizerInfo
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens
 
 
 class Toy(Tokenizer):
@@ -25,11 +25,11 @@ class Toy(Tokenizer):
 
     @property
     def info(self):
-        return TokenizerInfo("toy", ids_per_image=64, vocabulary=256, input_size=64, output_size=64,
+        return TokenizerInfo("toy", tokens_per_image=64, codebook_size=256, input_size=64, output_size=64,
                              deterministic=not self.noise)
 
     def encode(self, images):
-        return Codes(ids=(F.adaptive_avg_pool2d(images.mean(1), 8) * 255).round().long().flatten(1))
+        return Tokens((F.adaptive_avg_pool2d(images.mean(1), 8) * 255).round().long().flatten(1))
 
     def decode(self, codes, seeds):
         grey = (codes.ids.view(-1, 1, 8, 8).float() / 255).expand(-1, 3, 8, 8)
@@ -41,15 +41,20 @@ class Toy(Tokenizer):
 """
 
 
-def install_plugin(folder: Path, module: str, source: str, names: dict[str, str]) -> Path:
-    """A third-party package as pip would lay it out: a module and its dist-info. names: entry name to attribute."""
+def install_plugin(
+    folder: Path, module: str, source: str, names: dict[str, str], **groups: dict[str, str]
+) -> Path:
+    """A third-party package as pip would lay it out: a module and its dist-info. names: entry name to attribute, of
+    tokenizers; groups: the same of other groups (generators={...}, metrics={...})."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{module}.py").write_text(source)
     info = folder / f"{module}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    points = "\n".join(f"{name} = {module}:{attribute}" for name, attribute in names.items())
-    (info / "entry_points.txt").write_text(f"[lactok.tokenizers]\n{points}\n")
+    lines = []
+    for group, entries in {"tokenizers": names, **groups}.items():
+        lines += [f"[lactok.{group}]", *(f"{name} = {module}:{attribute}" for name, attribute in entries.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     return folder
 
 

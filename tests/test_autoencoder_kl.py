@@ -63,7 +63,7 @@ def test_latents_are_the_mean_and_pictures_those_of_diffusers(stock: Autoencoder
 
 def test_facts(folder: Path):
     info = build(folder).info
-    assert (info.ids_per_image, info.vocabulary, info.bits_per_image) == (None, None, None)
+    assert (info.tokens_per_image, info.codebook_size, info.bits_per_image) == (None, None, None)
     assert (info.input_size, info.output_size, info.deterministic) == (None, None, True)
 
 
@@ -72,9 +72,9 @@ def test_what_it_can_not_take_is_named(folder: Path):
     with pytest.raises(ValueError, match=r"pictures of 30x32 pixels, expected sides that 4 divides.*protocol"):
         tokenizer.encode(torch.zeros(1, 3, 32, 30))
     with pytest.raises(ValueError, match=r"latents of shape \(1, 4, 8, 8\), expected latents of shape \(B, 5, h, w\)"):
-        tokenizer.decode(Codes(latents=torch.zeros(1, 4, 8, 8)), [0])
+        tokenizer.decode(Latents(torch.zeros(1, 4, 8, 8)), [0])
     with pytest.raises(ValueError, match="ids, expected latents"):
-        tokenizer.decode(Codes(ids=torch.zeros(1, 4, dtype=torch.int64)), [0])
+        tokenizer.decode(Tokens(torch.zeros(1, 4, dtype=torch.int64)), [0])
 
 
 def test_names_of_older_files_load(stock: AutoencoderKL, folder: Path):

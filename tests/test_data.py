@@ -1,6 +1,8 @@
 """Training data: which files count, how one is decoded, what is refused, and that batches depend on their key alone."""
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,68 +14,130 @@ from PIL import Image
 from lactok.data.batches import (
     CropRange,
     Prefetcher,
-    TrainingPictures,
+    TrainingImages,
     centre_crop,
+    image_of,
     noise_seed,
-    picture_of,
     random_crop,
     rng,
     split,
     to_tensor,
 )
+from lactok.data.folder import DataError, list_images
 from lactok.data.pack import open_pack, shrink
-from lactok.data.pictures import DataError, decode, list_pictures
+from lactok.images.decode import decode
+from lactok.train.dry_run import look_at_data
+from lactok.train.run_folder import data_fingerprint
 from tests.support import pictures
 
 SKIMAGE = Path(skimage.__file__).parent / "data"
 CROPS = CropRange(96, 128)
 
 
-def test_every_readable_picture_is_found_whatever_its_name(tmp_path: Path):
+def test_every_readable_image_is_found_whatever_its_name(tmp_path: Path):
     pictures(tmp_path / "a b" / "c=[d],e", count=2)
     shutil.copy(tmp_path / "a b" / "c=[d],e" / "picture 00.png", tmp_path / "no suffix")
-    (tmp_path / "README.md").write_text("not a picture")
+    (tmp_path / "README.md").write_text("not an image")
     (tmp_path / ".hidden").mkdir()
     shutil.copy(tmp_path / "no suffix", tmp_path / ".hidden" / "x.png")
-    found = [p.relative_to(tmp_path).as_posix() for p in list_pictures(tmp_path)]
+    found = list(list_images(tmp_path))
     assert found == ["a b/c=[d],e/picture 00.png", "a b/c=[d],e/picture 01.png", "no suffix"]
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path):
     with pytest.raises(DataError, match="no such folder"):
-        list_pictures(tmp_path / "nowhere")
+        list_images(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"no picture among the 1 file"):
-        list_pictures(tmp_path)
+    with pytest.raises(DataError, match=r"no image among the 1 file.*1 \.txt"):
+        list_images(tmp_path)
 
 
-def test_decoding_conventions(tmp_path: Path):
-    base = np.zeros((20, 30, 3), np.uint8)
-    base[:10, :15] = (200, 100, 50)
-
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to show it upright
-    Image.fromarray(base).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(decode(tmp_path / "turned.png"), np.rot90(base, 3))
-
-    clear = np.dstack([base, np.full((20, 30), 0, np.uint8)])
-    Image.fromarray(clear).save(tmp_path / "clear.png")
-    assert (decode(tmp_path / "clear.png") == 255).all()
-
-    Image.fromarray(np.full((4, 4), 65535 // 2, np.uint16)).save(tmp_path / "deep.png")
-    assert (decode(tmp_path / "deep.png") == 127).all()
-
-    for mode in ("L", "CMYK", "P", "1"):
-        Image.fromarray(base).convert(mode).save(tmp_path / f"{mode}.tif")
-        assert decode(tmp_path / f"{mode}.tif").shape == (20, 30, 3)
+def test_the_pack_is_decoded_as_evaluation_decodes(tmp_path: Path):
+    """One decoder: a 16-bit grey sample is scaled, one that is marked transparent is white, and alpha is over white."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    grey = np.full((4, 4), 65535 // 2, np.uint16)
+    grey[0, 0] = 300
+    Image.fromarray(grey).save(folder / "a.png", transparency=300)
+    Image.fromarray(np.full((4, 4, 4), (9, 9, 9, 0), np.uint8)).save(folder / "b.png")
+    pack = open_pack(folder, tmp_path / "run", side=64)
+    assert pack.index.names == ["a.png", "b.png"]
+    assert pack[0][0, 0].tolist() == [255, 255, 255]
+    assert (pack[0][1:] == 127).all()
+    assert (pack[1] == 255).all()
+    for place, name in enumerate(pack.index.names):
+        assert np.array_equal(pack[place], decode(folder / name).pixels)
 
 
-def test_all_unreadable_pictures_are_listed(tmp_path: Path):
+def test_linked_class_folders_are_searched(tmp_path: Path):
+    pictures(tmp_path / "elsewhere", count=2)
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "cups").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (root / "loop").symlink_to(root, target_is_directory=True)
+    assert list(list_images(root)) == ["cups/picture 00.png", "cups/picture 01.png"]
+    assert len(open_pack(root, tmp_path / "run", side=64)) == 2
+
+
+def test_a_name_that_is_no_utf8_can_be_trained_on(tmp_path: Path):
+    folder = pictures(tmp_path / "data", count=2)
+    os.rename(folder / "picture 00.png", os.path.join(os.fsencode(folder), b"caf\xe9.png"))
+    for _ in range(2):  # packed, then opened again
+        pack = open_pack(folder, tmp_path / "run", side=64)
+        assert pack.index.names == ["caf\\xe9.png", "picture 01.png"]
+    training, validation = split(pack.index.names, 1)
+    assert sorted(training + validation) == [0, 1]
+    assert data_fingerprint(pack)
+
+
+def test_float_and_damaged_files_are_named_and_nothing_goes_black(tmp_path: Path):
+    folder = pictures(tmp_path / "data", count=1)
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(folder / "float.tif")
+    Image.new("P", (8, 8)).save(folder / "whole.blp")
+    (folder / "cut.blp").write_bytes((folder / "whole.blp").read_bytes()[:30])
+    (folder / "broken link.png").symlink_to(folder / "absent.png")
+    with pytest.raises(DataError, match=r"image\(s\) can't be read") as caught:
+        open_pack(folder, tmp_path / "run", side=64)
+    text = str(caught.value)
+    (folder / "broken link.png").unlink()
+    with pytest.raises(DataError, match=r"2 image\(s\) can't be read") as caught:
+        open_pack(folder, tmp_path / "run", side=64)
+    lines = str(caught.value).splitlines()
+    assert "broken link.png: can't be read: No such file" in text
+    assert [Path(line.split(": ")[0]).name for line in lines[1:3]] == ["cut.blp", "float.tif"]
+    assert "no stated range" in lines[2]
+    with pytest.raises(DataError, match=r"float\.tif"):
+        look_at_data(str(folder))
+
+
+def test_images_stand_folder_by_folder(tmp_path: Path):
+    """The order of a pack determines what is drawn from it; that of earlier packs was the order of paths."""
+    for name in ("a", "a b", "a/b", "b"):
+        pictures(tmp_path / name, count=1)
+    found = list(list_images(tmp_path))
+    assert found == [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*.png"))]
+    assert found.index("a/picture 00.png") < found.index("a b/picture 00.png")
+
+
+def test_a_pack_is_made_anew_when_a_file_is_replaced_with_its_old_time(tmp_path: Path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    file = folder / "a.bmp"
+    Image.fromarray(np.full((8, 8, 3), 10, np.uint8)).save(file)
+    assert open_pack(folder, tmp_path / "run", side=64)[0][0, 0, 0] == 10
+    stat = file.stat()
+    time.sleep(0.02)  # beyond the tick of the file system's clock
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(file)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert open_pack(folder, tmp_path / "run", side=64)[0][0, 0, 0] == 90
+
+
+def test_all_unreadable_images_are_listed(tmp_path: Path):
     pictures(tmp_path, count=2)
     whole = (tmp_path / "picture 00.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"2 picture\(s\) can't be read") as caught:
+    with pytest.raises(DataError, match=r"2 image\(s\) can't be read") as caught:
         open_pack(tmp_path, tmp_path / "run", side=64)
     assert "cut.png" in str(caught.value)
     assert "empty.jpg" in str(caught.value)
@@ -81,7 +145,7 @@ def test_all_unreadable_pictures_are_listed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["chelsea.png", "rocket.jpg"])
-def test_pictures_of_the_evaluation_set_are_refused(tmp_path: Path, name: str):
+def test_images_of_the_evaluation_set_are_refused(tmp_path: Path, name: str):
     folder = pictures(tmp_path / "data", count=1)
     shutil.copy(SKIMAGE / name, folder / "holiday.dat")  # renamed
     Image.open(SKIMAGE / name).save(folder / "encoded again.webp", lossless=True)
@@ -93,42 +157,42 @@ def test_pictures_of_the_evaluation_set_are_refused(tmp_path: Path, name: str):
     assert len(open_pack(folder, tmp_path / "run", side=64, check_held_out=False)) == 3
 
 
-def test_the_pack_holds_shrunk_pictures_and_is_made_anew_when_they_change(tmp_path: Path):
+def test_the_pack_holds_shrunk_images_and_is_made_anew_when_they_change(tmp_path: Path):
     folder = pictures(tmp_path / "data", count=3)
     Image.fromarray(np.full((20, 10, 3), 7, np.uint8)).save(folder / "small.png")
     pack = open_pack(folder, tmp_path / "run", side=96)
     assert [p.shape[:2] for p in pack] == [(96, 122)] * 3 + [(20, 10)]
-    assert np.array_equal(pack[1], shrink(decode(folder / "picture 01.png"), 96))
-    written = (tmp_path / "run" / "pictures.bin").stat().st_mtime_ns
+    assert np.array_equal(pack[1], shrink(decode(folder / "picture 01.png").pixels, 96))
+    written = (tmp_path / "run" / "images.bin").stat().st_mtime_ns
     assert len(open_pack(folder, tmp_path / "run", side=96)) == 4
-    assert (tmp_path / "run" / "pictures.bin").stat().st_mtime_ns == written
+    assert (tmp_path / "run" / "images.bin").stat().st_mtime_ns == written
     (folder / "small.png").unlink()
     assert len(open_pack(folder, tmp_path / "run", side=96)) == 3
 
 
-def test_every_epoch_shows_each_picture_once():
+def test_every_epoch_shows_each_image_once():
     for epoch in range(3):
-        assert sorted(picture_of(5, epoch * 7 + i, 7) for i in range(7)) == list(range(7))
-    assert [picture_of(5, i, 7) for i in range(7)] != [picture_of(5, 7 + i, 7) for i in range(7)]
+        assert sorted(image_of(5, epoch * 7 + i, 7) for i in range(7)) == list(range(7))
+    assert [image_of(5, i, 7) for i in range(7)] != [image_of(5, 7 + i, 7) for i in range(7)]
 
 
 def test_a_sample_depends_on_seed_step_and_sample_alone(tmp_path: Path):
     pack = open_pack(pictures(tmp_path / "data", count=5), tmp_path / "run", side=150)
-    made = TrainingPictures(pack, range(5), CROPS, seed=3, per_step=4)
+    made = TrainingImages(pack, range(5), CROPS, seed=3, per_step=4)
     one = made.sample(7, 2, 32)
     made.sample(1, 0, 32)
-    again = TrainingPictures(pack, range(5), CROPS, seed=3, per_step=4).sample(7, 2, 32)
+    again = TrainingImages(pack, range(5), CROPS, seed=3, per_step=4).sample(7, 2, 32)
     assert one.shape == (32, 32, 3)
     assert np.array_equal(one, again)
     others = [made.sample(7, 3, 32), made.sample(8, 2, 32)]
-    others.append(TrainingPictures(pack, range(5), CROPS, seed=4, per_step=4).sample(7, 2, 32))
+    others.append(TrainingImages(pack, range(5), CROPS, seed=4, per_step=4).sample(7, 2, 32))
     assert not any(np.array_equal(one, other) for other in others)
     assert len({noise_seed(s, t, i) for s in range(3) for t in range(3) for i in range(3)}) == 27
 
 
 def test_prefetching_changes_nothing(tmp_path: Path):
     pack = open_pack(pictures(tmp_path / "data", count=5), tmp_path / "run", side=150)
-    made = TrainingPictures(pack, range(5), CROPS, seed=3, per_step=4)
+    made = TrainingImages(pack, range(5), CROPS, seed=3, per_step=4)
     fetcher = Prefetcher(made, workers=2)
     wanted = to_tensor([made.sample(2, i, 48) for i in range(4)])
     fetcher.request(2, 48, range(4))
@@ -155,7 +219,7 @@ def test_crops_stay_inside_and_reach_both_ends():
     assert np.array_equal(centre_crop(ramp, 64, 64), ramp[18:82, 98:162])
 
 
-def test_validation_pictures_do_not_depend_on_order():
+def test_validation_images_do_not_depend_on_order():
     names = [f"p{i}" for i in range(50)]
     training, validation = split(names, 10)
     assert sorted(training + validation) == list(range(50))

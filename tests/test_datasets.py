@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evals.datasets import folder as folder_module
-from evals.datasets import make_photos, photos, picture, preflight
-from evals.datasets.base import BadPictures, ChangedPicture, DatasetError
-from evals.datasets.folder import list_folder
-from evals.datasets.photos import cut, load_source
-from evals.datasets.registry import dataset_names, dataset_needs, open_dataset
-from evals.datasets.subset import spread
+from evals.datasets import registry
+from evals.datasets.base import BadImages, ChangedImage, DatasetError, DatasetRequest, spread
+from evals.datasets.images import make_photos, photos, preflight
+from evals.datasets.images.photos import cut, load_source
+from evals.datasets.registry import dataset_class, dataset_names
+from lactok.images import decode as rules
+from lactok.images import folder as folder_module
+from lactok.images.folder import list_folder
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def cache(tmp_path) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    """A folder with three real pictures in two levels, a text file and a hidden file."""
-    root = tmp_path / "pictures"
+def images(tmp_path) -> Path:
+    """A folder with three real images in two levels, a text file and a hidden file."""
+    root = tmp_path / "images"
     source = load_source("coffee.png")
     save(root / "b.png", cut(source, 0, 0))
     save(root / "a" / "one.jpg", cut(source, 128, 0))
@@ -44,30 +45,35 @@ def save(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def open_dataset(name, cache, root=None, **options):
+    request = DatasetRequest(cache_dir=cache, root=None if root is None else str(root), **options)
+    return registry.open_dataset(name, request)
+
+
 def open_folder(root, cache, **options):
-    return open_dataset("folder", root=root, cache_dir=cache, **options)
+    return open_dataset("folder", cache, root, **options)
 
 
 # --- photos
 
 
 def test_photos_is_what_the_recorded_list_says(cache):
-    dataset = open_dataset("photos", cache_dir=cache)
-    assert 160 <= len(dataset.samples) <= 208
-    assert len({s.id for s in dataset.samples}) == len(dataset.samples)
-    assert {s.cluster for s in dataset.samples} == {"astronaut", "chelsea", "coffee", "motorcycle_left", "rocket"}
-    for sample in dataset.samples:
-        pixels = dataset.read(sample)
+    dataset = open_dataset("photos", cache)
+    assert 160 <= len(dataset.items) <= 208
+    assert len({s.id for s in dataset.items}) == len(dataset.items)
+    assert {s.cluster for s in dataset.items} == {"astronaut", "chelsea", "coffee", "motorcycle_left", "rocket"}
+    for item in dataset.items:
+        pixels = dataset.read(item)
         assert pixels.shape == (128, 128, 3)
         assert pixels.dtype == np.uint8
-        assert photos.pixel_hash(pixels) == sample.content
-    assert dataset.samples[0].id == "astronaut-s1-x000-y000"
+        assert photos.pixel_hash(pixels) == item.content_hash
+    assert dataset.items[0].id == "astronaut-s1-x000-y000"
     # A changed list changes every committed figure; it must never happen by accident.
     assert dataset.fingerprint == "e1ba65d4c377b5dbd46b21d7e58c083b251aed7c405a9a070c288270a3324cca"
 
 
 def test_no_photograph_dominates(cache):
-    clusters = [s.cluster for s in open_dataset("photos", cache_dir=cache).samples]
+    clusters = [s.cluster for s in open_dataset("photos", cache).items]
     assert max(clusters.count(c) for c in set(clusters)) <= len(clusters) / 4
     assert {tile.scale for tile in photos.listed_tiles()} == {1, 2}
 
@@ -78,16 +84,16 @@ def test_the_list_can_be_made_again():
 
 
 def test_tiles_are_cut_where_the_list_says(cache):
-    dataset = open_dataset("photos", cache_dir=cache)
+    dataset = open_dataset("photos", cache)
     tile = next(t for t in photos.listed_tiles() if t.scale == 1 and t.x and t.y)
-    sample = next(s for s in dataset.samples if s.id == tile.id)
+    item = next(s for s in dataset.items if s.id == tile.id)
     expected = load_source(tile.source)[tile.y : tile.y + 128, tile.x : tile.x + 128]
-    assert np.array_equal(dataset.read(sample), expected)
+    assert np.array_equal(dataset.read(item), expected)
     half = next(t for t in photos.listed_tiles() if t.scale == 2 and t.x and t.y)
     whole = load_source(half.source)[2 * half.y : 2 * half.y + 256, 2 * half.x : 2 * half.x + 256].astype(float)
     means = whole.reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
-    sample = next(s for s in dataset.samples if s.id == half.id)
-    assert np.abs(dataset.read(sample) - means).max() <= 0.5
+    item = next(s for s in dataset.items if s.id == half.id)
+    assert np.abs(dataset.read(item) - means).max() <= 0.5
 
 
 def test_near_empty_tiles_are_left_out():
@@ -101,7 +107,7 @@ def test_other_pixels_are_told_with_hashes_and_versions(monkeypatch, cache):
     first, *rest = photos.listed_tiles()
     monkeypatch.setattr(photos, "listed_tiles", lambda: (dataclasses.replace(first, sha256="0" * 64), *rest))
     with pytest.raises(DatasetError) as caught:
-        open_dataset("photos", cache_dir=cache)
+        open_dataset("photos", cache)
     text = str(caught.value)
     assert "1 of 200 tiles" in text
     for part in (first.id, first.sha256, "0" * 64, photos.MADE_WITH, "Here: scikit-image"):
@@ -111,13 +117,13 @@ def test_other_pixels_are_told_with_hashes_and_versions(monkeypatch, cache):
 def test_a_missing_photograph_is_named(monkeypatch, cache, tmp_path):
     monkeypatch.setattr(photos, "data_folder", lambda: tmp_path)
     with pytest.raises(DatasetError, match=r"astronaut\.png, which scikit-image .* has not brought"):
-        open_dataset("photos", cache_dir=cache)
-    assert dataset_needs("photos").here is False
+        open_dataset("photos", cache)
+    assert dataset_class("photos").needs().here is False
 
 
 def test_photos_takes_no_root(cache, tmp_path):
     with pytest.raises(DatasetError, match="dataset=folder"):
-        open_dataset("photos", root=tmp_path, cache_dir=cache)
+        open_dataset("photos", cache, root=tmp_path)
 
 
 # --- the registry and limits
@@ -125,16 +131,16 @@ def test_photos_takes_no_root(cache, tmp_path):
 
 def test_unknown_name_gives_the_nearest(cache):
     with pytest.raises(DatasetError, match="did you mean 'photos'"):
-        open_dataset("photo", cache_dir=cache)
+        open_dataset("photo", cache)
     with pytest.raises(DatasetError, match="unknown dataset"):
-        dataset_needs("photo")
+        dataset_class("photo")
 
 
 def test_every_dataset_says_what_it_needs():
     assert {"photos", "folder"} <= set(dataset_names())
-    assert all(dataset_needs(name).summary for name in dataset_names())
-    assert dataset_needs("photos").here is True
-    assert dataset_needs("folder").here is None
+    assert all(dataset_class(name).needs().summary for name in dataset_names())
+    assert dataset_class("photos").needs().here is True
+    assert dataset_class("folder").needs().here is None
 
 
 def test_datasets_import_no_torch():
@@ -157,24 +163,24 @@ def test_a_limit_spreads_keeps_the_order_and_only_adds():
 @pytest.mark.parametrize("limit", [0, -3])
 def test_a_limit_below_one_is_refused(limit, cache):
     with pytest.raises(DatasetError, match=f"limit={limit}: expected"):
-        open_dataset("photos", limit=limit, cache_dir=cache)
+        open_dataset("photos", cache, limit=limit)
 
 
 def test_limited_photos(cache):
-    dataset = open_dataset("photos", limit=4, cache_dir=cache)
-    assert len(dataset.samples) == 4
-    assert dataset.fingerprint != open_dataset("photos", cache_dir=cache).fingerprint
+    dataset = open_dataset("photos", cache, limit=4)
+    assert len(dataset.items) == 4
+    assert dataset.fingerprint != open_dataset("photos", cache).fingerprint
 
 
 # --- folder: what is found
 
 
-def test_folder_lists_recursively_in_order(pictures, cache):
-    dataset = open_folder(pictures, cache)
-    assert [s.id for s in dataset.samples] == ["a/TWO.JPEG", "a/one.jpg", "b.png"]
-    assert [s.cluster for s in dataset.samples] == [s.id for s in dataset.samples]
+def test_folder_lists_recursively_in_order(images, cache):
+    dataset = open_folder(images, cache)
+    assert [s.id for s in dataset.items] == ["a/TWO.JPEG", "a/one.jpg", "b.png"]
+    assert [s.cluster for s in dataset.items] == [s.id for s in dataset.items]
     assert dataset.notes == ["2 other file(s) in the folder left aside: 1 .txt, 1 hidden"]
-    assert np.array_equal(dataset.read(dataset.samples[2]), cut(load_source("coffee.png"), 0, 0))
+    assert np.array_equal(dataset.read(dataset.items[2]), cut(load_source("coffee.png"), 0, 0))
 
 
 NAMES = [
@@ -192,82 +198,82 @@ NAMES = [
 
 
 def test_any_file_name(tmp_path, cache):
-    root = tmp_path / "pictures [x=1] ünï"
+    root = tmp_path / "images [x=1] ünï"
     for value, name in enumerate(NAMES):
         save(root / name, np.full((2, 3, 3), value, np.uint8))
     dataset = open_folder(root, cache)
-    assert [s.id for s in dataset.samples] == sorted(NAMES)
-    assert [int(dataset.read(s)[0, 0, 0]) for s in dataset.samples] == [NAMES.index(n) for n in sorted(NAMES)]
+    assert [s.id for s in dataset.items] == sorted(NAMES)
+    assert [int(dataset.read(s)[0, 0, 0]) for s in dataset.items] == [NAMES.index(n) for n in sorted(NAMES)]
 
 
-def test_a_name_that_is_no_utf8(pictures, cache):
-    os.rename(pictures / "b.png", os.path.join(os.fsencode(pictures), b"caf\xe9.png"))
+def test_a_name_that_is_no_utf8(images, cache):
+    os.rename(images / "b.png", os.path.join(os.fsencode(images), b"caf\xe9.png"))
     for _ in range(2):
-        dataset = open_folder(pictures, cache)
-        assert "caf\\xe9.png" in [s.id for s in dataset.samples]
+        dataset = open_folder(images, cache)
+        assert "caf\\xe9.png" in [s.id for s in dataset.items]
         assert dataset.fingerprint
-        dataset.read(dataset.samples[-1])
+        dataset.read(dataset.items[-1])
 
 
-def test_names_that_look_alike_when_printed_are_two_pictures(pictures, cache):
+def test_names_that_look_alike_when_printed_are_two_images(images, cache):
     """A byte that is no UTF-8 beside a name that spells its escape."""
-    folder = os.fsencode(pictures)
-    save(pictures / "a\\xff.png", np.full((4, 4, 3), 10, np.uint8))
-    Image.fromarray(np.full((4, 4, 3), 20, np.uint8)).save(pictures / "other.png")
+    folder = os.fsencode(images)
+    save(images / "a\\xff.png", np.full((4, 4, 3), 10, np.uint8))
+    Image.fromarray(np.full((4, 4, 3), 20, np.uint8)).save(images / "other.png")
     os.rename(os.path.join(folder, b"other.png"), os.path.join(folder, b"a\xff.png"))
-    Image.fromarray(np.full((4, 4, 3), 30, np.uint8)).save(pictures / "a\\\\xff.png")
-    Image.fromarray(np.full((4, 4, 3), 40, np.uint8)).save(pictures / "other.png")
+    Image.fromarray(np.full((4, 4, 3), 30, np.uint8)).save(images / "a\\\\xff.png")
+    Image.fromarray(np.full((4, 4, 3), 40, np.uint8)).save(images / "other.png")
     os.rename(os.path.join(folder, b"other.png"), os.path.join(folder, b"a\\\xff.png"))  # a backslash, then the byte
-    dataset = open_folder(pictures, cache)
-    assert len({s.id for s in dataset.samples}) == len(dataset.samples) == 7
-    values = {s.id: int(dataset.read(s)[0, 0, 0]) for s in dataset.samples if s.id.startswith("a\\")}
+    dataset = open_folder(images, cache)
+    assert len({s.id for s in dataset.items}) == len(dataset.items) == 7
+    values = {s.id: int(dataset.read(s)[0, 0, 0]) for s in dataset.items if s.id.startswith("a\\")}
     assert values == {"a\\xff.png": 20, "a\\\\xff.png": 10, "a\\\\\\\\xff.png": 30, "a\\\\\\xff.png": 40}
 
 
-def test_a_relative_folder(pictures, cache, monkeypatch):
-    monkeypatch.chdir(pictures.parent)
-    assert len(open_folder("pictures", cache).samples) == 3
+def test_a_relative_folder(images, cache, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    assert len(open_folder("images", cache).items) == 3
 
 
-def test_links(pictures, cache):
-    (pictures / "loop").symlink_to(pictures, target_is_directory=True)
-    (pictures / "a" / "self.png").symlink_to("self.png")
-    (pictures / "again").symlink_to(pictures / "a", target_is_directory=True)
-    (pictures / "linked.png").symlink_to(pictures / "b.png")
-    assert sorted(list_folder(pictures).pictures) == ["a/TWO.JPEG", "a/one.jpg", "a/self.png", "b.png", "linked.png"]
-    with pytest.raises(BadPictures) as caught:
-        open_folder(pictures, cache)
+def test_links(images, cache):
+    (images / "loop").symlink_to(images, target_is_directory=True)
+    (images / "a" / "self.png").symlink_to("self.png")
+    (images / "again").symlink_to(images / "a", target_is_directory=True)
+    (images / "linked.png").symlink_to(images / "b.png")
+    assert sorted(list_folder(images).images) == ["a/TWO.JPEG", "a/one.jpg", "a/self.png", "b.png", "linked.png"]
+    with pytest.raises(BadImages) as caught:
+        open_folder(images, cache)
     assert [Path(b.path).name for b in caught.value.bad] == ["self.png"]
 
 
-def test_a_linked_folder_elsewhere_is_followed(pictures, cache, tmp_path):
+def test_a_linked_folder_elsewhere_is_followed(images, cache, tmp_path):
     save(tmp_path / "elsewhere" / "c.png", np.zeros((4, 4, 3), np.uint8))
-    (pictures / "link").symlink_to(tmp_path / "elsewhere")
-    assert "link/c.png" in [s.id for s in open_folder(pictures, cache).samples]
+    (images / "link").symlink_to(tmp_path / "elsewhere")
+    assert "link/c.png" in [s.id for s in open_folder(images, cache).items]
 
 
-def test_a_pipe_is_left_aside(pictures, cache):
-    os.mkfifo(pictures / "pipe.png")
-    assert "1 .png" in open_folder(pictures, cache).notes[0]
+def test_a_pipe_is_left_aside(images, cache):
+    os.mkfifo(images / "pipe.png")
+    assert "1 .png" in open_folder(images, cache).notes[0]
 
 
-def test_the_fingerprint_follows_the_content(pictures, cache):
-    before = open_folder(pictures, cache).fingerprint
-    os.utime(pictures / "b.png", ns=(1, 1))
-    assert open_folder(pictures, cache).fingerprint == before
-    save(pictures / "b.png", cut(load_source("coffee.png"), 1, 0))
-    assert open_folder(pictures, cache).fingerprint != before
+def test_the_fingerprint_follows_the_content(images, cache):
+    before = open_folder(images, cache).fingerprint
+    os.utime(images / "b.png", ns=(1, 1))
+    assert open_folder(images, cache).fingerprint == before
+    save(images / "b.png", cut(load_source("coffee.png"), 1, 0))
+    assert open_folder(images, cache).fingerprint != before
 
 
-def test_notes_count_kinds(pictures, cache):
+def test_notes_count_kinds(images, cache):
     frames = [Image.new("L", (8, 8), v) for v in (0, 200)]
     for name in ("x.gif", "y.gif"):
-        frames[0].save(pictures / name, save_all=True, append_images=frames[1:])
-    Image.new("RGBA", (8, 8), (1, 2, 3, 40)).save(pictures / "z.png")
+        frames[0].save(images / name, save_all=True, append_images=frames[1:])
+    Image.new("RGBA", (8, 8), (1, 2, 3, 40)).save(images / "z.png")
     for _ in range(2):  # looked at, then from the index
-        notes = open_folder(pictures, cache).notes
-        assert f"2 picture(s): {picture.NOTE_FRAMES}" in notes
-        assert f"1 picture(s): {picture.NOTE_ALPHA}" in notes
+        notes = open_folder(images, cache).notes
+        assert f"2 image(s): {rules.NOTE_FRAMES}" in notes
+        assert f"1 image(s): {rules.NOTE_ALPHA}" in notes
 
 
 def test_sizes_at_both_ends(tmp_path, cache):
@@ -275,60 +281,60 @@ def test_sizes_at_both_ends(tmp_path, cache):
     save(root / "one.png", np.full((1, 1, 3), 5, np.uint8))
     save(root / "wide.png", np.full((15, 20_000, 3), 5, np.uint8))
     dataset = open_folder(root, cache)
-    assert [dataset.read(s).shape for s in dataset.samples] == [(1, 1, 3), (15, 20_000, 3)]
+    assert [dataset.read(s).shape for s in dataset.items] == [(1, 1, 3), (15, 20_000, 3)]
 
 
 # --- folder: what is wrong
 
 
 @pytest.fixture
-def spoiled(pictures) -> Path:
-    whole = (pictures / "a" / "one.jpg").read_bytes()
-    (pictures / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (pictures / "a" / "empty.png").write_bytes(b"")
-    (pictures / "page.png").write_text("<html>404</html>")
-    (pictures / "broken link.png").symlink_to(pictures / "absent.png")
-    return pictures
+def spoiled(images) -> Path:
+    whole = (images / "a" / "one.jpg").read_bytes()
+    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "a" / "empty.png").write_bytes(b"")
+    (images / "page.png").write_text("<html>404</html>")
+    (images / "broken link.png").symlink_to(images / "absent.png")
+    return images
 
 
 def test_all_bad_files_are_listed_at_once(spoiled, cache):
-    with pytest.raises(BadPictures) as caught:
+    with pytest.raises(BadImages) as caught:
         open_folder(spoiled, cache)
     found = {str(Path(b.path).relative_to(spoiled)): b.reason for b in caught.value.bad}
     assert list(found) == ["a/empty.png", "broken link.png", "cut.jpg", "page.png"]
     assert found["a/empty.png"] == "the file is empty (0 bytes)"
     assert "No such file" in found["broken link.png"]
     assert "can't be decoded whole: image file is truncated" in found["cut.jpg"]
-    assert "not a picture in a format" in found["page.png"]
+    assert "not an image in a format" in found["page.png"]
     text = str(caught.value)
-    assert text.startswith("4 picture(s) can't be read")
+    assert text.startswith("4 image(s) can't be read")
     assert all(b.path in text for b in caught.value.bad)
     assert "on_bad_image=skip" in text
 
 
 def test_skip_leaves_them_out_and_says_which(spoiled, cache):
     dataset = open_folder(spoiled, cache, on_bad_image="skip")
-    assert [s.id for s in dataset.samples] == ["a/TWO.JPEG", "a/one.jpg", "b.png"]
+    assert [s.id for s in dataset.items] == ["a/TWO.JPEG", "a/one.jpg", "b.png"]
     assert [Path(b.path).name for b in dataset.left_out] == ["empty.png", "broken link.png", "cut.jpg", "page.png"]
 
 
-def test_nothing_but_bad_pictures(tmp_path, cache):
+def test_nothing_but_bad_images(tmp_path, cache):
     root = tmp_path / "bad"
     root.mkdir()
     (root / "x.png").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"none of the 1 pictures in .*bad can be read; the first: .*x\.png"):
+    with pytest.raises(DatasetError, match=r"none of the 1 images in .*bad can be read; the first: .*x\.png"):
         open_folder(root, cache, on_bad_image="skip")
 
 
 def test_an_empty_folder(tmp_path, cache):
     root = tmp_path / "nothing"
     root.mkdir()
-    with pytest.raises(DatasetError, match=r"no pictures in .*nothing: found no files at all.*\.png") as caught:
+    with pytest.raises(DatasetError, match=r"no images in .*nothing: found no files at all.*\.png") as caught:
         open_folder(root, cache)
     assert ".jpg" in str(caught.value)
 
 
-def test_a_folder_without_pictures_says_what_it_holds(tmp_path, cache):
+def test_a_folder_without_images_says_what_it_holds(tmp_path, cache):
     for name in ("a.txt", "b.txt", "c.tar.gz", "d"):
         (tmp_path / name).write_text("x")
     with pytest.raises(DatasetError, match=r"4 other file\(s\): 2 \.txt, 1 \.gz, 1 without an ending"):
@@ -346,15 +352,15 @@ def test_no_such_folder(tmp_path, cache):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_permission_denied(pictures, cache):
-    (pictures / "b.png").chmod(0)
-    (pictures / "a").chmod(0)
-    with pytest.raises(BadPictures) as caught:
-        open_folder(pictures, cache)
+def test_permission_denied(images, cache):
+    (images / "b.png").chmod(0)
+    (images / "a").chmod(0)
+    with pytest.raises(BadImages) as caught:
+        open_folder(images, cache)
     assert [b.reason.split(":")[0] for b in caught.value.bad] == ["can't be read", "folder can't be listed"]
 
 
-def test_a_folder_that_cannot_be_listed_is_bad(pictures, cache, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_bad(images, cache, monkeypatch):
     real = os.scandir
 
     def scandir(path):
@@ -363,18 +369,18 @@ def test_a_folder_that_cannot_be_listed_is_bad(pictures, cache, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(folder_module.os, "scandir", scandir)
-    with pytest.raises(BadPictures, match="folder can't be listed: Permission denied"):
-        open_folder(pictures, cache)
+    with pytest.raises(BadImages, match="folder can't be listed: Permission denied"):
+        open_folder(images, cache)
 
 
-def test_a_file_that_changes_during_the_run_is_noticed(pictures, cache):
-    dataset = open_folder(pictures, cache)
-    save(pictures / "b.png", np.zeros((4, 4, 3), np.uint8))
+def test_a_file_that_changes_during_the_run_is_noticed(images, cache):
+    dataset = open_folder(images, cache)
+    save(images / "b.png", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(DatasetError, match=r"b\.png has changed"):
-        dataset.read(dataset.samples[2])
-    (pictures / "b.png").unlink()
+        dataset.read(dataset.items[2])
+    (images / "b.png").unlink()
     with pytest.raises(DatasetError, match=r"b\.png: can't be read"):
-        dataset.read(dataset.samples[2])
+        dataset.read(dataset.items[2])
 
 
 # --- folder: the index
@@ -405,76 +411,76 @@ def test_a_second_run_looks_at_what_changed_only(spoiled, cache, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["in place", "renamed over"])
-def test_a_file_of_the_same_size_and_time_is_looked_at_again(pictures, cache, monkeypatch, how):
+def test_a_file_of_the_same_size_and_time_is_looked_at_again(images, cache, monkeypatch, how):
     """What `cp -p`, `rsync -t` and `tar x` leave behind: other content, the old time of change."""
     pixels = np.zeros((4, 4, 3), np.uint8)
-    Image.fromarray(pixels).save(pictures / "b.bmp")
-    first = open_folder(pictures, cache)
-    stat = (pictures / "b.bmp").stat()
+    Image.fromarray(pixels).save(images / "b.bmp")
+    first = open_folder(images, cache)
+    stat = (images / "b.bmp").stat()
     time.sleep(0.02)  # beyond the tick of the file system's clock
     if how == "in place":
-        Image.fromarray(pixels + 9).save(pictures / "b.bmp")
+        Image.fromarray(pixels + 9).save(images / "b.bmp")
     else:
-        Image.fromarray(pixels + 9).save(pictures / "new.bmp")
-        os.replace(pictures / "new.bmp", pictures / "b.bmp")
-    os.utime(pictures / "b.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert (pictures / "b.bmp").stat().st_size == stat.st_size
+        Image.fromarray(pixels + 9).save(images / "new.bmp")
+        os.replace(images / "new.bmp", images / "b.bmp")
+    os.utime(images / "b.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (images / "b.bmp").stat().st_size == stat.st_size
     seen = checks(monkeypatch)
-    second = open_folder(pictures, cache)
+    second = open_folder(images, cache)
     assert seen == ["b.bmp"]
     assert second.fingerprint != first.fingerprint
-    assert [int(second.read(s)[0, 0, 0]) for s in second.samples if s.id == "b.bmp"] == [9]
+    assert [int(second.read(s)[0, 0, 0]) for s in second.items if s.id == "b.bmp"] == [9]
 
 
-def test_an_index_that_proves_wrong_is_dropped(pictures, cache, monkeypatch):
+def test_an_index_that_proves_wrong_is_dropped(images, cache, monkeypatch):
     """A file system whose stamps tell nothing: the content tells, and the next opening has it right."""
-    monkeypatch.setattr("evals.datasets.preflight.file_stamp", lambda path: (1, 2, 3, 4))
-    open_folder(pictures, cache)
-    save(pictures / "b.png", np.zeros((4, 4, 3), np.uint8))
-    stale = open_folder(pictures, cache)
-    (sample,) = (s for s in stale.samples if s.id == "b.png")
-    with pytest.raises(ChangedPicture, match=r"b\.png"):
-        stale.read(sample)
-    right = open_folder(pictures, cache)
-    (sample,) = (s for s in right.samples if s.id == "b.png")
-    assert right.read(sample).shape == (4, 4, 3)
+    monkeypatch.setattr("evals.datasets.images.preflight.file_stamp", lambda path: (1, 2, 3, 4))
+    open_folder(images, cache)
+    save(images / "b.png", np.zeros((4, 4, 3), np.uint8))
+    stale = open_folder(images, cache)
+    (item,) = (s for s in stale.items if s.id == "b.png")
+    with pytest.raises(ChangedImage, match=r"b\.png"):
+        stale.read(item)
+    right = open_folder(images, cache)
+    (item,) = (s for s in right.items if s.id == "b.png")
+    assert right.read(item).shape == (4, 4, 3)
 
 
-def test_other_rules_or_another_pillow_look_again(pictures, cache, monkeypatch):
-    open_folder(pictures, cache)
+def test_other_rules_or_another_pillow_look_again(images, cache, monkeypatch):
+    open_folder(images, cache)
     seen = checks(monkeypatch)
-    monkeypatch.setattr(picture, "VERSION", picture.VERSION + 1)
-    open_folder(pictures, cache)
+    monkeypatch.setattr(preflight, "VERSION", rules.VERSION + 1)
+    open_folder(images, cache)
     assert len(seen) == 3
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"rules": 1}', b"\xff\xfe"])
-def test_a_damaged_index_is_made_anew(pictures, cache, monkeypatch, damage):
-    open_folder(pictures, cache)
+def test_a_damaged_index_is_made_anew(images, cache, monkeypatch, damage):
+    open_folder(images, cache)
     (index,) = cache.iterdir()
     whole = index.read_bytes()
     index.write_bytes(damage)
-    open_folder(pictures, cache)
+    open_folder(images, cache)
     assert index.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_is_a_note(pictures, tmp_path):
+def test_a_cache_that_cannot_be_written_is_a_note(images, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("a file where the folder should be")
-    dataset = open_folder(pictures, blocked / "cache")
-    assert len(dataset.samples) == 3
-    assert "index of checked pictures was not kept" in dataset.notes[-1]
+    dataset = open_folder(images, blocked / "cache")
+    assert len(dataset.items) == 3
+    assert "index of checked images was not kept" in dataset.notes[-1]
 
 
-def test_a_limited_run_looks_at_its_own_pictures_only(pictures, cache, monkeypatch):
+def test_a_limited_run_looks_at_its_own_images_only(images, cache, monkeypatch):
     seen = checks(monkeypatch)
-    dataset = open_folder(pictures, cache, limit=1)
-    assert seen == [Path(dataset.samples[0].id).name]
-    open_folder(pictures, cache)
+    dataset = open_folder(images, cache, limit=1)
+    assert seen == [Path(dataset.items[0].id).name]
+    open_folder(images, cache)
     assert len(seen) == 3
 
 
-def test_ctrl_c_keeps_what_was_checked(pictures, cache, monkeypatch):
+def test_ctrl_c_keeps_what_was_checked(images, cache, monkeypatch):
     real = preflight.check
 
     def check(path):
@@ -486,8 +492,8 @@ def test_ctrl_c_keeps_what_was_checked(pictures, cache, monkeypatch):
         patch.setattr(preflight, "MAX_THREADS", 1)
         patch.setattr(preflight, "check", check)
         with pytest.raises(KeyboardInterrupt):
-            open_folder(pictures, cache)
+            open_folder(images, cache)
     seen = checks(monkeypatch)
-    open_folder(pictures, cache)
+    open_folder(images, cache)
     assert "b.png" in seen
     assert len(seen) < 3

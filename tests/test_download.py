@@ -7,9 +7,9 @@ from hashlib import sha256
 import pytest
 
 from evals.__main__ import main
-from evals.datasets import coco, download
-from evals.datasets.download import Download, DownloadError, fetch
-from evals.datasets.sources.base import DataError
+from evals.datasets.base import DataError
+from evals.datasets.images import coco, download
+from evals.datasets.images.download import Download, DownloadError, fetch
 from tests import twins
 
 
@@ -57,7 +57,7 @@ def download_of(server: Server, **other) -> Download:
     return Download(**{"url": server.url, "file": "val2017.zip", "size": size, "sha256": digest} | other)
 
 
-def test_get_goes_on_where_the_connection_broke(server, tmp_path):
+def test_get_resumes_where_the_connection_broke(server, tmp_path):
     server.drops = [10_000, 5_000]
     path = fetch(download_of(server), tmp_path, pause=0)
     assert path.read_bytes() == server.content
@@ -67,7 +67,7 @@ def test_get_goes_on_where_the_connection_broke(server, tmp_path):
     assert len(server.ranges) == 3, "a whole file is not fetched again"
 
 
-def test_get_goes_on_from_the_part_of_an_earlier_process(server, tmp_path):
+def test_get_resumes_from_the_part_of_an_earlier_process(server, tmp_path):
     (tmp_path / "val2017.zip.part").write_bytes(server.content[:7_000])
     assert fetch(download_of(server), tmp_path).read_bytes() == server.content
     assert server.ranges == ["bytes=7000-"]
@@ -99,7 +99,7 @@ def test_another_file_is_not_taken_for_it(server, tmp_path):
 
 
 def test_get_of_coco_end_to_end(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(coco, "FILES", (download_of(server),))
+    monkeypatch.setattr(coco.CocoVal2017, "downloads", (download_of(server),))
     assert main(["data", "get", "coco", f"root={tmp_path / 'coco'}"]) == 0
     assert sha256(server.content).hexdigest() in capsys.readouterr().out
     server.shutdown()

@@ -13,7 +13,7 @@ from evals.engine.job import CHUNK, Conditions, Keys, chunks_of
 from evals.tasks.protocol import Protocol
 from lactok.interface import Codes, TokenizerInfo
 
-INFO = TokenizerInfo("test", ids_per_image=4, vocabulary=10, input_size=8, output_size=8)
+INFO = TokenizerInfo("test", tokens_per_image=4, codebook_size=10, input_size=8, output_size=8)
 CPU = torch.device("cpu")
 
 
@@ -52,13 +52,13 @@ def test_out_of_memory_at_batch_one_and_other_errors_are_raised():
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (Codes(ids=torch.full((2, 4), 10)), "below the vocabulary, 10"),
-        (Codes(ids=torch.full((2, 4), -1)), "ids from -1"),
-        (Codes(ids=torch.zeros(2, 5, dtype=torch.int64)), "5 ids an image"),
-        (Codes(ids=torch.zeros(2, 4, dtype=torch.int32)), "torch.int32"),
-        (Codes(ids=torch.zeros(3, 4, dtype=torch.int64)), "3 pictures for a batch of 2"),
-        (Codes(latents=torch.full((2, 4), torch.nan)), "NaN"),
-        (Codes(ids=torch.zeros(2, 4, dtype=torch.int64), lengths=torch.tensor([5, 4])), "at most 4"),
+        (Tokens(torch.full((2, 4), 10)), "below the vocabulary, 10"),
+        (Tokens(torch.full((2, 4), -1)), "ids from -1"),
+        (Tokens(torch.zeros(2, 5, dtype=torch.int64)), "5 ids an image"),
+        (Tokens(torch.zeros(2, 4, dtype=torch.int32)), "torch.int32"),
+        (Tokens(torch.zeros(3, 4, dtype=torch.int64)), "3 pictures for a batch of 2"),
+        (Latents(torch.full((2, 4), torch.nan)), "NaN"),
+        (Tokens(torch.zeros(2, 4, dtype=torch.int64), lengths=torch.tensor([5, 4])), "at most 4"),
         (torch.zeros(2, 4), "expected lactok.interface.Codes"),
     ],
 )
@@ -68,12 +68,12 @@ def test_wrong_codes_are_named(codes: object, message: str):
 
 
 def test_right_codes_pass():
-    codes = Codes(ids=torch.tensor([[0, 9, 3, 4], [1, 2, 3, 4]]), lengths=torch.tensor([4, 1]))
+    codes = Tokens(torch.tensor([[0, 9, 3, 4], [1, 2, 3, 4]]), lengths=torch.tensor([4, 1]))
     assert check_codes(codes, 2, INFO) is codes
-    pairs = dataclasses.replace(INFO, vocabulary=(10, 3), ids_per_image=4)
-    assert check_codes(Codes(ids=torch.tensor([[[9, 2], [0, 0]]])), 1, pairs)
+    pairs = dataclasses.replace(INFO, vocabulary=(10, 3), tokens_per_image=4)
+    assert check_codes(Tokens(torch.tensor([[[9, 2], [0, 0]]])), 1, pairs)
     with pytest.raises(PluginError):
-        check_codes(Codes(ids=torch.tensor([[[2, 9], [0, 0]]])), 1, pairs)
+        check_codes(Tokens(torch.tensor([[[2, 9], [0, 0]]])), 1, pairs)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,8 @@ def test_keys_change_with_what_determines_a_piece():
     seed = Keys(protocol, Conditions("cpu", "fp32", 1))
     assert seed.pictures(chunk, {}, None) == keys.pictures(chunk, {}, None), "no noise, no seed"
     assert seed.pictures(chunk, {}, 0) != keys.pictures(chunk, {}, 0)
+    assert seed.contact(chunk, {}, None, [0]) == keys.contact(chunk, {}, None, [0])
+    assert seed.contact(chunk, {}, 0, [0]) != keys.contact(chunk, {}, 0, [0])
     assert keys.pictures(chunk, {}, 1) != keys.pictures(chunk, {}, 0)
     renamed = chunks_of([Sample("b", "b", "1" * 64)])[0]
     assert keys.scores(renamed, {}, None, {}) == keys.scores(chunk, {}, None, {}), "a name determines nothing"

@@ -26,7 +26,7 @@ class WrongRange(Toy):
 
 class OutOfCodebook(Toy):
     def encode(self, images):
-        return Codes(ids=super().encode(images).ids + 200)
+        return Tokens(super().encode(images).ids + 200)
 
 class Raises(Toy):
     def __init__(self, options, device):

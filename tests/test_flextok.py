@@ -255,7 +255,7 @@ def test_missing_weights_say_how_to_get_them(cls, repo: str, monkeypatch: pytest
 def test_facts(tokenizer: SmallFlexTok, checkpoint: Path):
     info = tokenizer.info
     assert (info.input_size, info.output_size) == (16, 16)
-    assert (info.ids_per_image, info.vocabulary, info.deterministic) == (16, 64000, False)
+    assert (info.tokens_per_image, info.codebook_size, info.deterministic) == (16, 64000, False)
     assert build(checkpoint, keep_ids=3).info.bits_per_image == pytest.approx(3 * math.log2(64000))
     assert FlexTokOptions() == FlexTokOptions(steps=20, guidance_scale=7.5, keep_ids=256, posterior_seed=None)
 
@@ -286,12 +286,12 @@ def test_neither_batch_nor_order_matters(tokenizer: SmallFlexTok, photographs: t
             rows = order[start : start + size]
             ids = tokenizer.encode(photographs[rows]).ids
             assert torch.equal(ids, codes.ids[rows])
-            again = tokenizer.decode(Codes(ids=ids), [seeds[i] for i in rows])
+            again = tokenizer.decode(Tokens(ids), [seeds[i] for i in rows])
             torch.testing.assert_close(again, images[rows], rtol=0, atol=1e-5)
 
 
 def test_noise_is_the_seed_s_alone(tokenizer: SmallFlexTok, photographs: torch.Tensor):
-    same = Codes(ids=tokenizer.encode(photographs[:1]).ids.expand(3, -1))
+    same = Tokens(tokenizer.encode(photographs[:1]).ids.expand(3, -1))
     images = tokenizer.decode(same, [7, 7, 8])
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-5)
     assert (images[0] - images[2]).abs().max() > 1e-2
@@ -310,18 +310,18 @@ def test_a_prefix_stands_for_the_picture(
     images = tokenizer.decode(short, [1, 2])
     other = full.clone()
     other[:, keep:] = 63999  # what does not count
-    padded = tokenizer.decode(Codes(ids=other, lengths=torch.tensor([keep, keep])), [1, 2])
+    padded = tokenizer.decode(Tokens(other, lengths=torch.tensor([keep, keep])), [1, 2])
     torch.testing.assert_close(images, padded, rtol=0, atol=1e-5)
     if keep < 16:
-        longer = tokenizer.decode(Codes(ids=full[:, : keep + 1]), [1, 2])
+        longer = tokenizer.decode(Tokens(full[:, : keep + 1]), [1, 2])
         assert (images - longer).abs().max() > 1e-4
 
 
 def test_lengths_may_differ_in_a_batch(tokenizer: SmallFlexTok, photographs: torch.Tensor):
     ids, lengths = tokenizer.encode(photographs[:3]).ids, torch.tensor([1, 16, 4])
-    together = tokenizer.decode(Codes(ids=ids, lengths=lengths), [1, 2, 3])
+    together = tokenizer.decode(Tokens(ids, lengths=lengths), [1, 2, 3])
     for i, length in enumerate(lengths.tolist()):
-        alone = tokenizer.decode(Codes(ids=ids[i : i + 1, :length]), [i + 1])
+        alone = tokenizer.decode(Tokens(ids[i : i + 1, :length]), [i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
 
 
@@ -338,15 +338,15 @@ def test_what_it_can_not_take_is_named(tokenizer: SmallFlexTok, checkpoint: Path
         tokenizer.encode(torch.zeros(1, 3, 16, 8))
     ids = torch.zeros(1, 17, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"ids of shape \(1, 17\), expected ids of shape \(B, n\) with n from 1 to 16"):
-        tokenizer.decode(Codes(ids=ids), [0])
+        tokenizer.decode(Tokens(ids), [0])
     with pytest.raises(ValueError, match=r"ids from 0 to 64000, expected 0 to 63999"):
-        tokenizer.decode(Codes(ids=torch.tensor([[0, 64000]])), [0])
+        tokenizer.decode(Tokens(torch.tensor([[0, 64000]])), [0])
     with pytest.raises(ValueError, match=r"lengths \[3\], expected 1 numbers from 1 to 2"):
-        tokenizer.decode(Codes(ids=ids[:, :2], lengths=torch.tensor([3])), [0])
+        tokenizer.decode(Tokens(ids[:, :2], lengths=torch.tensor([3])), [0])
     with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
-        tokenizer.decode(Codes(ids=ids[:, :2]), [0, 1])
+        tokenizer.decode(Tokens(ids[:, :2]), [0, 1])
     with pytest.raises(ValueError, match="latents, expected ids"):
-        tokenizer.decode(Codes(latents=torch.zeros(1, 4)), [0])
+        tokenizer.decode(Latents(torch.zeros(1, 4)), [0])
     for keep in (0, 17):
         with pytest.raises(ValueError, match=f"keep_ids {keep}: expected 1 to 16"):
             build(checkpoint, keep_ids=keep)

@@ -64,7 +64,7 @@ def test_ids_are_llamagens(name: str, seen: Tensor):
 @pytest.mark.parametrize(("size", "ids"), [(56, 49), (64, 64), (72, 81)])
 def test_the_encoders_size_sets_the_number_of_ids(size: int, ids: int, photographs: Tensor):
     tokenizer = make("lactok-h-mini", input_size=size)
-    assert (tokenizer.info.input_size, tokenizer.info.ids_per_image) == (size, ids)
+    assert (tokenizer.info.input_size, tokenizer.info.tokens_per_image) == (size, ids)
     small = torch.nn.functional.interpolate(photographs[:1], size=size, mode="bilinear", antialias=True)
     with torch.inference_mode():
         codes = tokenizer.encode(small)

@@ -82,11 +82,11 @@ def test_facts_of_the_published_sizes(monkeypatch: pytest.MonkeyPatch):
     tokenizer = systems.LacTokTStar(systems.LacTokTStarOptions(), torch.device("meta"))
     info = tokenizer.info
     assert (info.family, info.input_size, info.output_size, info.deterministic) == ("LacTok", 256, 1024, False)
-    assert (info.ids_per_image, info.vocabulary, info.bits_per_image) == (256, 16384, 256 * 14)
+    assert (info.tokens_per_image, info.codebook_size, info.bits_per_image) == (256, 16384, 256 * 14)
     assert tokenizer._latent_shape == (4, 128, 128)
     for size, ids in ((224, 196), (288, 324)):
         options = systems.LacTokOptions(input_size=size)
-        assert systems.LacTokH(options, torch.device("meta")).info.ids_per_image == ids
+        assert systems.LacTokH(options, torch.device("meta")).info.tokens_per_image == ids
 
 
 @pytest.mark.parametrize(
@@ -137,15 +137,15 @@ def test_pictures_to_ids_and_back(t_star: systems.LacTokTokenizer):
 def test_batch_and_order_do_not_matter_and_seeds_do(t_star: systems.LacTokTokenizer):
     ids = t_star.encode(photographs(4)).ids
     assert len({tuple(row) for row in ids.tolist()}) == 4
-    pictures = t_star.decode(Codes(ids=ids), range(4))
+    pictures = t_star.decode(Tokens(ids), range(4))
     for order in ([0], [3, 1], [2, 0, 3, 1]):
-        again = t_star.decode(Codes(ids=ids[order]), order)
+        again = t_star.decode(Tokens(ids[order]), order)
         torch.testing.assert_close(again, pictures[order], rtol=0, atol=1e-4)
-    same_ids = t_star.decode(Codes(ids=ids[:1]), [9])
+    same_ids = t_star.decode(Tokens(ids[:1]), [9])
     assert (same_ids - pictures[:1]).abs().mean() > 0.01
-    same_seed = t_star.decode(Codes(ids=ids[1:2]), [0])
+    same_seed = t_star.decode(Tokens(ids[1:2]), [0])
     assert (same_seed - pictures[:1]).abs().mean() > 0.01
-    assert t_star.decode(Codes(ids=ids[:0]), []).shape == (0, 3, OUT, OUT)
+    assert t_star.decode(Tokens(ids[:0]), []).shape == (0, 3, OUT, OUT)
 
 
 def test_options_reach_the_decoder(released: str, t_star: systems.LacTokTokenizer):
@@ -155,8 +155,8 @@ def test_options_reach_the_decoder(released: str, t_star: systems.LacTokTokenize
         other = make(systems.LacTokTStar, weights=released, **given).decode(codes, [0])
         assert (other - plain).abs().mean() > 1e-3
     larger = make(systems.LacTokTStar, weights=released, input_size=24, output_size=40)
-    assert larger.info.ids_per_image == 144
-    assert larger.decode(Codes(ids=torch.zeros(1, 144, dtype=torch.int64)), [0]).shape == (1, 3, 40, 40)
+    assert larger.info.tokens_per_image == 144
+    assert larger.decode(Tokens(torch.zeros(1, 144, dtype=torch.int64)), [0]).shape == (1, 3, 40, 40)
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", None])
@@ -268,13 +268,13 @@ def test_what_it_can_not_take_is_named(t_star: systems.LacTokTokenizer, released
     with pytest.raises(ValueError, match=r"shape \(1, 3, 32, 16\), expected \(B, 3, 16, 16\)"):
         t_star.encode(torch.zeros(1, 3, 32, 16))
     with pytest.raises(ValueError, match="ids from 64 to 64, expected 0 to 63"):
-        t_star.decode(Codes(ids=ids + 64), [0])
+        t_star.decode(Tokens(ids + 64), [0])
     with pytest.raises(ValueError, match=r"ids of shape \(1, 4\), expected ids of shape \(B, 64\)"):
-        t_star.decode(Codes(ids=ids[:, :4]), [0])
+        t_star.decode(Tokens(ids[:, :4]), [0])
     with pytest.raises(ValueError, match="latents, expected ids"):
-        t_star.decode(Codes(latents=torch.zeros(1, 4)), [0])
+        t_star.decode(Latents(torch.zeros(1, 4)), [0])
     with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
-        t_star.decode(Codes(ids=ids), [0, 1])
+        t_star.decode(Tokens(ids), [0, 1])
     for given, reason in (
         ({"input_size": 15}, "input_size 15: expected a positive multiple of 2"),
         ({"input_size": 0}, "input_size 0: expected a positive multiple of 2"),

@@ -161,11 +161,11 @@ def test_what_it_can_not_take_is_named(tokenizer: LlamaGen):
     with pytest.raises(ValueError, match=r"shape \(1, 3, 64, 32\), expected \(B, 3, 64, 64\)"):
         tokenizer.encode(torch.zeros(1, 3, 64, 32))
     with pytest.raises(ValueError, match=r"ids from 0 to 64, expected 0 to 63"):
-        tokenizer.decode(Codes(ids=torch.tensor([[64] + [0] * 15])), [0])
+        tokenizer.decode(Tokens(torch.tensor([[64] + [0] * 15])), [0])
     with pytest.raises(ValueError, match=r"ids of shape \(1, 4\), expected ids of shape \(B, 16\)"):
-        tokenizer.decode(Codes(ids=torch.zeros(1, 4, dtype=torch.int64)), [0])
+        tokenizer.decode(Tokens(torch.zeros(1, 4, dtype=torch.int64)), [0])
     with pytest.raises(ValueError, match="latents, expected ids"):
-        tokenizer.decode(Codes(latents=torch.zeros(1, 4)), [0])
+        tokenizer.decode(Latents(torch.zeros(1, 4)), [0])
 
 
 @pytest.mark.parametrize("size", [0, -16, 100])
@@ -179,7 +179,7 @@ def test_sizes_that_do_not_divide_are_refused(tokenizer: LlamaGen, size: int):
 def test_facts_at_the_paper_sizes(tokenizer: LlamaGen, size: int, ids: int):
     options = LlamaGenOptions(weights=tokenizer.options.weights, input_size=size)
     info = SmallLlamaGen(options, CPU).info
-    assert (info.ids_per_image, info.input_size, info.output_size) == (ids, size, size)
+    assert (info.tokens_per_image, info.input_size, info.output_size) == (ids, size, size)
     assert info.bits_per_image == ids * 6  # log2 of the small codebook
     assert VQConfig().codebook_size == 2**14
 
@@ -225,7 +225,7 @@ def test_miniature_is_built_from_its_file_alone(tmp_path: Path):
     path = mini_file(tmp_path / "mini.safetensors")
     tokenizer = LlamaGenMini(LlamaGenMiniOptions(weights=str(path)), CPU)
     info = tokenizer.info
-    assert (info.input_size, info.ids_per_image, info.vocabulary) == (64, 64, 32)
+    assert (info.input_size, info.tokens_per_image, info.codebook_size) == (64, 64, 32)
     assert str(info.training) == "7 steps, 0.25 core-h"
     assert tokenizer.model.config == MINI
     assert tokenizer.model.encoder.conv_in.weight.dtype == torch.float32

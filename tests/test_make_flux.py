@@ -1,12 +1,12 @@
-"""FLUX-5K: prompts, seeds, a generator that goes on where it stopped, and what it leaves as a dataset."""
+"""FLUX-5K: prompts, seeds, a generator that resumes where it stopped, and what it leaves as a dataset."""
 
 from pathlib import Path
 
 import pytest
 
 from evals.__main__ import main
-from evals.datasets import make_flux
-from evals.datasets.base import DatasetError
+from evals.datasets.base import DatasetError, DatasetRequest
+from evals.datasets.images import make_flux
 from evals.datasets.registry import open_dataset
 from tests import twins
 
@@ -14,10 +14,6 @@ from tests import twins
 @pytest.fixture
 def cache(tmp_path) -> Path:
     return tmp_path / "cache"
-
-
-def open_twin(name, root, cache, expect=twins.COUNT, **options):
-    return open_dataset(name, root=root, cache_dir=cache, expect=expect, **options)
 
 
 PROMPTS = [f"a photograph of {i} cups" for i in range(6)]
@@ -32,12 +28,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_seeds_follow_from_index_and_text():
-    # A changed rule changes every picture.
+    # A changed rule changes every image.
     assert make_flux.seed_of(0, "a cat") == 871_175_405_677_049_540  # sha256sum of "0\na cat"
     assert make_flux.seed_of(1, "a cat") != make_flux.seed_of(0, "a cat") != make_flux.seed_of(0, "a dog")
 
 
-def test_making_stops_anywhere_and_goes_on(tmp_path):
+def test_making_stops_anywhere_and_resumes(tmp_path):
     assert make(tmp_path / "whole") == [0, 1, 2, 3, 4, 5]
     whole = contents(tmp_path / "whole")
     calls = []
@@ -71,8 +67,8 @@ def test_a_folder_of_other_prompts_is_refused(tmp_path):
 
 def test_what_was_made_is_a_dataset_that_verifies(tmp_path, cache, capsys):
     out = twins.flux(tmp_path / "out", 6)
-    dataset = open_twin("flux-5k", out, cache, 6)
-    assert [s.id for s in dataset.samples] == [f"{i:05d}" for i in range(6)]
+    dataset = open_dataset("flux-5k", DatasetRequest(cache, str(out), expect=6))
+    assert [s.id for s in dataset.items] == [f"{i:05d}" for i in range(6)]
     assert any(make_flux.REVISION in note for note in dataset.notes)
     command = ["data", "verify", "flux", f"root={out}", f"out={tmp_path}", "expect=6", "workers=1"]
     assert main(command) == 0

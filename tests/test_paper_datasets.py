@@ -14,18 +14,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from evals.__main__ import main
+from evals.cli.data import paper_datasets
 from evals.config import ConfigError, compose_config
-from evals.datasets import coco, imagenet, mjhq
-from evals.datasets.base import BadPictures, DatasetError
-from evals.datasets.picture import decode
-from evals.datasets.registry import PAPER_SETS, dataset_names, dataset_needs, open_dataset
-from evals.datasets.sources import safety, shards, tarred
-from evals.datasets.sources.base import DataError, MissingData
-from evals.datasets.sources.shards import ParquetSource
-from evals.datasets.sources.tarred import TarSource, expand
-from evals.datasets.sources.zipped import ZipSource
-from evals.engine import run as engine
+from evals.datasets import registry
+from evals.datasets.base import BadImages, DataError, DatasetError, DatasetRequest, MissingData
+from evals.datasets.images import coco, mjhq
+from evals.datasets.images.coco import CocoVal2017
+from evals.datasets.images.imagenet import ImageNetVal
+from evals.datasets.images.mjhq import MJHQ5K
+from evals.datasets.images.sources import base, shards, tarred
+from evals.datasets.images.sources.shards import ParquetSource
+from evals.datasets.images.sources.tarred import TarSource, expand
+from evals.datasets.images.sources.zipped import ZipSource
+from evals.datasets.registry import dataset_class, dataset_names
+from lactok.images.decode import decode
 from tests import twins
+
+PAPER = paper_datasets()
 
 
 @pytest.fixture
@@ -33,8 +38,13 @@ def cache(tmp_path) -> Path:
     return tmp_path / "cache"
 
 
+def open_dataset(name, cache, root=None, **options):
+    request = DatasetRequest(cache_dir=cache, root=None if root is None else str(root), **options)
+    return registry.open_dataset(name, request)
+
+
 def open_twin(name, root, cache, expect=twins.COUNT, **options):
-    return open_dataset(name, root=root, cache_dir=cache, expect=expect, **options)
+    return open_dataset(name, cache, root, expect=expect, **options)
 
 
 # --- one dataset, whatever holds it
@@ -43,9 +53,9 @@ def open_twin(name, root, cache, expect=twins.COUNT, **options):
 @pytest.mark.parametrize("form", ["flat", "classes", "tar", "tar.gz", "parquet"])
 def test_imagenet_is_the_same_from_every_container(form, tmp_path, cache):
     dataset = open_twin("imagenet-val", twins.imagenet(tmp_path / "in", form), cache)
-    assert [s.id for s in dataset.samples] == [f"ILSVRC2012_val_{i + 1:08d}" for i in range(twins.COUNT)]
-    for i, sample in enumerate(dataset.samples):
-        assert np.array_equal(dataset.read(sample), decode(twins.jpeg(i)).pixels)
+    assert [s.id for s in dataset.items] == [f"ILSVRC2012_val_{i + 1:08d}" for i in range(twins.COUNT)]
+    for i, item in enumerate(dataset.items):
+        assert np.array_equal(dataset.read(item), decode(twins.jpeg(i)).pixels)
     reference = open_twin("imagenet-val", twins.imagenet(tmp_path / "reference", "flat"), cache)
     assert dataset.fingerprint == reference.fingerprint
     assert any("a part of imagenet-val, which has 50,000" in note for note in dataset.notes)
@@ -55,9 +65,9 @@ def test_imagenet_is_the_same_from_every_container(form, tmp_path, cache):
 def test_zip_and_folder_are_the_same(name, tmp_path, cache):
     make, expect = {"coco-val2017": (twins.coco, 12), "mjhq-5k": (twins.mjhq, 20)}[name]
     both = [open_twin(name, make(tmp_path / form, form), cache, expect) for form in ("zip", "folder")]
-    assert len(both[0].samples) == expect
+    assert len(both[0].items) == expect
     assert both[0].fingerprint == both[1].fingerprint
-    for one, other in zip(both[0].samples, both[1].samples):
+    for one, other in zip(both[0].items, both[1].items):
         assert np.array_equal(both[0].read(one), both[1].read(other))
 
 
@@ -68,66 +78,66 @@ def test_the_archive_itself_may_be_the_root(tmp_path, cache):
 
 
 def test_ids_are_of_the_name_alone():
-    assert imagenet.sample_id("val/n01440764/ILSVRC2012_val_00000293.JPEG") == "ILSVRC2012_val_00000293"
-    assert imagenet.sample_id("ILSVRC2012_val_00000293_n01440764.JPEG") == "ILSVRC2012_val_00000293"
-    assert coco.sample_id("val2017/000000000139.jpg") == "000000000139"
-    assert mjhq.sample_id("top/people/0a.jpg") == "people/0a"
+    assert ImageNetVal.item_id("val/n01440764/ILSVRC2012_val_00000293.JPEG") == "ILSVRC2012_val_00000293"
+    assert ImageNetVal.item_id("ILSVRC2012_val_00000293_n01440764.JPEG") == "ILSVRC2012_val_00000293"
+    assert CocoVal2017.item_id("val2017/000000000139.jpg") == "000000000139"
+    assert MJHQ5K.item_id("top/people/0a.jpg") == "people/0a"
     for other in ("train/n01440764_10026.JPEG", "000000000139.txt", ".hidden/000000000139.jpg", "139.jpg", "x/0a.jpg"):
-        assert not any(module.sample_id(other) for module in (imagenet, coco, mjhq)), other
+        assert not any(cls.item_id(other) for cls in (ImageNetVal, CocoVal2017, MJHQ5K)), other
 
 
-def test_one_picture_twice_is_refused(tmp_path, cache):
+def test_one_image_twice_is_refused(tmp_path, cache):
     root = twins.coco(tmp_path, "folder")
     twins.write_folder(root / "val2017" / "copy", {"000000000139.jpg": twins.jpeg(5)})
-    with pytest.raises(DataError, match="are the same picture 000000000139"):
+    with pytest.raises(DataError, match="are the same image 000000000139"):
         open_twin("coco-val2017", root, cache)
 
 
 def test_a_wrong_number_stops_unless_a_part_is_wanted(tmp_path, cache):
     root = twins.coco(tmp_path, "zip")
-    with pytest.raises(DatasetError, match=r"12 pictures, expected 5,000.*limit=N.*dataset\.expect=N"):
+    with pytest.raises(DatasetError, match=r"12 images, expected 5,000.*limit=N.*dataset\.expect=N"):
         open_twin("coco-val2017", root, cache, None)
     limited = open_twin("coco-val2017", root, cache, None, limit=4)
-    assert len(limited.samples) == 4
-    assert "not the whole of coco-val2017: 12 pictures, expected 5,000" in limited.notes
+    assert len(limited.items) == 4
+    assert "not the whole of coco-val2017: 12 images, expected 5,000" in limited.notes
     with pytest.raises(DatasetError, match="expected 13"):
         open_twin("coco-val2017", root, cache, 13)
     with pytest.raises(DatasetError, match="photos has no number"):
-        open_dataset("photos", cache_dir=cache, expect=3)
+        open_dataset("photos", cache, expect=3)
 
 
-def test_bad_pictures_are_named_together_or_left_out(tmp_path, cache):
+def test_bad_images_are_named_together_or_left_out(tmp_path, cache):
     files = twins.coco_files()
     names = list(files)
     files[names[2]], files[names[5]] = files[names[2]][:300], b""
     twins.write_zip(tmp_path / "val2017.zip", files)
-    with pytest.raises(BadPictures) as caught:
+    with pytest.raises(BadImages) as caught:
         open_twin("coco-val2017", tmp_path, cache)
     assert [b.path.rsplit(": ", 1)[1] for b in caught.value.bad] == [names[2], names[5]]
     dataset = open_twin("coco-val2017", tmp_path, cache, on_bad_image="skip")
-    assert (len(dataset.samples), len(dataset.left_out)) == (10, 2)
+    assert (len(dataset.items), len(dataset.left_out)) == (10, 2)
 
 
-def test_a_picture_that_changes_during_the_run_is_noticed(tmp_path, cache):
+def test_a_image_that_changes_during_the_run_is_noticed(tmp_path, cache):
     root = twins.coco(tmp_path, "folder")
     dataset = open_twin("coco-val2017", root, cache)
     (root / "val2017" / "000000000139.jpg").write_bytes(twins.jpeg(7))
     with pytest.raises(DatasetError, match="has changed since the run began"):
-        dataset.read(dataset.samples[0])
+        dataset.read(dataset.items[0])
 
 
-@pytest.mark.parametrize("name", list(PAPER_SETS))
+@pytest.mark.parametrize("name", PAPER)
 def test_missing_data_say_what_to_place_where(name, tmp_path, cache):
     with pytest.raises(MissingData, match=r"dataset\.root=DIR"):
-        open_dataset(name, cache_dir=cache)
+        open_dataset(name, cache)
     with pytest.raises(MissingData, match=r"looked for .*no such folder") as caught:
-        open_dataset(name, root=tmp_path / "absent", cache_dir=cache)
-    assert PAPER_SETS[name].obtain in str(caught.value)
+        open_dataset(name, cache, tmp_path / "absent")
+    assert PAPER[name].obtain in str(caught.value)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(MissingData, match="none of them named as its pictures"):
-        open_dataset(name, root=tmp_path, cache_dir=cache)
+    with pytest.raises(MissingData, match="none of them named as its images"):
+        open_dataset(name, cache, tmp_path)
     assert name in dataset_names()
-    assert f"{PAPER_SETS[name].expected:,}" in dataset_needs(name).summary
+    assert f"{PAPER[name].expected:,}" in dataset_class(name).needs().summary
 
 
 def test_a_file_of_another_kind_is_no_root(tmp_path, cache):
@@ -167,15 +177,15 @@ def test_the_draw_depends_on_names_only_and_is_fixed():
 def test_the_draw_is_from_the_listed_names(tmp_path, cache):
     root = twins.mjhq(tmp_path, "zip")
     whole = json.loads((root / mjhq.META).read_bytes())
-    drawn = open_twin("mjhq-5k", root, cache, 10).samples
+    drawn = open_twin("mjhq-5k", root, cache, 10).items
     absent = drawn[0].id.split("/")[1]
     files = {n: c for n, c in twins.mjhq_files().items() if absent not in n}
     twins.write_zip(root / "mjhq30k_imgs.zip", files)
-    with pytest.raises(DatasetError, match=rf"1 of the drawn pictures are not there, the first: {drawn[0].id}"):
+    with pytest.raises(DatasetError, match=rf"1 of the drawn images are not there, the first: {drawn[0].id}"):
         open_twin("mjhq-5k", root, cache, 10)
     del whole[absent]
     (root / mjhq.META).write_text(json.dumps(whole))
-    assert len(open_twin("mjhq-5k", root, cache, 10).samples) == 10
+    assert len(open_twin("mjhq-5k", root, cache, 10).items) == 10
     (root / mjhq.META).write_text("[1]")
     with pytest.raises(DataError, match=r"meta_data\.json is no list of MJHQ-30K"):
         open_twin("mjhq-5k", root, cache, 10)
@@ -241,7 +251,7 @@ def test_bombs_are_refused_by_what_they_declare(tmp_path, monkeypatch):
     bomb = twins.write_zip(tmp_path / "bomb.zip", {"a.jpg": bytes(10**6)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(DataError, match=r"'a\.jpg': .* bytes would become 1,000,000, more than 200 times"):
         ZipSource(bomb)
-    monkeypatch.setattr(safety, "MAX_MEMBER", 500)
+    monkeypatch.setattr(base, "MAX_MEMBER", 500)
     for source, path in (
         (ZipSource, twins.write_zip(tmp_path / "big.zip", {"a.jpg": twins.jpeg(0)})),
         (TarSource, twins.write_tar(tmp_path / "big.tar", {"a.jpg": twins.jpeg(0)})),
@@ -250,12 +260,12 @@ def test_bombs_are_refused_by_what_they_declare(tmp_path, monkeypatch):
             source(path)
     monkeypatch.setattr(shards, "MAX_MEMBER", 500)
     source = ParquetSource([twins.write_parquet(tmp_path / "big.parquet", {"a.jpg": twins.jpeg(0)})], tmp_path)
-    with pytest.raises(DataError, match=r"holds a picture of .* at most 500"):
+    with pytest.raises(DataError, match=r"holds an image of .* at most 500"):
         source.read("a.jpg")
 
 
 def test_a_gzip_bomb_is_refused_while_it_expands(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(tarred, "_PIECE", 1000)
+    monkeypatch.setattr(tarred, "_READ", 1000)
     path = tmp_path / "x.tar.gz"
     path.write_bytes(gzip.compress(bytes(10**6)))
     with pytest.raises(DataError, match="expands to more than 200 times its size"):
@@ -321,8 +331,8 @@ def test_an_archive_that_is_cut_off_is_named(form, share, tmp_path, cache):
 
 
 def test_a_shard_of_other_columns_is_named(tmp_path):
-    pq.write_table(pa.table({"picture": pa.array([b"1"])}), tmp_path / "val.parquet")
-    with pytest.raises(DataError, match=r"val\.parquet has the columns picture: binary; expected image: struct"):
+    pq.write_table(pa.table({"photo": pa.array([b"1"])}), tmp_path / "val.parquet")
+    with pytest.raises(DataError, match=r"val\.parquet has the columns photo: binary; expected image: struct"):
         ParquetSource([tmp_path / "val.parquet"], tmp_path)
     twins.write_parquet(tmp_path / "nameless.parquet", {"": b"1"})
     with pytest.raises(DataError, match=r"row 0 of row group 0 has no image\.path"):
@@ -351,10 +361,10 @@ def test_verify_counts_decodes_and_fingerprints(tmp_path, cache, capsys):
     for workers in (1, 2):
         assert main([*common, f"workers={workers}"]) == 0
         out = capsys.readouterr().out
-        assert "12 pictures can be read, 0 bad" in out
+        assert "12 images can be read, 0 bad" in out
         assert fingerprint in out
     assert main(common[:-1]) == 1
-    assert "not whole: 12 pictures, expected 50,000" in capsys.readouterr().out
+    assert "not whole: 12 images, expected 50,000" in capsys.readouterr().out
 
 
 def test_verify_names_every_bad_file(tmp_path, capsys):
@@ -402,11 +412,11 @@ def test_bad_commands_exit_2_and_teach(command, message, capsys):
 def test_list_names_all_four(capsys):
     assert main(["data", "list"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in PAPER_SETS)
+    assert all(name in out for name in PAPER)
 
 
 def test_configuration_takes_each_by_name():
-    for name in PAPER_SETS:
+    for name in PAPER:
         config = compose_config([f"dataset={name}", "dataset.root=/x", "dataset.expect=7"])
         assert (config.dataset.name, config.dataset.root, config.dataset.expect) == (name, "/x", 7)
     with pytest.raises(ConfigError, match=r"dataset\.expect=0"):
@@ -414,12 +424,14 @@ def test_configuration_takes_each_by_name():
 
 
 def test_a_run_on_the_coco_twin(tmp_path):
+    from evals.suites import recon
+
     root = twins.coco(tmp_path / "coco", "zip")
     overrides = ["dataset=coco-val2017", f"dataset.root='{root}'", "dataset.expect=12", f"out='{tmp_path / 'out'}'"]
     finished = recon.run(
         compose_config([*overrides, "tokenizers=identity", "calibration=false", "metrics=[psnr,ssim]"]), quiet=True
     )
-    assert finished.record.pictures == 12
+    assert finished.record.items == 12
     assert finished.record.dataset == "coco-val2017"
     assert any("dataset.expect=12" in note for note in finished.record.notes)
     (row,) = finished.record.rows

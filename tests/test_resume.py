@@ -6,10 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from evals import store
 from evals.config import compose_config
+from evals.report.markdown import write_report
 from evals.run import main
 from evals.engine import run as engine
 from lactok import registry
@@ -197,3 +199,47 @@ def test_a_stale_index_is_dropped_and_the_run_goes_on_with_the_right_content(
     again, clean = run("out", "protocol.rounding=truncate"), run("clean", "protocol.rounding=truncate")
     assert again.record.dataset_fingerprint == clean.record.dataset_fingerprint != old.record.dataset_fingerprint
     assert [row.cells for row in again.record.rows] == [row.cells for row in clean.record.rows]
+
+
+def test_a_seed_makes_nothing_anew_of_a_deterministic_tokenizer(tmp_path: Path, toy: None):
+    folder = pictures(tmp_path / "pictures", 3)
+    out = tmp_path / "out"
+    what = ["dataset=folder", f"dataset.root='{folder}'", "calibration=false", "metrics=psnr", f"out='{out}'"]
+
+    def kept() -> set[str]:
+        kinds = ("contact", "ids", "timing", "scores-psnr")
+        return {p.parent.name for kind in kinds for p in (tmp_path / "out" / "cache" / kind).glob("*/meta.json")}
+
+    recon.run(compose_config([*what, "tokenizers=toy"]), quiet=True)
+    before = kept()
+    finished = recon.run(compose_config([*what, "tokenizers=toy", "seed=7"]), quiet=True)
+    assert kept() == before
+    _, ((label, shown),) = recon.contact_pictures(finished)
+    assert (label, len(shown)) == ("toy", 3)
+    recon.run(compose_config([*what, "tokenizers=noisy"]), quiet=True)
+    before = kept()
+    recon.run(compose_config([*what, "tokenizers=noisy", "seed=7"]), quiet=True)
+    assert len(kept()) == len(before) + 3, "of a decoder with noise: contact, timing, scores"
+
+
+def test_speeds_are_shown_with_the_machine_that_they_were_timed_on(
+    tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch
+):
+    folder = pictures(tmp_path / "pictures", 3)
+    out = tmp_path / "out"
+    what = ["dataset=folder", f"dataset.root='{folder}'", "calibration=false", "metrics=psnr", f"out='{out}'"]
+
+    def run_on(machine: str, tokenizers: str) -> tuple[pd.DataFrame, str]:
+        for module in ("evals.engine.execute", "evals.suites.recon"):
+            monkeypatch.setattr(f"{module}.describe_device", lambda device: f"{machine}, 2 threads")
+        finished = recon.run(compose_config([*what, f"tokenizers={tokenizers}"]), quiet=True)
+        assert finished.record.device == f"{machine}, 2 threads"
+        write_report(finished.record, finished.folder)
+        report = (finished.folder / "report.md").read_text()
+        return pd.read_csv(finished.folder / "speed.csv", index_col=0), report
+
+    run_on("Old machine", "toy")
+    speed, report = run_on("New machine", "[toy,noisy]")
+    assert dict(speed["device"]) == {"toy": "Old machine, 2 threads", "noisy": "New machine, 2 threads"}
+    (line,) = (line for line in report.splitlines() if line.startswith("| toy | fp32"))
+    assert "Old machine, 2 threads" in line

@@ -1,11 +1,14 @@
 """From names and options on the command line to the rows of a table."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
 from evals.config import ConfigError, compose_config
-from evals.engine.rows import resolve_rows
+from evals.engine.rows import Row, , identify, resolve_rows
+from lactok.registry import hashed_files
 from lactok import registry
 from tests.support import TOY, install_plugin
 
@@ -172,3 +175,78 @@ def test_a_path_is_shown_by_its_last_part_where_that_is_enough():
     assert labels("/a/long/way/model.safetensors") == ["titok[weights=model.safetensors]"]
     assert labels("/a/x.pt", "/b/y.pt") == ["titok[weights=x.pt]", "titok[weights=y.pt]"]
     assert labels("/a/x.pt", "/b/x.pt") == ["titok[weights=/a/x.pt]", "titok[weights=/b/x.pt]"]
+
+
+# --- identities
+
+
+BASE = TOY
+CHILD = "from pluginbase import Toy\nfrom pluginmix import Mixin\n\n\nclass Child(Mixin, Toy):\n    pass\n"
+
+
+@pytest.fixture
+def inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Folder of a plugin in three files; a fresh identity of it for each call."""
+    folder = tmp_path / "inherited"
+    folder.mkdir()
+    (folder / "pluginbase.py").write_text(BASE)
+    (folder / "pluginmix.py").write_text("import torch.nn as nn\n\n\nclass Mixin(nn.Module):\n    pass\n")
+    (folder / "pluginchild.py").write_text(CHILD)
+    monkeypatch.syspath_prepend(str(folder))
+
+    def source() -> str:
+        for name in ("pluginbase", "pluginmix", "pluginchild"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        cls = importlib.import_module("pluginchild").Child
+        return identify(Row("child", "child", cls, cls.Options())).parts["source"]
+
+    yield folder, source
+    for name in ("pluginbase", "pluginmix", "pluginchild"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("edited", ["pluginbase", "pluginmix", "pluginchild"])
+def test_an_edit_of_any_file_that_a_plugin_inherits_from_measures_it_anew(inherited, edited: str):
+    folder, source = inherited
+    before = source()
+    assert source() == before
+    with open(folder / f"{edited}.py", "a") as file:
+        file.write("\n# another\n")
+    assert source() != before
+
+
+def test_the_place_of_a_file_determines_nothing(inherited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, source = inherited
+    before = source()
+    moved = folder.rename(tmp_path / "moved")
+    monkeypatch.syspath_prepend(str(moved))
+    assert source() == before
+
+
+def test_identity_holds_our_files_and_no_installed_package(inherited):
+    """Ours even where lactok itself is an installed package; torch's and Python's never."""
+    source = inherited[1]
+    source()
+    found = {Path(p).name for p in hashed_files(sys.modules["pluginchild"].Child)}
+    assert found == {"pluginbase.py", "pluginmix.py", "pluginchild.py", "interface.py"}
+    from baselines.llamagen.adapter import LlamaGenMini
+
+    assert {Path(p).name for p in hashed_files(LlamaGenMini)} == {"adapter.py", "interface.py"}
+
+
+def test_an_installed_plugin_is_hashed_with_what_its_package_inherits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A plugin that pip installed is its author's, not a dependency; what it inherits from other packages is one."""
+    site = tmp_path / "lib" / "python3" / "site-packages"
+    (site / "oneplugin").mkdir(parents=True)
+    (site / "otherlib.py").write_text("class Helper:\n    pass\n")
+    (site / "oneplugin" / "__init__.py").write_text("")
+    (site / "oneplugin" / "base.py").write_text("from otherlib import Helper\n" + TOY.replace("Toy(T", "Toy(Helper, T"))
+    (site / "oneplugin" / "end.py").write_text("from .base import Toy\n\n\nclass End(Toy):\n    pass\n")
+    monkeypatch.syspath_prepend(str(site))
+    try:
+        found = {Path(p).name for p in hashed_files(importlib.import_module("oneplugin.end").End)}
+    finally:
+        for name in ("oneplugin.end", "oneplugin.base", "oneplugin", "otherlib"):
+            sys.modules.pop(name, None)
+    assert found == {"end.py", "base.py", "interface.py"}

@@ -218,7 +218,7 @@ def changed(options: SeedTokOptions, **values: object) -> SeedTokOptions:
 
 def test_facts(tokenizer: SeedTok):
     info = tokenizer.info
-    assert (info.ids_per_image, info.vocabulary, info.input_size, info.output_size) == (32, 512, 56, 16)
+    assert (info.tokens_per_image, info.codebook_size, info.input_size, info.output_size) == (32, 512, 56, 16)
     assert not info.deterministic
     assert str(info.training) == "not published"
     published = SeedConfig()
@@ -235,7 +235,7 @@ def test_same_seeds_same_pictures_in_any_batch_and_order(tokenizer: SeedTok):
     images, seeds = photographs(56), list(range(100, 108))
     ids = tokenizer.encode(images).ids
     assert len(ids.unique()) > 20
-    whole = tokenizer.decode(Codes(ids=ids), seeds)
+    whole = tokenizer.decode(Tokens(ids), seeds)
     assert whole.shape == (8, 3, 16, 16)
     order = [5, 2, 7, 0, 3, 6, 1, 4]
     for batch in (1, 3, 8):
@@ -244,16 +244,16 @@ def test_same_seeds_same_pictures_in_any_batch_and_order(tokenizer: SeedTok):
             part = tokenizer.encode(images[rows]).ids
             assert torch.equal(part, ids[rows])
             torch.manual_seed(start)  # the global generator has no part in it
-            again = tokenizer.decode(Codes(ids=part), [seeds[i] for i in rows])
+            again = tokenizer.decode(Tokens(part), [seeds[i] for i in rows])
             torch.testing.assert_close(again, whole[rows], rtol=0, atol=1e-5)
 
 
 def test_pictures_follow_from_ids_and_from_seeds(tokenizer: SeedTok):
     ids = tokenizer.encode(photographs(56, 2)).ids
-    first, other_seed, other_ids = tokenizer.decode(Codes(ids=ids[[0, 0, 1]]), [0, 1, 0])
+    first, other_seed, other_ids = tokenizer.decode(Tokens(ids[[0, 0, 1]]), [0, 1, 0])
     assert (first - other_seed).abs().max() > 1e-2
     assert (first - other_ids).abs().max() > 1e-3
-    assert tokenizer.decode(Codes(ids=ids[:0]), []).shape == (0, 3, 16, 16)
+    assert tokenizer.decode(Tokens(ids[:0]), []).shape == (0, 3, 16, 16)
 
 
 def test_painting_by_hand_gives_the_same(options: SeedTokOptions):
@@ -276,7 +276,7 @@ def test_painting_by_hand_gives_the_same(options: SeedTokOptions):
             )
             latents = pipe.scheduler.step(uncond + 4.0 * (cond - uncond), t, latents).prev_sample
         want = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5
-    torch.testing.assert_close(tokenizer.decode(Codes(ids=ids), [7]), want.clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(tokenizer.decode(Tokens(ids), [7]), want.clamp(0, 1), rtol=0, atol=1e-5)
 
 
 def test_what_it_can_not_take_is_named(tokenizer: SeedTok, options: SeedTokOptions):
@@ -284,10 +284,10 @@ def test_what_it_can_not_take_is_named(tokenizer: SeedTok, options: SeedTokOptio
         tokenizer.encode(torch.zeros(1, 3, 56, 32))
     ids = torch.zeros(1, 32, dtype=torch.int64)
     for codes, seeds, message in (
-        (Codes(ids=ids + 512), [0], "ids from 512 to 512, expected 0 to 511"),
-        (Codes(ids=ids[:, :4]), [0], r"ids of shape \(1, 4\), expected ids of shape \(B, 32\)"),
-        (Codes(latents=torch.zeros(1, 4)), [0], "latents, expected ids"),
-        (Codes(ids=ids), [0, 1], "2 seeds for 1 pictures"),
+        (Tokens(ids + 512), [0], "ids from 512 to 512, expected 0 to 511"),
+        (Tokens(ids[:, :4]), [0], r"ids of shape \(1, 4\), expected ids of shape \(B, 32\)"),
+        (Latents(torch.zeros(1, 4)), [0], "latents, expected ids"),
+        (Tokens(ids), [0, 1], "2 seeds for 1 pictures"),
     ):
         with pytest.raises(ValueError, match=message):
             tokenizer.decode(codes, seeds)

@@ -170,7 +170,7 @@ def test_facts_of_the_published_model(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(TiTokS128, "_load", lambda self: (meta_model(self.CONFIG), self.TRAINING))
     info = TiTokS128(TiTokOptions(), torch.device("meta")).info
     assert (info.input_size, info.output_size) == (256, 256)
-    assert (info.ids_per_image, info.vocabulary, info.bits_per_image) == (128, 4096, 128 * 12)
+    assert (info.tokens_per_image, info.codebook_size, info.bits_per_image) == (128, 4096, 128 * 12)
     assert info.deterministic
     assert info.family == "TiTok"
 
@@ -192,7 +192,7 @@ def test_pictures_to_ids_and_back(tokenizer: TiTokS128, small: TiTok):
 def test_batch_and_order_do_not_matter(tokenizer: TiTokS128):
     images = photographs(8)
     ids = tokenizer.encode(images).ids
-    pictures = tokenizer.decode(Codes(ids=ids), range(8))
+    pictures = tokenizer.decode(Tokens(ids), range(8))
     assert len(ids.unique()) > 20  # else the rest would say little
     assert len({tuple(row) for row in ids.tolist()}) == 8
     assert (pictures - pictures.roll(1, 0)).abs().mean() > 0.1
@@ -211,11 +211,11 @@ def test_what_it_can_not_take_is_named(tokenizer: TiTokS128, small: TiTok):
     with pytest.raises(ValueError, match="picture of 32x64 pixels, expected 32x32"):
         small.encode(torch.zeros(1, 3, 64, 32))
     with pytest.raises(ValueError, match=r"ids from 0 to 64, expected 0 to 63"):
-        tokenizer.decode(Codes(ids=torch.tensor([[64] + [0] * 15])), [0])
+        tokenizer.decode(Tokens(torch.tensor([[64] + [0] * 15])), [0])
     with pytest.raises(ValueError, match=r"ids of shape \(1, 4\), expected ids of shape \(B, 16\)"):
-        tokenizer.decode(Codes(ids=torch.zeros(1, 4, dtype=torch.int64)), [0])
+        tokenizer.decode(Tokens(torch.zeros(1, 4, dtype=torch.int64)), [0])
     with pytest.raises(ValueError, match="latents, expected ids"):
-        tokenizer.decode(Codes(latents=torch.zeros(1, 4)), [0])
+        tokenizer.decode(Latents(torch.zeros(1, 4)), [0])
 
 
 def test_sizes_are_named_or_given():

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from skimage import data
 
-from evals.datasets import make_flux
-from evals.datasets.mjhq import CATEGORIES
+from evals.datasets.images import make_flux
+from evals.datasets.images.mjhq import CATEGORIES
 
 COUNT = 12
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -93,10 +93,10 @@ def coco_files() -> dict[str, bytes]:
 
 
 def coco_captions() -> bytes:
-    """Two captions a picture; the second one, in the order of the file, has the smaller id."""
+    """Two captions an image; the second one, in the order of the file, has the smaller id."""
     numbers = [(139 + 146 * i, i) for i in range(COUNT)]
-    first = [{"image_id": picture, "id": 1000 + i, "caption": f"A later caption of {i}.\n"} for picture, i in numbers]
-    second = [{"image_id": picture, "id": i, "caption": f"A photograph, number {i}."} for picture, i in numbers]
+    first = [{"image_id": image, "id": 1000 + i, "caption": f"A later caption of {i}.\n"} for image, i in numbers]
+    second = [{"image_id": image, "id": i, "caption": f"A photograph, number {i}."} for image, i in numbers]
     return json.dumps({"annotations": first + second}).encode()
 
 
@@ -109,7 +109,7 @@ def coco(root: Path, form: str) -> Path:
 
 
 def mjhq_files() -> dict[str, bytes]:
-    """Three pictures in each of the ten categories."""
+    """Three images in each of the ten categories."""
     names = [
         (category, sha256(f"{category} {i}".encode()).hexdigest()[:20]) for category in CATEGORIES for i in range(3)
     ]

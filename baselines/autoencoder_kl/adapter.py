@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.interface import Latents, Tokenizer, TokenizerInfo, TrainingCompute
 from lactok.miniature import LICENCE
 from lactok.models import autoencoder
 from lactok.weights import (
@@ -140,7 +140,7 @@ class AutoencoderKLTokenizer(Tokenizer):
         return TokenizerInfo("AutoencoderKL", None, None, input_size=None, output_size=None)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Latents:
         """Pictures (B, 3, H, W) in [0, 1] to latents (B, C, H / factor, W / factor), the posterior's mean, not scaled.
 
         Raises ValueError for sides that the factor does not divide.
@@ -151,15 +151,15 @@ class AutoencoderKLTokenizer(Tokenizer):
                 f"pictures of {width}x{height} pixels, expected sides that {self.factor} divides; this autoencoder "
                 "works at the evaluation size: choose a protocol with another one"
             )
-        return Codes(latents=self.model.encode(2 * images - 1).latent_dist.mean.float())
+        return Latents(self.model.encode(2 * images - 1).latent_dist.mean.float())
 
     @torch.no_grad()
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+    def decode(self, encoded: Latents, seeds: Sequence[int]) -> Tensor:
         """Latents (B, C, h, w) to pictures (B, 3, h x factor, w x factor) around [0, 1]; seeds are not used.
 
         Raises ValueError for anything else than latents of its own number of channels.
         """
-        latents, channels = codes.latents, self.model.config.latent_channels
+        latents, channels = encoded.values, self.model.config.latent_channels
         if latents is None or latents.ndim != 4 or latents.shape[1] != channels:
             seen = "ids" if latents is None else f"latents of shape {tuple(latents.shape)}"
             raise ValueError(f"{seen}, expected latents of shape (B, {channels}, h, w)")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lactok.interface import Codes, Tokenizer, TokenizerInfo
+from lactok.interface import Latents, Tokenizer, TokenizerInfo, Tokens
 
 
 class _PassThrough(Tokenizer):
@@ -24,21 +24,22 @@ class _PassThrough(Tokenizer):
     def info(self) -> TokenizerInfo:
         return TokenizerInfo("calibration", None, None, input_size=self.size, output_size=self.size)
 
-    def encode(self, images: Tensor) -> Codes:
-        return Codes(latents=images)
+    def encode(self, images: Tensor) -> Latents:
+        return Latents(images)
 
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
-        assert codes.latents is not None, "codes with ids, expected latents: the picture itself"
-        return codes.latents
+    def decode(self, latents: Latents, seeds: Sequence[int]) -> Tensor:
+        return latents.values
 
 
 class Identity(_PassThrough):
     """The picture itself: every metric at its best."""
 
+    calibration = -3
 
 class Resize64(_PassThrough):
     """To 64 pixels and back: what is lost before any miniature acts."""
 
+    calibration = -2
     scale = "mini"
     size = 64
 
@@ -46,6 +47,7 @@ class Resize64(_PassThrough):
 class Resize256(_PassThrough):
     """To 256 pixels and back: what is lost before any published tokenizer acts."""
 
+    calibration = -1
     scale = "paper"
     size = 256
 
@@ -53,20 +55,20 @@ class Resize256(_PassThrough):
 class MeanColour(Tokenizer):
     """One colour for the whole picture, 8 bits a channel: the floor."""
 
+    calibration = 2
     code_licence = "Apache-2.0"
     weights_licence = "none needed"
 
     @property
     def info(self) -> TokenizerInfo:
-        return TokenizerInfo("calibration", ids_per_image=3, vocabulary=256, input_size=None, output_size=16)
+        return TokenizerInfo("calibration", tokens_per_image=3, codebook_size=256, input_size=None, output_size=16)
 
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Tokens:
         mean = images.mean(dim=(2, 3))
-        return Codes(ids=(mean * 255 + 0.5).floor().clamp(0, 255).long())
+        return Tokens((mean * 255 + 0.5).floor().clamp(0, 255).long())
 
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
-        assert codes.ids is not None, "codes with latents, expected ids: the mean colour"
-        return (codes.ids.float() / 255)[:, :, None, None].expand(-1, -1, 16, 16)
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
+        return (tokens.ids.float() / 255)[:, :, None, None].expand(-1, -1, 16, 16)
 
 
 @dataclass
@@ -84,6 +86,9 @@ class DownsampleBits(Tokenizer):
     """
 
     Options = ThumbnailOptions
+    # what the reference tokenizer's tokens cost: llamagen-mini (64 x 10 bits), llamagen (256 x 14)
+    preset_options = {"mini": {"bits": 640}, "paper": {"bits": 3584}}
+    calibration = 1
     code_licence = "Apache-2.0"
     weights_licence = "none needed"
     TARGET_LEVELS = 16
@@ -96,19 +101,18 @@ class DownsampleBits(Tokenizer):
     def info(self) -> TokenizerInfo:
         return TokenizerInfo(
             "calibration",
-            ids_per_image=3 * self.side**2,
-            vocabulary=self.levels,
+            tokens_per_image=3 * self.side**2,
+            codebook_size=self.levels,
             input_size=None,
             output_size=self.side,
         )
 
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Tokens:
         small = F.interpolate(images, size=(self.side, self.side), mode="area")
-        return Codes(ids=(small * (self.levels - 1)).round().long().flatten(1))
+        return Tokens((small * (self.levels - 1)).round().long().flatten(1))
 
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
-        assert codes.ids is not None, "codes with latents, expected ids: the thumbnail's levels"
-        return codes.ids.float().view(-1, 3, self.side, self.side) / (self.levels - 1)
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
+        return tokens.ids.float().view(-1, 3, self.side, self.side) / (self.levels - 1)
 
 
 def thumbnail_grid(bits: int, target_levels: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from baselines.flextok.config import FlexTokConfig, VAEConfig, published, shape_
 from baselines.flextok.keymap import load_official, meta_model
 from baselines.flextok.model import FlexTok
 from baselines.flextok.sampler import Sampling, image_noise
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.miniature import LICENCE, Miniature
 from lactok.models import autoencoder
 from lactok.weights import (
@@ -101,8 +101,8 @@ class FlexTokTokenizer(Tokenizer):
         config = self.model.config
         return TokenizerInfo(
             family="FlexTok",
-            ids_per_image=self.options.keep_ids,
-            vocabulary=config.vocabulary,
+            tokens_per_image=self.options.keep_ids,
+            codebook_size=config.vocabulary,
             input_size=config.image_size,
             output_size=config.image_size,
             deterministic=False,
@@ -115,7 +115,7 @@ class FlexTokTokenizer(Tokenizer):
         return config.latent_channels, config.latent_size, config.latent_size
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Tokens:
         """Pictures (B, 3, S, S) in [0, 1] to their first keep_ids ids; `lengths` is set where that is a prefix.
 
         Raises ValueError for another size.
@@ -133,33 +133,33 @@ class FlexTokTokenizer(Tokenizer):
         keep = self.options.keep_ids
         ids = self.model.encode_latents(self.model.latents_of(2 * images - 1, noise)).ids[:, :keep]
         if keep == self.model.config.registers:
-            return Codes(ids=ids)
-        return Codes(ids=ids.contiguous(), lengths=torch.full((len(ids),), keep, device=ids.device))
+            return Tokens(ids)
+        return Tokens(ids.contiguous(), lengths=torch.full((len(ids),), keep, device=ids.device))
 
     @torch.no_grad()
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, n), 1 <= n <= 256, to pictures (B, 3, S, S) around [0, 1]; `codes.lengths` shortens each further.
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
+        """Ids (B, n), 1 <= n <= 256, to pictures (B, 3, S, S) around [0, 1]; `tokens.lengths` shortens each further.
 
         Image i starts from noise of seeds[i] alone. Raises ValueError for ids or lengths that are none.
         """
-        ids, keep = self._checked(codes)
+        ids, keep = self._checked(tokens)
         if len(seeds) != len(ids):
             raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
         noise = torch.stack([image_noise(seed, self._latent_shape) for seed in seeds]).to(ids.device)
         latents = self.model.decode_latents(ids, keep, noise, self.sampling)
         return (self.model.pictures_of(latents) + 1) / 2
 
-    def _checked(self, codes: Codes) -> tuple[Tensor, Tensor]:
+    def _checked(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Ids (B, n), and how many of each count (B,)."""
-        ids, most, size = codes.ids, self.model.config.registers, self.model.config.vocabulary
+        ids, most, size = tokens.ids, self.model.config.registers, self.model.config.vocabulary
         if ids is None or ids.ndim != 2 or not 1 <= ids.shape[1] <= most:
             seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
             raise ValueError(f"{seen}, expected ids of shape (B, n) with n from 1 to {most}")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1}")
-        if codes.lengths is None:
+        if tokens.lengths is None:
             return ids, torch.full((len(ids),), ids.shape[1], device=ids.device)
-        keep = codes.lengths
+        keep = tokens.lengths
         if keep.shape != (len(ids),) or (len(ids) and not 1 <= int(keep.min()) <= int(keep.max()) <= ids.shape[1]):
             raise ValueError(f"lengths {keep.tolist()}, expected {len(ids)} numbers from 1 to {ids.shape[1]}")
         return ids, keep

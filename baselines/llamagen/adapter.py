@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from baselines.llamagen.keymap import load_official, meta_model
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.miniature import LICENCE, Miniature
 from lactok.models.vq import VQConfig, VQModel
 from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate, override
@@ -76,27 +76,27 @@ class _VQTokenizer(Tokenizer):
     def info(self) -> TokenizerInfo:
         return TokenizerInfo(
             family="LlamaGen",
-            ids_per_image=self._side**2,
-            vocabulary=self.model.config.codebook_size,
+            tokens_per_image=self._side**2,
+            codebook_size=self.model.config.codebook_size,
             input_size=self._size,
             output_size=self._size,
             training=self._training,
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Tokens:
         """Pictures (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
         if images.shape[1:] != (3, self._size, self._size):
             raise ValueError(
                 f"pictures of shape {tuple(images.shape)}, expected (B, 3, {self._size}, {self._size}); "
                 "the protocol resizes to info.input_size"
             )
-        return Codes(ids=self.model.encode(2 * images - 1).ids.flatten(1))
+        return Tokens(self.model.encode(2 * images - 1).ids.flatten(1))
 
     @torch.no_grad()
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
         """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
-        ids = codes.ids
+        ids = tokens.ids
         if ids is None or ids.shape[1:] != (self._side**2,):
             seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
             raise ValueError(f"{seen}, expected ids of shape (B, {self._side**2})")

@@ -16,7 +16,7 @@ from baselines.seedtok.keymap import VIT_PREFIX, load_official, meta_model, offi
 from baselines.seedtok.mini import SeedMini, SeedMiniConfig
 from baselines.seedtok.model import SeedConfig, SeedModel, normalise
 from baselines.seedtok.painter import build_unclip
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.miniature import LICENCE, Miniature
 from lactok.models import autoencoder
 from lactok.weights import (
@@ -126,8 +126,8 @@ class SeedTok(Tokenizer):
     def info(self) -> TokenizerInfo:
         return TokenizerInfo(
             family="SeedTok",
-            ids_per_image=self.model.config.qformer.num_query_token,
-            vocabulary=self.model.config.n_embed,
+            tokens_per_image=self.model.config.qformer.num_query_token,
+            codebook_size=self.model.config.n_embed,
             input_size=self.model.config.vit.img_size,
             output_size=self.unclip.output_size,
             deterministic=False,
@@ -135,7 +135,7 @@ class SeedTok(Tokenizer):
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Tokens:
         """Pictures (B, 3, S, S) in [0, 1] to ids (B, 32). ValueError for another size.
 
         The published processor squeezes any picture to S x S by a bicubic filter, its demo by a bilinear one.
@@ -146,15 +146,15 @@ class SeedTok(Tokenizer):
                 f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}): the positions are fixed; "
                 "the protocol resizes to info.input_size"
             )
-        return Codes(ids=self.model.encode(normalise(images)).ids)
+        return Tokens(self.model.encode(normalise(images)).ids)
 
     @torch.no_grad()
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
         """Ids (B, 32) to pictures (B, 3, S, S) in [0, 1]; both noises of picture i follow from seeds[i] alone.
 
         Raises ValueError for ids that are none.
         """
-        ids, count, size = codes.ids, self.model.config.qformer.num_query_token, self.model.config.n_embed
+        ids, count, size = tokens.ids, self.model.config.qformer.num_query_token, self.model.config.n_embed
         if ids is None or ids.shape[1:] != (count,):
             seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
             raise ValueError(f"{seen}, expected ids of shape (B, {count})")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from baselines.titok.keymap import load_official, meta_model
 from baselines.titok.model import TiTok, TiTokConfig
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.miniature import LICENCE, Miniature
 from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate, override
 
@@ -75,15 +75,15 @@ class TiTokS128(Tokenizer):
         config = self.model.config
         return TokenizerInfo(
             family="TiTok",
-            ids_per_image=config.num_latent_tokens,
-            vocabulary=config.codebook_size,
+            tokens_per_image=config.num_latent_tokens,
+            codebook_size=config.codebook_size,
             input_size=config.image_size,
             output_size=config.output_size,
             training=self._training,
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Tokens:
         """Pictures (B, 3, S, S) in [0, 1], no normalisation, to ids (B, N). ValueError for another size."""
         size = self.model.config.image_size
         if images.shape[1:] != (3, size, size):
@@ -91,12 +91,12 @@ class TiTokS128(Tokenizer):
                 f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}): the positions are fixed; "
                 "the protocol resizes to info.input_size"
             )
-        return Codes(ids=self.model.encode(images).ids.flatten(1))
+        return Tokens(self.model.encode(images).ids.flatten(1))
 
     @torch.no_grad()
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
         """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
-        ids, config = codes.ids, self.model.config
+        ids, config = tokens.ids, self.model.config
         if ids is None or ids.shape[1:] != (config.num_latent_tokens,):
             seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
             raise ValueError(f"{seen}, expected ids of shape (B, {config.num_latent_tokens})")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evals.datasets.paper import PaperSet
+    from evals.datasets.images.paper import PaperDataset
 
 HELP = """\
 usage: python -m evals data list
@@ -16,18 +16,18 @@ usage: python -m evals data list
        python -m evals data verify NAME [root=DIR] [expect=N] [workers=N] [out=DIR]
        python -m evals data make-flux prompts=FILE [out=DIR]
 
-  list       the paper's datasets: how many pictures, and what to place where
-  get        downloads where the publisher allows it (coco-val2017), goes on where it stopped, checks size and sha256;
+  list       the paper's datasets: how many images, and what to place where
+  get        downloads where the publisher allows it (coco-val2017), resumes where it stopped, checks size and sha256;
              for the others it says what to place where
-  verify     counts, decodes and fingerprints every picture, in processes; names every bad file
-  make-flux  makes flux-5k with FLUX.1-dev (a GPU): a picture a prompt, the seed from the prompt; goes on where it
-             stopped. FILE: a prompt a line, or COCO's captions_val2017.json (the first caption of each picture)
+  verify     counts, decodes and fingerprints every image, in processes; names every bad file
+  make-flux  makes flux-5k with FLUX.1-dev (a GPU): an image a prompt, the seed from the prompt; resumes where it
+             stopped. FILE: a prompt a line, or COCO's captions_val2017.json (the first caption of each image)
 
 NAME may be cut short where that is clear (coco). root, and make-flux's out: a folder [data/NAME], or, to verify, one
-archive. expect=N: the number of pictures, of a part. workers=N: processes [the cores]. verify's out: the store, where
+archive. expect=N: the number of images, of a part. workers=N: processes [the cores]. verify's out: the store, where
 a gzipped tar is expanded [results].
 
-Exit status: 0 all is well; 1 a bad picture, a wrong number of pictures, or an archive that can't be trusted; 2 the
+Exit status: 0 all is well; 1 a bad image, a wrong number of images, or an archive that can't be trusted; 2 the
 data are missing or the command can't be used; 130 stopped by Ctrl-C.
 """
 
@@ -48,21 +48,29 @@ class Command:
             raise DatasetError(f"{key}={value}: expected a whole number of at least 1")
         return None if value is None else int(value)
 
-    def paper(self) -> PaperSet:
+    def dataset(self) -> type[PaperDataset]:
         """The dataset that is named. Raises DatasetError."""
         from evals.datasets.base import DatasetError
-        from evals.datasets.registry import PAPER_SETS
         from lactok.registry import unknown
 
+        known = paper_datasets()
         if len(self.words) != 1:
-            raise DatasetError(f"expected one name of {', '.join(PAPER_SETS)}, got {' '.join(self.words) or 'none'}")
-        begun = [name for name in PAPER_SETS if name.startswith(self.words[0])]
+            raise DatasetError(f"expected one name of {', '.join(known)}, got {' '.join(self.words) or 'none'}")
+        begun = [name for name in known if name.startswith(self.words[0])]
         if len(begun) != 1:
-            raise DatasetError(unknown("dataset", self.words[0], list(PAPER_SETS)))
-        return PAPER_SETS[begun[0]]
+            raise DatasetError(unknown("dataset", self.words[0], list(known)))
+        return known[begun[0]]
 
     def folder(self, key: str, name: str) -> Path:
         return Path(self.settings.get(key, f"data/{name}")).expanduser()
+
+
+def paper_datasets() -> dict[str, type[PaperDataset]]:
+    """The paper's datasets, and what others have made of the same class, by name."""
+    from evals.datasets.images.paper import PaperDataset
+    from evals.datasets.registry import dataset_classes
+
+    return {cls.name: cls for cls in dataset_classes() if issubclass(cls, PaperDataset)}
 
 
 def main(argv: list[str]) -> int:
@@ -70,20 +78,19 @@ def main(argv: list[str]) -> int:
     if not argv or any(a in ("-h", "--help", "help") for a in argv):
         print(HELP, end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    from evals.datasets.base import DatasetError
-    from evals.datasets.sources.base import DataError
-    from evals.engine.store import StoreError
+    from evals.datasets.base import DataError, DatasetError
+    from lactok.files import WriteError
 
     try:
         return _dispatch(argv[0], argv[1:])
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (DatasetError, StoreError) as error:
+    except (DatasetError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        print("\nstopped; what is done is kept, and the same command resumes", file=sys.stderr)
         return 130
 
 
@@ -108,49 +115,46 @@ def _dispatch(name: str, rest: list[str]) -> int:
 
 
 def _list(command: Command) -> int:
-    from evals.datasets.registry import PAPER_SETS
-
-    for paper in PAPER_SETS.values():
-        print(f"{paper.name}: {paper.summary}\n    {paper.obtain}")
+    for dataset in paper_datasets().values():
+        print(f"{dataset.name}: {dataset.summary}\n    {dataset.obtain}")
     print("\nThen: python -m evals data verify NAME root=DIR; python -m evals.run dataset=NAME dataset.root=DIR ...")
     return 0
 
 
 def _get(command: Command) -> int:
-    from evals.datasets import coco
-    from evals.datasets.download import fetch
-    from evals.datasets.sources.base import MissingData
+    from evals.datasets.base import MissingData
+    from evals.datasets.images.download import fetch
 
-    paper = command.paper()
-    root = command.folder("root", paper.name)
-    if paper.name != coco.SET.name:
-        raise MissingData(f"{paper.name} is not downloaded by this command; place it in {root}. {paper.obtain}")
-    for download in coco.FILES:
+    dataset = command.dataset()
+    root = command.folder("root", dataset.name)
+    if not dataset.downloads:
+        raise MissingData(f"{dataset.name} is not downloaded by this command; place it in {root}. {dataset.obtain}")
+    for download in dataset.downloads:
         print(f"{fetch(download, root)}: {download.size:,} bytes, sha256 {download.sha256}")
-    print(f"next: python -m evals data verify {paper.name} root={root}")
+    print(f"next: python -m evals data verify {dataset.name} root={root}")
     return 0
 
 
 def _verify(command: Command) -> int:
-    from evals.datasets.verify import cores, verify
+    from evals.datasets.images.verify import cores, verify
 
-    paper = command.paper()
-    root = command.folder("root", paper.name)
+    dataset = command.dataset()
+    root = command.folder("root", dataset.name)
     cache_dir = Path(command.settings.get("out", "results")) / "cache" / "index"
-    seen = verify(paper, root, cache_dir, command.number("expect"), command.number("workers") or cores())
+    seen = verify(dataset, root, cache_dir, command.number("expect"), command.number("workers") or cores())
     for bad in seen.bad:
         print(f"bad: {bad.path}: {bad.reason}")
     if seen.problem:
         print(f"not whole: {seen.problem}")
-    print(f"{paper.name} in {seen.where}: {seen.pictures:,} pictures can be read, {len(seen.bad):,} bad")
+    print(f"{dataset.name} in {seen.where}: {seen.images:,} images can be read, {len(seen.bad):,} bad")
     print(f"fingerprint {seen.fingerprint}")
     return 1 if seen.bad or seen.problem else 0
 
 
 def _make_flux(command: Command) -> int:
-    from evals.datasets import make_flux
     from evals.datasets.base import DatasetError
-    from evals.datasets.meter import Meter
+    from evals.datasets.images import make_flux
+    from lactok.progress import Meter
 
     if command.words or "prompts" not in command.settings:
         raise DatasetError("write `python -m evals data make-flux prompts=FILE out=DIR`")
@@ -159,8 +163,8 @@ def _make_flux(command: Command) -> int:
     todo = make_flux.pending(prompts, out)
     if todo:
         paint = make_flux.flux_painter(make_flux.settings_for(prompts))
-        with Meter(len(todo), "making pictures") as meter:
+        with Meter(len(todo), "making images") as meter:
             for _ in make_flux.make(prompts, todo, out, paint):
                 meter.advance()
-    print(f"{out}: {len(todo):,} pictures made now, {len(prompts):,} in all")
+    print(f"{out}: {len(todo):,} images made now, {len(prompts):,} in all")
     return 0

@@ -47,12 +47,8 @@ def _table(title: str, *columns: str) -> Any:
 def _show(table: Any) -> None:
     from rich.console import Console
 
-    from evals.report.symbols import printable
-
-    console = Console(soft_wrap=False)
-    with console.capture() as drawn:
-        console.print(table)
-    print(printable(drawn.get(), sys.stdout.encoding))
+    Console(soft_wrap=False).print(table)
+    print()
 
 
 def _models(group: str) -> int:
@@ -93,32 +89,31 @@ def _here(sources: Any) -> tuple[str, str, list[str]]:
 
 
 def _show_missing(missing: list[str]) -> None:
-    from evals.report.symbols import printable
-
     if missing:
         print("What is missing here:")
-        print(printable("\n".join(f"- {line}" for line in dict.fromkeys(missing)), sys.stdout.encoding))
+        print("\n".join(f"- {line}" for line in dict.fromkeys(missing)))
         print()
 
 
 def _datasets() -> int:
-    from lactok import registry
+    from evals.datasets.base import DatasetError
+    from evals.datasets.registry import dataset_class, dataset_names
 
-    table = _table("Datasets (dataset=NAME)", "name", "what", "package", "here")
-    broken, missing = 0, []
-    for name, entry in registry.entries("datasets").items():
+    table = _table("Datasets (dataset=NAME)", "name", "what", "here")
+    broken = []
+    for name in dataset_names():
         try:
-            needs = registry.load("datasets", name).needs()
-            where = f"yes: {needs.where}" if needs.where else "yes"
-            here = {True: where, False: "no", None: "give dataset.root=DIR"}[needs.here]
-            table.add_row(name, needs.summary, entry.distribution, here)
-        except registry.BrokenPlugin as error:
-            broken = 1
-            table.add_row(name, "?", entry.distribution, "broken")
-            missing.append(str(error))
+            needs = dataset_class(name).needs()
+        except DatasetError as error:
+            table.add_row(name, "?", "broken")
+            broken.append(str(error))
+            continue
+        where = f"yes: {needs.where}" if needs.where else "yes"
+        here = {True: where, False: "no", None: "give dataset.root=DIR"}[needs.here]
+        table.add_row(name, needs.summary, here)
     _show(table)
-    _show_missing(missing)
-    return broken
+    _show_missing(broken)
+    return int(bool(broken))
 
 
 def _suites() -> int:

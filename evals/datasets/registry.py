@@ -1,67 +1,45 @@
-"""Datasets by name. Each is one module: an `open_...` and a `needs` function, or a `PaperSet`."""
+"""Datasets by name: the classes under the entry-point group `lactok.datasets`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator
 
-from evals.datasets import coco, flux, folder, imagenet, mjhq, photos
-from evals.datasets.base import Dataset, DatasetError, DatasetNeeds
-from evals.datasets.paper import PaperSet, open_paper
-from lactok.registry import unknown
-
-
-@dataclass(frozen=True)
-class _Entry:
-    open: Callable[[str | Path | None, int | None, Literal["stop", "skip"], Path], Dataset]
-    needs: Callable[[], DatasetNeeds]
-
-
-_DATASETS = {
-    "photos": _Entry(photos.open_photos, photos.needs),
-    "folder": _Entry(folder.open_folder, folder.needs),
-}
-PAPER_SETS: dict[str, PaperSet] = {paper.name: paper for paper in (imagenet.SET, coco.SET, mjhq.SET, flux.SET)}
+from evals.datasets.base import Dataset, DatasetError, DatasetRequest
+from lactok import registry
 
 
 def dataset_names() -> list[str]:
     """All names, sorted."""
-    return sorted([*_DATASETS, *PAPER_SETS])
+    return list(registry.entries("datasets"))
 
 
-def dataset_needs(name: str) -> DatasetNeeds:
-    """What a dataset needs and whether it is here. Raises DatasetError for an unknown name."""
-    return PAPER_SETS[name].needs() if name in PAPER_SETS else _entry(name).needs()
+def dataset_class(name: str) -> type[Dataset]:
+    """The class of a dataset. Raises DatasetError for an unknown name, or a plugin that can't be imported."""
+    try:
+        cls = registry.load("datasets", name)
+    except registry.RegistryError as error:
+        raise DatasetError(str(error)) from error
+    if not (isinstance(cls, type) and issubclass(cls, Dataset)):
+        raise DatasetError(f"dataset {name!r} is {cls!r}: expected a subclass of evals.datasets.base.Dataset")
+    return cls
 
 
-def open_dataset(
-    name: str,
-    *,
-    root: str | Path | None = None,
-    limit: int | None = None,
-    on_bad_image: Literal["stop", "skip"] = "stop",
-    cache_dir: str | Path,
-    expect: int | None = None,
-) -> Dataset:
+def dataset_classes() -> Iterator[type[Dataset]]:
+    """The classes that can be imported, by name; `python -m evals list` names the others."""
+    for name in dataset_names():
+        try:
+            yield dataset_class(name)
+        except DatasetError:
+            continue
+
+
+def open_dataset(name: str, request: DatasetRequest) -> Dataset:
     """The dataset, ready to read.
 
-    root: the folder of the data, where the dataset needs one; limit: only so many samples, spread over the whole list
-    by a fixed rule (evals/datasets/subset.py); on_bad_image: "stop" at pictures that can't be read, or "skip" them;
-    cache_dir: where an index of checked pictures may be kept; expect: the number of pictures, for a part of one of the
-    paper's datasets.
-    Raises DatasetError (an unknown name comes with the nearest ones; BadPictures lists all bad files).
+    Raises DatasetError (an unknown name comes with the nearest ones; BadImages lists all bad files).
     """
-    if name in PAPER_SETS:
-        return open_paper(PAPER_SETS[name], root, limit, on_bad_image, Path(cache_dir), expect)
-    entry = _entry(name)
-    if expect is not None:
-        raise DatasetError(f"dataset.expect={expect} is for a part of {', '.join(PAPER_SETS)}; {name} has no number")
-    return entry.open(root, limit, on_bad_image, Path(cache_dir))
-
-
-def _entry(name: str) -> _Entry:
-    if name not in _DATASETS:
-        raise DatasetError(unknown("dataset", name, dataset_names()))
-    return _DATASETS[name]
+    cls = dataset_class(name)
+    if request.expect is not None and cls.expected is None:
+        sized = ", ".join(other.name for other in dataset_classes() if other.expected is not None)
+        raise DatasetError(f"dataset.expect={request.expect} is for a part of {sized}; {name} has no number")
+    return cls.open(request)

@@ -48,7 +48,7 @@ class Batcher:
             try:
                 results.append(call(part))
             except RuntimeError as error:
-                if not _out_of_memory(error) or part.stop - part.start == 1:
+                if not is_out_of_memory(error) or part.stop - part.start == 1:
                     raise
                 self.size = max(1, (part.stop - part.start) // 2)
                 if self.device.type == "cuda":
@@ -60,7 +60,8 @@ class Batcher:
         return results, Timed(time.perf_counter() - started, self.size, _peak_mib(self.device))
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or CPU_OUT_OF_MEMORY in str(error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ def describe_device(device: torch.device) -> str:
     return f"{_processor()}, {threads} thread{'s' * (threads != 1)}"
 
 
+@functools.cache
 def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,9 +22,12 @@ from evals.engine.job import Chunk, Job
 from evals.engine.load import load_ahead
 from evals.engine.models import ModelRun
 from evals.engine.store import StoreError
+from evals.metrics.base import ImageMetric
 from evals.metrics.plan import MetricPlan
 from evals.tasks.base import Batch, Images, Outputs, pack_images, plain, unpack_images
 from lactok.interface import Item
+
+ImagePlan = MetricPlan[ImageMetric]
 
 
 class Progress(Protocol):
@@ -39,7 +43,7 @@ class Missing:
     """What the cache lacks of one row for one chunk. scores, images: by seed index."""
 
     run: ModelRun
-    scores: dict[int, list[MetricPlan]]
+    scores: dict[int, list[ImagePlan]]
     contact: bool = False
     images: list[int] = field(default_factory=list)
     tokens: bool = False
@@ -67,8 +71,8 @@ class Scored:
 def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
     """Make every artifact of the job that the cache lacks, together with the other ranks, if any.
 
-    Failures of rows and metrics are noted in the job; StoreError and DatasetError are raised. attempt: a number that all
-    ranks share and no earlier call of this run had.
+    Failures of rows and metrics are noted in the job; StoreError and DatasetError are raised. attempt: a number that
+    all ranks share and no earlier call of this run had.
     """
     with job.ranks.zero_first(f"rows/{attempt}"):
         for run in job.runs:
@@ -132,17 +136,19 @@ def _missing(job: Job, run: ModelRun, chunk: Chunk) -> Missing:
     return missing
 
 
-def _scorable(job: Job, run: ModelRun) -> list[MetricPlan]:
+def _scorable(job: Job, run: ModelRun) -> list[ImagePlan]:
     return [p for p in job.metrics.image if p.name not in job.broken_metrics and p.name not in run.metric_errors]
 
 
-def _references_missing(job: Job, chunk: Chunk) -> list[MetricPlan]:
+def _references_missing(job: Job, chunk: Chunk) -> list[ImagePlan]:
     if not job.task.has_references:
         return []
     return [
         p
         for p in job.metrics.image
-        if p.has_features and p.name not in job.broken_metrics and not job.cache.has(job.reference_features(chunk, p))
+        if p.cls.feature_dim
+        and p.name not in job.broken_metrics
+        and not job.cache.has(job.reference_features(chunk, p))
     ]
 
 
@@ -164,7 +170,7 @@ def _run_chunk(job: Job, group: list[ModelRun], batch: Batch, progress: Progress
         progress.advance(run.row.label, len(batch.chunk), worked=True)
 
 
-def _wanted(missing: Missing, seed_index: int, plan: MetricPlan) -> bool:
+def _wanted(missing: Missing, seed_index: int, plan: ImagePlan) -> bool:
     return missing.run.status == "ok" and plan in missing.scores[seed_index]
 
 
@@ -197,7 +203,7 @@ def _outputs(job: Job, missing: Missing, batch: Batch) -> Iterator[tuple[int, Ou
     next(fresh, None)  # lets a task that has only tokens to make run
 
 
-def _score(job: Job, plan: MetricPlan, batch: Batch, wanted: list[Scored]) -> None:
+def _score(job: Job, plan: ImagePlan, batch: Batch, wanted: list[Scored]) -> None:
     """One metric over the references (once) and all images of a chunk; commits values and features."""
     keep_references = plan in _references_missing(job, batch.chunk)
     if not wanted and not keep_references:
@@ -208,7 +214,8 @@ def _score(job: Job, plan: MetricPlan, batch: Batch, wanted: list[Scored]) -> No
         with isolated():
             metric, batcher = job.metric(plan)
 
-        def score(part: slice) -> None:
+        def score(start: int, of_range: slice) -> None:
+            part = slice(start + of_range.start, start + of_range.stop)
             items = batch.chunk.items[part]
             embedded = None
             if references is not None:
@@ -223,7 +230,7 @@ def _score(job: Job, plan: MetricPlan, batch: Batch, wanted: list[Scored]) -> No
                 one.arrays.append(arrays)
 
         for start, stop in _same_sizes([one.outputs.images for one in wanted], len(batch.chunk)):
-            batcher.run(stop - start, lambda part, start=start: score(slice(part.start + start, part.stop + start)))
+            batcher.run(stop - start, partial(score, start))
     except (StoreError, KeyboardInterrupt):
         raise
     except Exception as error:  # the metric fails on the references themselves, or can't be built
@@ -242,7 +249,7 @@ def _score(job: Job, plan: MetricPlan, batch: Batch, wanted: list[Scored]) -> No
 
 
 def _one(
-    metric: Any, plan: MetricPlan, one: Scored, part: slice, reference: Any, items: Sequence[Item], device: torch.device
+    metric: Any, plan: ImagePlan, one: Scored, part: slice, reference: Any, items: Sequence[Item], device: torch.device
 ) -> dict[str, Tensor]:
     """The values and features of one model's images; a metric that fails on them is noted in the row."""
     if plan.name in one.run.metric_errors:
@@ -251,7 +258,7 @@ def _one(
         with isolated(), precision("fp32", device):
             embedded = metric.embed(_stacked(one.outputs.images, part), items)
             arrays = dict(metric.score(reference, embedded, items))
-            if plan.has_features:
+            if plan.cls.feature_dim:
                 arrays["features"] = metric.features(embedded)
             return {name: values.clone() for name, values in arrays.items()}
     except Exception as error:
@@ -261,14 +268,14 @@ def _one(
         return {}
 
 
-def _joined(one: Scored, items: Sequence[Item], plan: MetricPlan) -> dict[str, np.ndarray] | None:
+def _joined(one: Scored, items: Sequence[Item], plan: ImagePlan) -> dict[str, np.ndarray] | None:
     """A chunk's arrays; refused items are marked. None where a value is NaN: then the row fails, by name."""
     arrays = {name: torch.cat([part[name] for part in one.arrays]).cpu().numpy() for name in one.arrays[0]}
     refused = one.outputs.refused
     for name, values in arrays.items():
         bad = np.isnan(values.reshape(len(values), -1)).any(axis=1)
-        for place in np.flatnonzero(bad):
-            if int(place) not in refused:
+        for place in np.flatnonzero(bad).tolist():
+            if place not in refused:
                 one.run.fail(NotANumber(f"{plan.name} gave NaN ({name}) for {items[place].id}"))
                 return None
     if refused:
@@ -294,7 +301,7 @@ def _stacked(images: Images, part: slice) -> Tensor:
 
 
 def remove_damaged(job: Job) -> None:
-    """Read every artifact that the job's figures are made from; reading removes a damaged one (evals/engine/store.py)."""
+    """Read every artifact that the job's figures are made from; reading removes a damaged one."""
     for chunk in job.chunks:
         for plan in job.metrics.image:
             if job.task.has_references:
@@ -307,5 +314,3 @@ def remove_damaged(job: Job) -> None:
             tokens = job.task.tokens(run, chunk) if run.status == "ok" else None
             if tokens is not None:
                 job.cache.read(tokens)
-
-

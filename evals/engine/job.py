@@ -24,7 +24,7 @@ from lactok.interface import Item
 
 if TYPE_CHECKING:
     from evals.engine.models import ModelRun
-    from evals.metrics.base import ImageMetric
+    from evals.metrics.base import ImageMetric, SetMetric
     from evals.metrics.plan import MetricPlan, Plan
     from evals.tasks.base import Task
 
@@ -74,6 +74,11 @@ def item_seed(seed: int, seed_index: int, content_hash: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{seed_index}/{content_hash}".encode()).digest()[:8], "big") >> 1
 
 
+def metric_node(plan: MetricPlan[Any]) -> Artifact:
+    """What determines a metric's values, apart from the images."""
+    return Artifact("metric", plan.identity)
+
+
 @dataclass(frozen=True)
 class Job:
     """All that the engine needs; evals/config.py explains the settings.
@@ -101,7 +106,7 @@ class Job:
     def chunks(self) -> list[Chunk]:
         return chunks_of(self.dataset.items)
 
-    def metric(self, plan: MetricPlan) -> tuple[ImageMetric, Batcher]:
+    def metric(self, plan: MetricPlan[ImageMetric]) -> tuple[ImageMetric, Batcher]:
         """The built metric (built once), and the batcher that remembers the batch size that fits it."""
         if plan.name not in self._built:
             built = plan.cls.build(self.device, plan.settings)
@@ -112,15 +117,15 @@ class Job:
         """Positions within the chunk of the items that the contact sheet shows."""
         return [i for i in range(len(chunk)) if chunk.start + i in self.shown]
 
-    def reference_features(self, chunk: Chunk, plan: MetricPlan) -> Artifact:
+    def reference_features(self, chunk: Chunk, plan: MetricPlan[ImageMetric]) -> Artifact:
         """Feature rows of the references, shared by all models."""
         params = {"device": self.device.type, "step": SCORE_STEP}
-        return Artifact("reference-features", params, (self.task.inputs(chunk), plan.node))
+        return Artifact("reference-features", params, (self.task.inputs(chunk), metric_node(plan)))
 
-    def scores(self, run: ModelRun, chunk: Chunk, seed_index: int, plan: MetricPlan) -> Artifact:
+    def scores(self, run: ModelRun, chunk: Chunk, seed_index: int, plan: MetricPlan[ImageMetric]) -> Artifact:
         """An image metric's values and feature rows of a model's images."""
         params = {"step": SCORE_STEP}
-        return Artifact("scores", params, (self.task.images(run, chunk, seed_index), plan.node))
+        return Artifact("scores", params, (self.task.images(run, chunk, seed_index), metric_node(plan)))
 
     def contact(self, run: ModelRun, chunk: Chunk) -> Artifact:
         """The images of the items that the contact sheet shows."""
@@ -130,8 +135,9 @@ class Job:
         """How long a model's images took, and what they took."""
         return Artifact("timing", {}, (self.task.images(run, chunk, seed_index),))
 
-    def set_metric(self, run: ModelRun, plan: MetricPlan, of: MetricPlan, clusters: Sequence[str]) -> Artifact:
-        """A set metric with its interval over all chunks and seed indices. of: the metric whose features it reads."""
+    def set_metric(self, run: ModelRun, plan: MetricPlan[SetMetric], clusters: Sequence[str]) -> Artifact:
+        """A set metric with its interval over all chunks and seed indices."""
+        of = self.metrics.features_of(plan)
         references = tuple(self.reference_features(c, of) for c in self.chunks)
         scores = tuple(self.scores(run, c, s, of) for s in run.seed_indices(self.seeds) for c in self.chunks)
-        return Artifact("set-metric", {"clusters": list(clusters)}, (plan.node, *references, *scores))
+        return Artifact("set-metric", {"clusters": list(clusters)}, (metric_node(plan), *references, *scores))

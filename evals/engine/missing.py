@@ -1,78 +1,76 @@
-"""What a paper-scale run lacks, data and weights, told at once before any work is done."""
+"""What a paper-scale run lacks, data and weights, reported at once before any work is done."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from evals.config import ConfigError, RunConfig
-from evals.datasets.base import BadPictures, Dataset, DatasetError
+from evals.datasets.base import BadImages, Dataset, DatasetError, DatasetRequest
 from evals.datasets.registry import open_dataset
-from evals.metrics.plan import metric_names
-from evals.engine.rows import CALIBRATION_FIRST, CALIBRATION_LAST, Row
-from evals.metrics.registry import METRICS
+from evals.engine.isolation import isolated
+from evals.engine.rows import Row
+from evals.metrics.plan import metric_classes
 from lactok.weights import HubWeights, MissingWeights, WeightsError, WeightsSource, locate
 
 
 class MissingInputs(ConfigError):
-    """Nothing can be measured; the message lists the dataset and every checkpoint that is lacking."""
-
-
-def open_inputs(config: RunConfig, rows: Sequence[Row], cache_dir: Path) -> Dataset:
-    """The run's dataset, ready to read.
-
-    At scale=paper, where the dataset or the weights of all tokenizers are lacking, raises MissingInputs with all that
-    is (nothing is downloaded for a dataset that is not here). Where some tokenizers can be measured the run goes on,
-    and the others are rows that say what they lack. At scale=mini raises DatasetError.
-    """
-    return open_all([config], rows, cache_dir)[0]
+    """Nothing can be measured; the message lists the dataset and every checkpoint that is missing."""
 
 
 def open_all(configs: Sequence[RunConfig], rows: Sequence[Row], cache_dir: Path) -> list[Dataset]:
-    """The datasets of several runs that differ in nothing else, as `open_inputs` opens one.
+    """The datasets of several runs that differ in nothing else, ready to read.
 
-    Raises MissingInputs with all that any of them lacks.
+    At scale=paper, where a dataset or the weights of all models are missing, raises MissingInputs with all that is
+    (nothing is downloaded for a dataset that is not here). Where some models can be measured the run goes on, and the
+    others are rows that say what they lack. At scale=mini raises DatasetError.
     """
-    config, datasets, lacking = configs[0], [], []
+    config = configs[0]
+    datasets: list[Dataset] = []
+    missing: list[str] = []
     for one in configs:
         try:
             datasets.append(_open(one, cache_dir))
         except DatasetError as error:
-            if one.scale != "paper" or isinstance(error, BadPictures):
+            if one.scale != "paper" or isinstance(error, BadImages):
                 raise
-            lacking.append(f"dataset {one.dataset.name}: {error}")
+            missing.append(f"dataset {one.dataset.name}: {error}")
     if config.scale == "paper":
-        tokenizers = [row for row in rows if row.name not in (*CALIBRATION_FIRST, *CALIBRATION_LAST)]
-        missing = {row.label: found for row in tokenizers if (found := _of_row(row, download=not lacking))}
-        if lacking or (tokenizers and len(missing) == len(tokenizers)):
-            for label, found in missing.items():
-                lacking += [f"tokenizer {label}: {line}" for line in _told(found, label)]
-            lacking += _of_metrics(config)
-            here = [row.name for row in tokenizers if row.label not in missing]
-            raise MissingInputs(_message(configs, lacking, here))
+        models = [row for row in rows if row.cls is None or row.cls.calibration is None]
+        without = {row.label: found for row in models if (found := _of_row(row, download=not missing))}
+        if missing or (models and len(without) == len(models)):
+            for label, found in without.items():
+                missing += [f"model {label}: {line}" for line in _told(found, label)]
+            missing += _of_metrics(config)
+            here = [row.name for row in models if row.label not in without]
+            raise MissingInputs(_message(configs, missing, here))
     return datasets
 
 
 def _open(config: RunConfig, cache_dir: Path) -> Dataset:
-    return open_dataset(
-        config.dataset.name,
-        root=config.dataset.root,
-        limit=config.limit,
-        on_bad_image=config.on_bad_image,
-        cache_dir=cache_dir,
-        expect=config.dataset.expect,
-    )
+    dataset = config.dataset
+    stop_or_skip: Literal["stop", "skip"] = "skip" if config.on_bad_image == "skip" else "stop"
+    request = DatasetRequest(cache_dir, dataset.root, config.limit, stop_or_skip, dataset.expect)
+    return open_dataset(dataset.name, request)
 
 
 def _of_row(row: Row, download: bool) -> list[tuple[WeightsSource, str]]:
     """The checkpoints that a row lacks, each with why; what is wrong otherwise is told by the row itself."""
-    return [] if row.cls is None else _missing(row.cls.weights(row.options), download)
+    if row.cls is None:
+        return []
+    try:
+        with isolated():
+            sources = row.cls.weights(row.options)
+    except Exception:  # a plugin may fail in any way
+        return []
+    return _missing(sources, download)
 
 
 def _of_metrics(config: RunConfig) -> list[str]:
     lines: dict[str, str] = {}
-    for name in metric_names(config.metrics, config.features):
-        for line in _told(_missing(METRICS[name].weights(), download=False), name):
+    for name, cls in metric_classes(config.metrics, config.features).items():
+        for line in _told(_missing(cls.weights(), download=False), name):
             lines.setdefault(line, name)
     return [f"metric {name}: {line}" for line, name in lines.items()]
 
@@ -120,6 +118,6 @@ def _message(configs: Sequence[RunConfig], lacking: Sequence[str], here: Sequenc
     roots = " ".join(f"roots.{config.dataset.name}=DIR" for config in configs)
     return (
         f"suite={configs[0].suite} scale=paper lacks {len(lacking)}:{listed}\n"
-        f"Tokenizers whose weights are here: {rest}. `python -m evals list` names other ways to give weights."
+        f"Models whose weights are here: {rest}. `python -m evals list` names other ways to give weights."
         + (f"\nThe folders of all its datasets in one command: {roots}" if len(configs) > 1 else "")
     )

@@ -1,4 +1,4 @@
-"""A row in execution: its model is built when its group starts, and every call into it is isolated, batched, checked."""
+"""A row in execution: its model is built when its group starts; every call into it is isolated, batched and checked."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class ModelRun:
                 return
             model = self.built()
             with isolated():
-                self.info = model.info  # type: ignore[attr-defined]  # each kind of model declares its own
+                self.info = model.info
             assert self.info is not None
             cache.write(artifact, {}, {"class": type(self.info).__name__, "info": dataclasses.asdict(self.info)})
         except WeightsError as error:

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from evals.engine.ranks import Ranks
+from lactok.progress import SAY_EVERY, bar
 
-# Seconds between plain lines where the output is no terminal.
-PLAIN_EVERY = 10.0
 # Seconds between polls of what the other processes have done.
 POLL_EVERY = 1.0
 
@@ -95,16 +94,8 @@ class LiveProgress:
             return
         if self._bar is not None:
             self._bar.stop()
-        self._bar = Progress(
-            TextColumn("{task.description:<32.32}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>16}"),
-            TextColumn("{task.fields[memory]:>9}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
+        rate, memory = TextColumn("{task.fields[rate]:>16}"), TextColumn("{task.fields[memory]:>9}")
+        self._bar = bar(self._console, MofNCompleteColumn(), rate, memory)
         lines = ["starting"] + [f"rank {rank}" for rank in range(self.ranks.size)] * (self.ranks.size > 1)
         self._tasks = [self._bar.add_task(line, total=total, rate="", memory="") for line in lines]
         self._bar.start()
@@ -123,7 +114,7 @@ class LiveProgress:
                 self._states[rank] = State(**(self.ranks.poll(_key(rank)) or asdict(self._states[rank])))
         if self._bar is not None:
             self._show(now)
-        elif not self._quiet and self._states[0].total and now - self._said > PLAIN_EVERY:
+        elif not self._quiet and self._states[0].total and now - self._said > SAY_EVERY:
             self._said = now
             print(self.line(now), file=sys.stderr, flush=True)
 
@@ -145,6 +136,7 @@ class LiveProgress:
         return sum(s.items for s in states) / max(now - self._began, 1e-6)
 
     def _show(self, now: float) -> None:
+        assert self._bar is not None
         groups = [("", self._states)]
         if self.ranks.size > 1:
             groups += [(f"rank {rank} ", [state]) for rank, state in enumerate(self._states)]

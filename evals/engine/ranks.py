@@ -70,7 +70,8 @@ class Ranks:
         return json.loads(self.store.get(key))
 
     def wait(self, key: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
-        """The value of `key`, however long it takes until a rank publishes it. Raises RankError when rank 0 has ended."""
+        """The value of `key`, once a rank has published it. Raises RankError when rank 0 has ended."""
+        assert self.store is not None, "a process alone has nothing to wait for"
         while not self.store.check([key]):
             if self.rank and self.poll(ENDED):
                 raise RankError("rank 0 has ended")
@@ -86,7 +87,7 @@ class Ranks:
             self._mark.unlink(missing_ok=True)
 
     def part(self, name: str) -> Ranks:
-        """The same processes for one of several runs: what is published and claimed in one part is not seen in another."""
+        """The same processes for one of several runs: one part sees nothing of another."""
         if self.store is None:
             return Ranks(self.rank, self.size, self.local, watch=self.watch, started_here=self.started_here)
         from torch.distributed import PrefixStore

@@ -17,7 +17,7 @@ from torch import Tensor
 from evals.engine.job import Artifact, Job
 from evals.engine.models import ModelRun
 from evals.engine.store import Entry
-from evals.metrics.base import SetMetric
+from evals.metrics.base import ImageMetric, SetMetric, TokenMetric
 from evals.metrics.intervals import bootstrap, cluster_bootstrap
 from evals.metrics.plan import MetricPlan
 from evals.record import Origin, RowRecord, Speed, Value
@@ -63,13 +63,13 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         record.cells |= image_cells(plan, scores.values, items, scores.kept)
         for name, values in scores.values.items():
             per_image.values[name] = np.where(scores.kept, values, np.nan)
-    for plan in job.metrics.sets:
-        record.cells |= _set_cells(job, run, plan, reading, items)
+    for of_sets in job.metrics.sets:
+        record.cells |= _set_cells(job, run, of_sets, reading, items)
     tokens = reading.tokens()
     if tokens is not None:
         record.keys["tokens"] = [artifact.key for c in job.chunks if (artifact := job.task.tokens(run, c))]
-        for plan in job.metrics.tokens:
-            record.cells |= _token_cells(plan, tokens, run.info)
+        for of_tokens in job.metrics.tokens:
+            record.cells |= _token_cells(of_tokens, tokens, run.info)
     record.speed = _speed(job, run, reading)
     record.origins = [Origin(**origin) for origin in reading.origins]
     return record, per_image
@@ -114,7 +114,7 @@ class _Reading:
             self.origins.append(entry.origin)
         return entry
 
-    def scores(self, plan: MetricPlan) -> _Scores:
+    def scores(self, plan: MetricPlan[ImageMetric]) -> _Scores:
         if plan.name not in self._scores:
             job, run = self.job, self.run
             by_seed = [
@@ -131,7 +131,7 @@ class _Reading:
             self._scores[plan.name] = _Scores(values, features, ~np.any(refused, axis=0))
         return self._scores[plan.name]
 
-    def reference_features(self, plan: MetricPlan) -> Tensor:
+    def reference_features(self, plan: MetricPlan[ImageMetric]) -> Tensor:
         entries = [self.entry(self.job.reference_features(chunk, plan)) for chunk in self.job.chunks]
         return torch.from_numpy(_joined(entries, "features"))
 
@@ -154,7 +154,7 @@ def _joined(entries: Sequence[Entry], name: str) -> np.ndarray:
 
 
 def image_cells(
-    plan: MetricPlan, values: dict[str, np.ndarray], items: Sequence[Item], kept: np.ndarray
+    plan: MetricPlan[ImageMetric], values: dict[str, np.ndarray], items: Sequence[Item], kept: np.ndarray
 ) -> dict[str, Value]:
     """An image metric's cells: means of its columns, and what it summarises itself. values: name to (S, N)."""
     chosen = [item for item, keep in zip(items, kept) if keep]
@@ -196,21 +196,21 @@ def mean_cell(values: np.ndarray, clusters: Sequence[str]) -> Value:
 
 
 def _set_cells(
-    job: Job, run: ModelRun, plan: MetricPlan, reading: _Reading, items: Sequence[Item]
+    job: Job, run: ModelRun, plan: MetricPlan[SetMetric], reading: _Reading, items: Sequence[Item]
 ) -> dict[str, Value]:
     """A set metric's columns, from the cache where they are: they take seconds."""
-    of = job.metrics.named(plan.set_cls.features_of)
+    of = job.metrics.features_of(plan)
     if reason := job.broken_metrics.get(of.name) or run.metric_errors.get(of.name):
         return {column.name: Value(None, note=reason) for column in plan.cls.columns}
     clusters = [item.cluster for item in items]
-    artifact = job.set_metric(run, plan, of, clusters)
+    artifact = job.set_metric(run, plan, clusters)
     entry = job.cache.read(artifact)
     if entry is not None:
         return {name: Value(**fields) for name, fields in entry.meta["cells"].items()}
     scores, references = reading.scores(of), reading.reference_features(of)
     kept = torch.from_numpy(scores.kept)
     cells = set_cells(
-        plan.set_cls(),
+        plan.cls(),
         [features[kept] for features in scores.features],
         references[kept],
         [c for c, keep in zip(clusters, scores.kept) if keep],
@@ -241,9 +241,9 @@ def set_cells(
     return cells
 
 
-def _token_cells(plan: MetricPlan, tokens: Tokens, info: Any) -> dict[str, Value]:
+def _token_cells(plan: MetricPlan[TokenMetric], tokens: Tokens, info: Any) -> dict[str, Value]:
     try:
-        found = plan.token_cls().compute(tokens, info)
+        found = plan.cls().compute(tokens, info)
     except Exception as error:  # a plugin may fail in any way
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return {column.name: Value(None, count=len(tokens), note=reason) for column in plan.cls.columns}

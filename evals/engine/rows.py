@@ -1,26 +1,20 @@
-"""Which rows a run has: from names on the command line to tokenizer classes, checked options and identities."""
+"""Which rows a run has: from names on the command line to model classes, checked options and identities."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from evals.config import ConfigError, as_list
+from evals.engine.isolation import isolated
 from evals.record import WeightsRecord
 from evals.typed import typed
 from lactok import registry, weights
-from lactok.interface import Tokenizer
-
-# Order of the calibration rows in a table: before the tokenizers, from best to worst, and after them.
-CALIBRATION_FIRST = ("identity", "resize-64", "resize-256")
-CALIBRATION_LAST = ("downsample-bits", "mean-colour")
-# downsample-bits spends what the reference tokenizer's ids cost: llamagen-mini (64 x 10), llamagen (256 x 14).
-REFERENCE_BITS = {"mini": 640, "paper": 3584}
+from lactok.interface import Model
 
 
 @dataclass(frozen=True)
@@ -33,40 +27,68 @@ class Row:
 
     label: str
     name: str
-    cls: type[Tokenizer] | None
+    cls: type[Model] | None
     options: Any = None
     changed: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str = ""
 
 
-def resolve_rows(tokenizers: Any, preset: str, calibration: bool, options: dict[str, Any]) -> list[Row]:
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows a run asks for.
+
+    group: "tokenizers" or "generators"; names: a name, a list, or "all"; preset: the `weights` setting, which says what
+    a name without its ending means (`llamagen` is `llamagen-mini` under "mini") and what "all" takes; calibration:
+    whether the calibration rows join; options: by model, a list where the plugin declares a single value gives a row a
+    value (a rate sweep); takes: the kinds of model that the task can run.
+    """
+
+    group: str
+    names: Any
+    preset: str
+    calibration: bool
+    options: dict[str, Any]
+    takes: tuple[type[Model], ...]
+
+
+def resolve_rows(wanted: Wanted) -> list[Row]:
     """The rows of a run, in the table's order.
 
-    tokenizers: a name, a list, or "all"; preset: the `weights` setting, "mini" or "paper", which says what a name
-    without its ending means (`llamagen` is `llamagen-mini` under "mini") and what "all" takes.
-    options: by tokenizer; a list where the plugin declares a single value gives a row a value (a rate sweep).
-    Raises ConfigError for an unknown name (with the nearest) or an option that the plugin does not declare.
+    Raises ConfigError for an unknown name (with the nearest), an option that the plugin does not declare, or a named
+    model that the task can't run.
     """
-    known = list(registry.entries("tokenizers"))
-    wanted = as_list(tokenizers)
-    if not wanted:
-        raise ConfigError("tokenizers is empty: name one, a list [a,b], or all")
-    given = _options_by_row(options, preset, known)
-    named = [_full_name(name, preset, known) for name in wanted if name != "all"]
-    optional = [*(known if "all" in wanted else ()), *(CALIBRATION_FIRST + CALIBRATION_LAST if calibration else ())]
-    loaded = {name: _rows(name, preset, given.get(name, {})) for name in dict.fromkeys([*named, *optional])}
-    rows = {name: found for name, found in loaded.items() if name in named or _belongs(found[0], preset)}
+    models, others = list(registry.entries(wanted.group)), list(registry.entries("calibration"))
+    known, preset = [*models, *others], wanted.preset
+    names = as_list(wanted.names)
+    if not names:
+        raise ConfigError(f"{wanted.group} is empty: name one, a list [a,b], or all")
+    given = _options_by_row(wanted.options, preset, known)
+    named = [_full_name(name, preset, known, wanted.group) for name in names if name != "all"]
+    optional = [*(models if "all" in names else ()), *(others if wanted.calibration else ())]
+    groups = dict.fromkeys(models, wanted.group) | dict.fromkeys(others, "calibration")
+    loaded = {
+        name: _rows(groups[name], name, preset, given.get(name, {})) for name in dict.fromkeys([*named, *optional])
+    }
+    for name in named:
+        cls = loaded[name][0].cls
+        if cls is not None and not issubclass(cls, wanted.takes):
+            kinds = " or ".join(kind.__name__ for kind in wanted.takes)
+            raise ConfigError(f"{name} is no {kinds}, which this suite runs: it is a {cls.__mro__[1].__name__}")
+    rows = {name: found for name, found in loaded.items() if name in named or _belongs(found[0], wanted)}
     unused = set(given) - set(rows)
     if unused:
         raise ConfigError(
-            registry.unknown("tokenizer in options", sorted(unused)[0], list(rows)) + " (the rows of this run)"
+            registry.unknown(f"{wanted.group[:-1]} in options", sorted(unused)[0], list(rows))
+            + " (the rows of this run)"
         )
     return sorted((row for found in rows.values() for row in found), key=_table_order)
 
 
-def _belongs(row: Row, preset: str) -> bool:
+def _belongs(row: Row, wanted: Wanted) -> bool:
     """Whether "all" takes it; a plugin that can't be imported is taken, so that it is named."""
-    return row.cls is None or (row.cls.scale in ("any", preset) and not row.cls.ablation)
+    if row.cls is None:
+        return True
+    return row.cls.scale in ("any", wanted.preset) and not row.cls.ablation and issubclass(row.cls, wanted.takes)
 
 
 def _options_by_row(options: dict[str, Any], preset: str, known: list[str]) -> dict[str, dict[str, Any]]:
@@ -80,24 +102,25 @@ def _options_by_row(options: dict[str, Any], preset: str, known: list[str]) -> d
     return given
 
 
-def _full_name(name: str, preset: str, known: list[str]) -> str:
-    name = registry.canonical("tokenizers", name)
+def _full_name(name: str, preset: str, known: list[str], group: str = "tokenizers") -> str:
+    name = registry.canonical(group, name)
     if preset == "mini" and f"{name}-mini" in known:
         return f"{name}-mini"
     if name not in known:
-        raise ConfigError(registry.unknown("tokenizer", name, known))
+        raise ConfigError(registry.unknown(group[:-1], name, known))
     return name
 
 
-def _rows(name: str, preset: str, given: dict[str, Any]) -> list[Row]:
+def _rows(group: str, name: str, preset: str, given: dict[str, Any]) -> list[Row]:
     """A row for each combination of the options' values; one where none is a list."""
     try:
-        cls = registry.load("tokenizers", name)
+        with isolated():
+            cls = registry.load(group, name)
     except registry.BrokenPlugin as error:
         return [Row(name, name, None, error=str(error))]
-    if not (isinstance(cls, type) and issubclass(cls, Tokenizer)):
-        return [Row(name, name, None, error=f"tokenizer {name!r} is {cls!r}: expected a subclass of Tokenizer")]
-    usual = {"bits": REFERENCE_BITS[preset]} if name == "downsample-bits" else {}
+    if not (isinstance(cls, type) and issubclass(cls, Model)):
+        return [Row(name, name, None, error=f"{name!r} is {cls!r}: expected a subclass of lactok.interface.Model")]
+    usual = dict(cls.preset_options.get(preset, {}))
     swept = {key: value if _is_sweep(cls.Options, key, value) else [value] for key, value in given.items()}
     combinations = [dict(zip(swept, values)) for values in itertools.product(*swept.values())]
     made = [check_options(name, cls.Options, usual | one) for one in combinations]
@@ -113,7 +136,7 @@ def _is_sweep(kind: type, key: str, value: Any) -> bool:
     return isinstance(value, list) and bool(value) and not declared.startswith(("list", "tuple"))
 
 
-def _row(name: str, cls: type[Tokenizer], options: Any, usual: dict[str, Any], short: bool) -> Row:
+def _row(name: str, cls: type[Model], options: Any, usual: dict[str, Any], short: bool) -> Row:
     """short: whether the label has of a local checkpoint's path the last part alone."""
     plain = dataclasses.asdict(cls.Options()) | usual
     values = dataclasses.asdict(options)
@@ -147,29 +170,31 @@ def _type_name(field: dataclasses.Field) -> str:
 
 
 def _table_order(row: Row) -> tuple[int, int, str]:
-    if row.name in CALIBRATION_FIRST:
-        return 0, CALIBRATION_FIRST.index(row.name), row.label
-    if row.name in CALIBRATION_LAST:
-        return 2, CALIBRATION_LAST.index(row.name), row.label
-    return 1, 0, row.name
+    place = row.cls.calibration if row.cls else None
+    if place is None:
+        return 0, 0, row.name
+    return (-1 if place < 0 else 1), place, row.label
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What determines a row's results, apart from pictures, protocol and conditions; `parts` is plain JSON."""
+    """What determines a row's results, apart from items, protocol and conditions; `parts` is plain JSON."""
 
     parts: dict[str, Any]
     weights: tuple[WeightsRecord, ...]
 
 
 def identify(row: Row) -> Identity:
-    """Name, version, options, checkpoints' sha256, and the sha256 of the file that defines the plugin.
+    """Name, version, options, checkpoints' sha256, and the sha256 of the files that define the plugin's class.
 
-    The last makes an edit of a plugin's own file enough to measure it anew. Finds (and may download) the checkpoints;
-    raises lactok.weights.WeightsError.
+    The last makes an edit of one of them, or of one that the class inherits from, enough to measure it anew. Finds (and
+    may download) the checkpoints; raises lactok.weights.WeightsError.
     """
+    assert row.cls is not None, f"{row.label} has no class"
     records = []
-    for source in row.cls.weights(row.options):
+    with isolated():
+        sources = row.cls.weights(row.options)
+    for source in sources:
         path = weights.locate(source)
         records.append(WeightsRecord(str(source), weights.sha256_of(path), pinned=source.sha256 is not None))
     options = {k: v for k, v in dataclasses.asdict(row.options).items() if k not in row.cls.path_options}
@@ -178,14 +203,7 @@ def identify(row: Row) -> Identity:
         "version": row.cls.version,
         "options": options,
         "weights": [r.sha256 for r in records],
-        "source": _source_hash(row.cls),
+        "source": registry.source_hash(row.cls),
     }
+    json.dumps(parts)  # an identity that is no plain JSON has no key
     return Identity(parts, tuple(records))
-
-
-def _source_hash(cls: type) -> str:
-    try:
-        path = inspect.getsourcefile(cls)
-    except TypeError:  # defined in an interactive session
-        path = None
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else ""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,12 +25,13 @@ from evals.engine.models import Conditions, ModelRun
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import ENDED, POLL, RankError, Ranks
 from evals.engine.reduce import LostArtifact, PerImage, reduce_row
-from evals.engine.rows import resolve_rows
+from evals.engine.rows import Wanted, resolve_rows
 from evals.engine.store import Cache
-from evals.metrics.plan import plan
-from evals.record import RowRecord, RunRecord
+from evals.metrics.plan import PlannedColumn, plan
+from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
-from evals.tasks.build import make_task
+from evals.tasks.build import make_task, task_class
+from lactok.interface import Generator
 
 # Images on the contact sheet.
 SHOWN = 8
@@ -80,7 +82,7 @@ def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float) -> Finish
 def require_inputs(configs: Sequence[RunConfig]) -> None:
     """Raises MissingInputs with all that any of several runs of the same rows lacks, before the first one begins."""
     config = configs[0]
-    rows = resolve_rows(config.tokenizers, config.weights, config.calibration, config.options)
+    rows = resolve_rows(_wanted(config))
     open_all(configs, rows, Cache(Path(config.out) / "cache").root / "index")
 
 
@@ -124,12 +126,19 @@ def _merge(job: Job, rank: int, found: list) -> None:
             run.status, run.error, run.trace = status, f"on rank {rank}: {error}", trace
         run.metric_errors |= metric_errors
         run.refused |= refused
-    job.broken_metrics |= broken
+    job.broken_metrics.update(broken)
+
+
+def _wanted(config: RunConfig) -> Wanted:
+    takes = task_class(config).takes
+    group = "generators" if Generator in takes else "tokenizers"
+    names = config.generators if group == "generators" else config.tokenizers
+    return Wanted(group, names, config.weights, config.calibration, config.options, takes)
 
 
 def _plan(config: RunConfig, ranks: Ranks) -> Job:
     device = choose_device(config.device, ranks)
-    rows = resolve_rows(config.tokenizers, config.weights, config.calibration, config.options)
+    rows = resolve_rows(_wanted(config))
     cache = Cache(Path(config.out) / "cache", process_origin(device))
     ranks.check_shared(cache.root)
     with ranks.zero_first("dataset"):
@@ -137,10 +146,6 @@ def _plan(config: RunConfig, ranks: Ranks) -> Job:
     if not dataset.items:
         raise ConfigError(f"dataset {config.dataset.name} has no items")
     task = make_task(config, dataset)
-    for row in rows:
-        if row.cls is not None and not issubclass(row.cls, task.takes):
-            kinds = " or ".join(kind.__name__ for kind in task.takes)
-            raise ConfigError(f"{row.name} is no {kinds}: task {task.name} can't run it")
     conditions = Conditions(device, config.precision, config.seed)
     batch_size = config.batch_size or _batch_size(task, device)
     return Job(
@@ -231,13 +236,18 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         left_out=[dataclasses.asdict(bad) for bad in job.dataset.left_out],
         notes=list(job.dataset.notes),
         missing_metrics=list(job.metrics.missing),
-        columns=list(job.metrics.columns),
+        columns=[_column(planned) for planned in job.metrics.columns],
         device=describe_device(job.device),
         ranks=job.ranks.size,
         versions=package_versions(),
         code_revision=code_revision(),
         started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _column(planned: PlannedColumn) -> ColumnRecord:
+    kind: Literal["image", "set", "token"] = "token" if planned.kind == "tokens" else planned.kind
+    return ColumnRecord(**vars(planned.column), kind=kind)
 
 
 def contact_images(finished: Finished) -> tuple[list[np.ndarray], list[tuple[str, list[np.ndarray]]]]:

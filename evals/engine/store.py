@@ -6,7 +6,6 @@ beside it and renamed, so it is either whole or absent, whenever the process is 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -25,12 +24,12 @@ import safetensors
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from lactok.files import WriteError as StoreError
+from lactok.files import append_line, explained, write_atomically, write_synced
 
 _log = logging.getLogger("lactok")
 
-
-class StoreError(Exception):
-    """The store can't be written; the message names the path and says that finished work is kept. Exit status 2."""
+__all__ = ["Cache", "Entry", "StoreError", "append_line", "write_atomically"]
 
 
 class Keyed(Protocol):
@@ -61,7 +60,7 @@ class Cache:
     def __init__(self, root: str | Path, origin: Mapping[str, Any] | None = None) -> None:
         self.root = Path(root)
         self.origin = dict(origin or {})
-        with _explained(self.root):
+        with explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
@@ -99,10 +98,10 @@ class Cache:
         data = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         content = {"sha256": hashlib.sha256(data).hexdigest(), "meta": dict(meta), "origin": self.origin}
         try:
-            with _explained(folder):
+            with explained(folder):
                 temporary.mkdir(parents=True)
-                _write_synced(temporary / "data.safetensors", data)
-                _write_synced(temporary / "meta.json", json.dumps(content, indent=1).encode())
+                write_synced(temporary / "data.safetensors", data)
+                write_synced(temporary / "meta.json", json.dumps(content, indent=1).encode())
                 try:
                     os.rename(temporary, folder)
                 except OSError as error:
@@ -110,34 +109,6 @@ class Cache:
                         raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises StoreError when the disk is full or can't be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_synced(temporary, content)
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def append_line(path: Path, line: bytes) -> None:
-    """Add a line to a file; a process that is killed meanwhile leaves at most a part of it, without its end."""
-    with _explained(path), open(path, "ab") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _remove_left_over(root: Path) -> None:
@@ -156,26 +127,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-class _explained:
-    """Turns the OSErrors of writing to `path` into a StoreError that says what to do."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError):
-            return
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full: free some space"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            reason = f"the folder can't be written ({error.strerror}): name another by out=DIR"
-        else:
-            reason = f"{error.strerror or error}"
-        raise StoreError(
-            f"can't write {self.path}: {reason}. Finished work is kept; the same command goes on from there"
-        ) from error

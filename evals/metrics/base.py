@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evals.metrics.intervals import Interval
+from lactok import registry
 from lactok.interface import Item, TokenizerInfo, Tokens
 from lactok.weights import WeightsSource
-
-Interval = tuple[float, float] | tuple[None, None]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,11 @@ class SetMetric(Metric):
 
     features_of: ClassVar[str]
     paired: ClassVar[bool] = True
+
+    @classmethod
+    def weights(cls) -> tuple[WeightsSource, ...]:
+        """Those of the image metric whose features it reads."""
+        return registry.load("metrics", cls.features_of).weights()
 
     @abstractmethod
     def compute(self, features: Tensor, reference_features: Tensor) -> Mapping[str, float]:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.metrics.frechet import frechet_distance
-from evals.metrics.kid import kid
-from evals.metrics.lpips import Lpips
-from evals.metrics.psnr import Psnr, pooled_psnr
-from evals.metrics.ssim import Ssim
+from evals.metrics.image.lpips import Lpips
+from evals.metrics.image.psnr import Psnr, pooled_psnr
+from evals.metrics.image.ssim import Ssim
+from evals.metrics.sets.frechet import frechet_distance
+from evals.metrics.sets.kid import kid
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, failure
 from lactok.seeded import TensorSpec, seeded_state_dict
 
@@ -64,17 +64,17 @@ def run_lpips(case: CaseFolder) -> Iterator[CheckLine]:
     groups = [name.removeprefix("in.a_") for name in case.names if name.startswith("in.a_")]
     claimed = {f"in.{side}_{group}" for side in "ab" for group in groups}
     for net in case.setting("nets"):
-        probe = Lpips(build(net, _seeded_backbone(case, net)))
+        metric = Lpips(build(net, _seeded_backbone(case, net)))
         for group in groups:
             a, b = case[f"in.a_{group}"], case[f"in.b_{group}"]
             name = f"out.{net}_{group}"
-            stages = probe.stages(probe.view(a), probe.view(b))
+            stages = metric.stages(metric.embed(a, ()), metric.embed(b, ()))
             found = {name: stages.sum(dim=1), f"{name}_per_layer": stages}
             if f"{name}_spatial_last" in case:
-                probe.module.spatial = True
+                metric.module.spatial = True
                 pair = (x[-1:].float() / 127.5 - 1 for x in (a, b))
-                found[f"{name}_spatial_last"] = probe.module(*pair)[0, 0]
-                probe.module.spatial = False
+                found[f"{name}_spatial_last"] = metric.module(*pair)[0, 0]
+                metric.module.spatial = False
             for key, got in found.items():
                 if key in case:
                     claimed.add(key)
@@ -145,13 +145,13 @@ def _inception_lines(case: CaseFolder) -> Iterator[CheckLine]:
 def _set_lines(entry: dict[str, Any], note: str) -> Iterator[CheckLine]:
     """Distances of one pair of sets. FID: 1e-6 of the traces, and 1e-4 against the package where one is singular."""
     name = entry["name"]
-    sets = [_feature_set(entry[key]) for key in ("set1", "set2")]
-    for key, features in zip(("set1_sum", "set2_sum"), sets, strict=True):
+    first, second = (_feature_set(entry[key]) for key in ("set1", "set2"))
+    for key, features in zip(("set1_sum", "set2_sum"), (first, second), strict=True):
         if key in entry:
             yield _scalar(f"{name}.{key}", float(features.double().sum()), entry[key], rel=1e-9)
-    trace = sum(float(x.double().var(dim=0).sum()) for x in sets)
+    trace = sum(float(x.double().var(dim=0).sum()) for x in (first, second))
     singular = any("rank" in entry[key] or entry[key]["n"] <= entry[key]["dd"] for key in ("set1", "set2"))
-    distance = frechet_distance(*sets)
+    distance = frechet_distance(first, second)
     others = [key for key in entry if key.startswith("fid_sqrtm")]
     note = "; ".join(n for n in (note, _other_conventions(others)) if n)
     yield _scalar(f"{name}.fid", distance, entry["fid"], 0.0, (1e-4 if singular else 1e-6) * trace, note)
@@ -159,12 +159,12 @@ def _set_lines(entry: dict[str, Any], note: str) -> Iterator[CheckLine]:
         yield _scalar(f"{name}.fid_symmetric_eigh", distance, entry["fid_symmetric_eigh"], 0.0, 1e-6 * trace)
     for key, want in entry.items():
         if key == "kid_default":
-            yield from _pair(f"{name}.{key}", kid(*sets), want, "kernel_inception_distance", atol=1e-6)
+            yield from _pair(f"{name}.{key}", kid(first, second), want, "kernel_inception_distance", atol=1e-6)
         elif match := re.fullmatch(r"kid_subset(\d+)x(\d+)", key):
-            got = kid(*sets, subset_size=int(match[1]), subsets=int(match[2]))
+            got = kid(first, second, subset_size=int(match[1]), subsets=int(match[2]))
             yield from _pair(f"{name}.{key}", got, want, "kernel_inception_distance", atol=1e-6)
         elif match := re.fullmatch(r"isc_of_set1_as_logits_splits(\d+)", key):
-            got = _inception_score(4 * sets[0], int(match[1]))
+            got = _inception_score(4 * first, int(match[1]))
             yield from _pair(f"{name}.{key}", got, want, "inception_score")
 
 
@@ -198,7 +198,7 @@ def _pair(
 
 @dataclass(frozen=True)
 class _Pair:
-    """A pair of pictures by the recipe of the case."""
+    """A pair of images by the recipe of the case."""
 
     seed: int
     height: int
@@ -207,7 +207,7 @@ class _Pair:
     kind: str
 
     def make(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both pictures, uint8 (H, W, 3): blocks of 8x8 with noise, and a damaged copy of them."""
+        """Both images, uint8 (H, W, 3): blocks of 8x8 with noise, and a damaged copy of them."""
         stream = np.random.RandomState(self.seed)
         shape = (self.height, self.width, 3)
         low = stream.randint(0, 256, (-(-self.height // 8), -(-self.width // 8), 3))
@@ -243,8 +243,8 @@ class _Scores:
     def of(a: np.ndarray, b: np.ndarray) -> _Scores:
         x, y = (torch.from_numpy(p).permute(2, 0, 1)[None].contiguous() for p in (a, b))
         psnr, uniform, gauss = Psnr(), Ssim("uniform7"), Ssim("gauss11")
-        found = psnr.compare(psnr.view(x), psnr.view(y))
-        ssims = [p.compare(p.view(x), p.view(y))["SSIM"] for p in (uniform, gauss)]
+        found = psnr.score(psnr.embed(x, ()), psnr.embed(y, ()), ())
+        ssims = [m.score(m.embed(x, ()), m.embed(y, ()), ())["SSIM"] for m in (uniform, gauss)]
         return _Scores(*(float(v) for v in (found["MSE"], found["PSNR"], *ssims)))
 
 
@@ -256,11 +256,11 @@ def run_ssim_psnr(case: CaseFolder) -> Iterator[CheckLine]:
         pair = _Pair(*(entry[key] for key in ("seed", "height", "width", "amount", "kind")))
         label = f"{pair.kind}{pair.amount}_{pair.height}x{pair.width}_seed{pair.seed}"
         a, b = pair.make()
-        for side, picture in (("a", a), ("b", b)):
-            yield _scalar(f"{label}.{side}_sum", float(picture.astype(np.int64).sum()), entry[f"{side}_sum"], 0.0)
+        for side, image in (("a", a), ("b", b)):
+            yield _scalar(f"{label}.{side}_sum", float(image.astype(np.int64).sum()), entry[f"{side}_sum"], 0.0)
             if (stored := f"in.{side}_seed{pair.seed}") in case:
                 claimed.add(stored)
-                yield compare_floats(stored, torch.from_numpy(picture), case[stored], rel=0.0)
+                yield compare_floats(stored, torch.from_numpy(image), case[stored], rel=0.0)
         ours = _by_key(_Scores.of(a, b))
         for key, want in entry["results"].items():
             if key in ours:
@@ -273,7 +273,7 @@ def run_ssim_psnr(case: CaseFolder) -> Iterator[CheckLine]:
 
 
 def _by_key(scores: _Scores) -> dict[str, float]:
-    """The case's names of our figures. PSNR and SSIM do not change when pictures and data range are scaled alike."""
+    """The case's names of our figures. PSNR and SSIM do not change when images and data range are scaled alike."""
     return {
         "psnr_skimage_uint8_255": scores.psnr,
         "psnr_skimage_float64_01_range1": scores.psnr,
@@ -286,7 +286,7 @@ def _by_key(scores: _Scores) -> dict[str, float]:
 
 
 def _aggregation_lines(entry: dict[str, Any], left_out: list[str]) -> Iterator[CheckLine]:
-    """Figures over several pairs: means over pictures, and PSNR of the mean squared error."""
+    """Figures over several pairs: means over images, and PSNR of the mean squared error."""
     scores = [_Scores.of(*_Pair(*pair).make()) for pair in entry["pairs"]]
     ours = {
         "psnr_mean_of_images": (float(np.mean([s.psnr for s in scores])), UINT8_RTOL),

@@ -1,6 +1,6 @@
 """95 % intervals of a table's figures, clustered by source.
 
-Tiles of one photograph resemble each other, so the sources are what is resampled, not the pictures. With few sources
+Tiles of one photograph resemble each other, so the sources are what is resampled, not the images. With few sources
 a plain percentile bootstrap is too narrow; its percentiles are widened as Hesterberg (2015, "What teachers should know
 about the bootstrap") proposes: so far that they agree with Student's t for normal data.
 """
@@ -8,7 +8,7 @@ about the bootstrap") proposes: so far that they agree with Student's t for norm
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,7 @@ LEVEL = 0.95
 MIN_CLUSTERS = 3  # fewer sources say next to nothing about how sources vary
 MAX_GROUPS = 20  # of the jackknife: with more sources they are gathered into ten groups
 GROUPS = 10
-# At N pictures or fewer, smaller differences of rFID are no evidence: another draw of pictures moves it as much.
+# At N pictures or fewer, smaller differences of rFID are no evidence: another draw of images moves it as much.
 RFID_EVIDENCE = 0.3
 RFID_EVIDENCE_N = 5000
 
@@ -26,7 +26,7 @@ Interval = tuple[float, float] | tuple[None, None]
 def cluster_bootstrap(values: np.ndarray, clusters: Sequence[str], resamples: int = 1000, seed: int = 0) -> Interval:
     """Interval of the mean of `values` (N,), resampling whole clusters. Deterministic in its arguments.
 
-    clusters: the source of each value; where all differ this is the ordinary bootstrap over pictures. Infinite values
+    clusters: the source of each value; where all differ this is the ordinary bootstrap over images. Infinite values
     are left out, as they are from the mean. (None, None) with fewer than three clusters.
     """
     values = np.asarray(values, dtype=np.float64)
@@ -88,3 +88,36 @@ def jackknife_interval(estimate: float, replicates: Sequence[float]) -> Interval
         return None, None
     error = math.sqrt((count - 1) * float(np.var(replicates)))
     return estimate - _t(count - 1) * error, estimate + _t(count - 1) * error
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], Mapping[str, float]],
+    names: Sequence[str],
+    clusters: Sequence[str],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Intervals of figures that are no plain means, resampling whole clusters. Deterministic in its arguments.
+
+    statistic: indices of the items of a resample, (M,), to the figures, by name; names: those wanted. A resample in
+    which a figure is not finite does not count for it. (None, None) with fewer than three clusters.
+    """
+    labels = _labels(clusters)
+    members = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)] if len(labels) else []
+    if len(members) < MIN_CLUSTERS:
+        return dict.fromkeys(names, (None, None))
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(resamples):
+        figures = statistic(np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]))
+        for name in names:
+            if math.isfinite(figures[name]):
+                drawn[name].append(figures[name])
+    tail = _widened_tail(len(members))
+    found: dict[str, Interval] = {}
+    for name, values in drawn.items():
+        found[name] = (None, None)
+        if values:
+            low, high = np.quantile(values, [tail, 1 - tail])
+            found[name] = float(low), float(high)
+    return found

@@ -20,10 +20,10 @@ ENCODER_SIZES = {"paper": (224, 256, 288), "mini": (56, 64, 72)}
 class Suite:
     """One suite.
 
-    summary: a line for lists; task: what its models do; tokenizers, generators: its rows, in the paper's order; sized: those of them that are measured at
-    every one of ENCODER_SIZES; table: the number of the paper's table that it makes, None for another suite; datasets:
-    those of the table, in the paper's order, by name with the name that the paper prints; title: the table's, or the
-    report's; settings: values of other keys of the command line that it sets ("dataset": "prompts").
+    summary: a line for lists; task: what its models do; tokenizers, generators: its rows, in the paper's order; sized:
+    those of them that are measured at every one of ENCODER_SIZES; table: the number of the paper's table that it makes,
+    None for another suite; datasets: those of the table, in the paper's order, by name with the name that the paper
+    prints; title: the table's; settings: values of other keys of the command line that it sets.
     """
 
     name: str

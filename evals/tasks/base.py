@@ -6,7 +6,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,24 +18,11 @@ from evals.engine.batches import Timed
 from evals.engine.job import Artifact, Chunk
 from evals.engine.models import ModelRun
 from evals.engine.store import Cache, Entry
+from evals.tasks.protocol import Conventions
 from lactok.interface import Model
 
 # Images of one model: a tensor uint8 (B, 3, H, W), or B tensors uint8 (3, H, W) where sizes differ.
 Images = Tensor | list[Tensor]
-
-
-class TaskProtocol(Protocol):
-    """Every convention of a task that moves a number, frozen. name: a label that does not enter the hash."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def hash(self) -> str: ...
-
-    def as_dict(self) -> dict[str, object]: ...
-
-    def subset(self, *fields: str) -> dict[str, object]: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ class Task(ABC):
     """One way to put a model to the test.
 
     takes: the kinds of model that it can run; has_references: whether its batches have reference images;
-    keeps_images: whether every image is stored, so that it can be scored again without the model; dataset_kind: the
+    protocol: every convention that moves a number. keeps_images: whether every image is stored, so that it can be scored again without the model; dataset_kind: the
     class of dataset that it runs on; output_step: what a model does to make an image; unit: what an item is called.
     """
 
@@ -73,7 +60,7 @@ class Task(ABC):
     keeps_images: ClassVar[bool] = False
     output_step: ClassVar[str]
     unit: ClassVar[Literal["images", "prompts"]]
-    protocol: TaskProtocol
+    protocol: Conventions
 
     @abstractmethod
     def inputs(self, chunk: Chunk) -> Artifact:

@@ -31,6 +31,7 @@ class Generation(Task):
     takes = (Generator, Recorded)
     dataset_kind = PromptDataset
     has_references = False
+    protocol: GenerationProtocol
     output_step, unit = "generate", "prompts"
     keeps_images = True
 

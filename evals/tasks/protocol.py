@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -154,7 +155,9 @@ def to_tensor(images: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def native_images(evaluation: Tensor, sources: list[np.ndarray], size: int | None, protocol: ReconstructionProtocol) -> Tensor:
+def native_images(
+    evaluation: Tensor, sources: Sequence[np.ndarray], size: int | None, protocol: ReconstructionProtocol
+) -> Tensor:
     """What a tokenizer of input size `size` is given: float32 (B, 3, size, size) in [0, 1].
 
     evaluation: uint8 (B, 3, E, E); sources: the B decoded originals, read only when native_from is "source".

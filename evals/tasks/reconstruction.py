@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +46,7 @@ class Reconstruction(Task):
     takes = (Tokenizer, Recorded)
     dataset_kind = ImageDataset
     has_references = True
+    protocol: ReconstructionProtocol
     output_step, unit = "decode", "images"
 
     def __init__(self, dataset: ImageDataset, protocol: ReconstructionProtocol, round_trips: int = 1) -> None:
@@ -96,7 +97,9 @@ class Reconstruction(Task):
                 yield self._recorded(run, batch, seed_index)
             return
         artifact = self.tokens(run, batch.chunk)
-        encoded = self._stored(artifact, batch, run, cache) or self._encode(run, batch.references, batch, artifact, cache)
+        encoded = self._stored(artifact, batch, run, cache) or self._encode(
+            run, batch.references, batch, artifact, cache
+        )
         for seed_index in seed_indices:
             outputs = self._decode(run, batch, encoded, seed_index)
             for _ in range(1, self.round_trips):
@@ -125,9 +128,9 @@ class Reconstruction(Task):
         batch: Batch,
         artifact: Artifact | None,
         cache: Cache,
-        without: dict[int, str] | Any = None,
+        without: Mapping[int, str] | None = None,
     ) -> _Encoded:
-        """images: uint8 (B, 3, E, E). without: positions that an earlier step refused. Stores the tokens as `artifact`."""
+        """Stores tokens as `artifact`. images: uint8 (B, 3, E, E); without: positions that an earlier step refused."""
         info = run.info
         assert isinstance(info, TokenizerInfo)
         tokenizer = run.built()
@@ -208,7 +211,9 @@ def _outputs(called: Called[Tensor], references: Tensor, refused: dict[int, str]
 
 def _joined(parts: list[Tokens | Latents]) -> Tokens | Latents:
     tokens = [p for p in parts if isinstance(p, Tokens)]
-    return Tokens.cat(tokens) if len(tokens) == len(parts) else Latents.cat([p for p in parts if isinstance(p, Latents)])
+    return (
+        Tokens.cat(tokens) if len(tokens) == len(parts) else Latents.cat([p for p in parts if isinstance(p, Latents)])
+    )
 
 
 def _spread(tokens: Tokens, positions: list[int], count: int) -> Tokens:

@@ -1,6 +1,6 @@
 """Training batches as a pure function of (seed, step, sample): a resumed run needs no state of a loader.
 
-Each epoch is a permutation of the pictures; each sample is a random square crop, resized and perhaps mirrored.
+Each epoch is a permutation of the images; each sample is a random square crop, resized and perhaps mirrored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ ORDER, CROP, NOISE = 1, 2, 3
 
 @dataclass(frozen=True)
 class CropRange:
-    """Side, in pixels of a packed picture, of the square that is cut from it: log-uniform in [smallest, largest].
+    """Side, in pixels of a packed image, of the square that is cut from it: log-uniform in [smallest, largest].
 
-    Clipped to the picture's shorter side. The crop is then resized to the training size (antialiased bicubic), so a
+    Clipped to the image's shorter side. The crop is then resized to the training size (antialiased bicubic), so a
     128-pixel crop at 64 pixels looks like an evaluation tile at the tokenizer's native size.
     """
 
@@ -44,8 +44,8 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return rng(seed, ORDER, epoch).permutation(count)
 
 
-def picture_of(seed: int, position: int, count: int) -> int:
-    """Which of `count` pictures stands at `position` of the endless, epoch-wise shuffled sequence."""
+def image_of(seed: int, position: int, count: int) -> int:
+    """Which of `count` images stands at `position` of the endless, epoch-wise shuffled sequence."""
     epoch, place = divmod(position, count)
     return int(_permutation(seed, epoch, count)[place])
 
@@ -79,22 +79,22 @@ def _resized(square: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(square)).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
+def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     """uint8 (S, S, 3) each to float32 (B, 3, S, S), RGB in [0, 1], channels-last in memory."""
-    stacked = torch.from_numpy(np.stack([np.ascontiguousarray(p) for p in pictures]))
+    stacked = torch.from_numpy(np.stack([np.ascontiguousarray(p) for p in images]))
     return stacked.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
 def split(names: Sequence[str], validation: int) -> tuple[list[int], list[int]]:
-    """Indices of training and of validation pictures: the `validation` smallest by the sha256 of their names.
+    """Indices of training and of validation images: the `validation` smallest by the sha256 of their names.
 
-    So they do not depend on the order of the folder, and hardly on pictures that are added to it.
+    So they do not depend on the order of the folder, and hardly on images that are added to it.
     """
     order = sorted(range(len(names)), key=lambda i: sha256(names[i].encode()).hexdigest())
     return sorted(order[validation:]), order[:validation]
 
 
-class TrainingPictures:
+class TrainingImages:
     """Batches of one step: samples of step s are positions s * per_step ... (s + 1) * per_step - 1 of the sequence."""
 
     def __init__(self, pack: Pack, indices: Sequence[int], crops: CropRange, seed: int, per_step: int) -> None:
@@ -103,15 +103,15 @@ class TrainingPictures:
     def sample(self, step: int, sample: int, size: int) -> np.ndarray:
         """uint8 (size, size, 3), the given sample of a step."""
         position = step * self.per_step + sample
-        picture = self.indices[picture_of(self.seed, position, len(self.indices))]
-        return random_crop(self.pack[picture], size, self.crops, rng(self.seed, CROP, step, sample))
+        image = self.indices[image_of(self.seed, position, len(self.indices))]
+        return random_crop(self.pack[image], size, self.crops, rng(self.seed, CROP, step, sample))
 
 
 class Prefetcher:
     """Makes the next batches in threads while the current one trains; what it gives depends on its arguments alone."""
 
-    def __init__(self, pictures: TrainingPictures, workers: int, ahead: int = 2) -> None:
-        self.pictures, self.ahead = pictures, ahead
+    def __init__(self, images: TrainingImages, workers: int, ahead: int = 2) -> None:
+        self.images, self.ahead = images, ahead
         self.pool = ThreadPoolExecutor(workers)
         self.waiting: dict[tuple[int, int, tuple[int, ...]], list[Future]] = {}
 
@@ -119,13 +119,13 @@ class Prefetcher:
         """Begin to make a batch; more than `ahead` are not begun."""
         key = (step, size, tuple(samples))
         if key not in self.waiting and len(self.waiting) < self.ahead:
-            self.waiting[key] = [self.pool.submit(self.pictures.sample, step, i, size) for i in samples]
+            self.waiting[key] = [self.pool.submit(self.images.sample, step, i, size) for i in samples]
 
     def get(self, step: int, size: int, samples: Sequence[int]) -> Tensor:
         """float32 (len(samples), 3, size, size), RGB in [0, 1]."""
         futures = self.waiting.pop((step, size, tuple(samples)), None)
         if futures is None:
-            futures = [self.pool.submit(self.pictures.sample, step, i, size) for i in samples]
+            futures = [self.pool.submit(self.images.sample, step, i, size) for i in samples]
         return to_tensor([f.result() for f in futures])
 
     def close(self) -> None:

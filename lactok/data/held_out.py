@@ -17,7 +17,7 @@ import numpy as np
 @cache
 def _known() -> dict[str, str]:
     """sha256 (of a file or of decoded pixels) to the photograph's name."""
-    entries = json.loads((Path(__file__).parent / "held_out.json").read_text())["pictures"]
+    entries = json.loads((Path(__file__).parent / "held_out.json").read_text())["images"]
     return {entry[key]: entry["name"] for entry in entries for key in ("file_sha256", "pixels_sha256")}
 
 

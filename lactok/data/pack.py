@@ -1,30 +1,35 @@
-"""Pictures decoded once into one packed uint8 file, read through a memory map.
+"""Images decoded once into one packed uint8 file, read through a memory map.
 
-The pack stands in the run's folder, so a resumed run starts at once; it is made anew when the pictures change.
+The pack stands in the run's folder, so a resumed run starts at once; it is made anew when the images change, or the
+rules by which they are decoded.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
+from lactok.data.folder import DataError, list_images, unreadable
 from lactok.data.held_out import held_out_name
-from lactok.data.pictures import DataError, Unreadable, decode, list_pictures, unreadable_error
-from lactok.weights import sha256_of
+from lactok.files import explained, write_atomically
+from lactok.images.decode import VERSION, ImageError, decode, read_bytes
+from lactok.images.folder import printable
 
-PACK_VERSION = 1
+PACK_VERSION = 2
 
 
 @dataclass(frozen=True)
 class PackIndex:
-    """What a pack holds. names: paths relative to the root; sizes: (height, width) of each; offsets: in bytes."""
+    """What a pack holds. names: as `list_images` gives them; sizes: (height, width) of each; offsets: in bytes."""
 
     fingerprint: str
     names: list[str]
@@ -33,7 +38,7 @@ class PackIndex:
 
 
 class Pack:
-    """Decoded pictures: `pack[i]` is uint8 (H, W, 3) RGB, a view of the memory map."""
+    """Decoded images: `pack[i]` is uint8 (H, W, 3) RGB, a view of the memory map."""
 
     def __init__(self, index: PackIndex, data: np.ndarray) -> None:
         self.index, self._data = index, data
@@ -50,76 +55,84 @@ class Pack:
 def open_pack(
     root: str | os.PathLike, folder: str | os.PathLike, side: int, check_held_out: bool = True, workers: int = 4
 ) -> Pack:
-    """The pictures below `root`, shrunk (never enlarged) to a shorter side of at most `side` pixels.
+    """The images below `root`, shrunk (never enlarged) to a shorter side of at most `side` pixels.
 
-    folder: where `pictures.bin` and `pictures.json` stand or are written.
+    folder: where `images.bin` and `images.json` stand or are written.
     check_held_out: refuse photographs of the evaluation set; off only where nothing is evaluated.
-    Raises DataError for a missing or empty folder, for unreadable pictures (all listed) and for held-out ones.
+    Raises DataError for a missing or empty folder, for unreadable images (all listed) and for held-out ones,
+    WriteError for a folder that can't be written.
     """
-    paths = list_pictures(root)
-    base = Path(root).expanduser()
-    fingerprint = _fingerprint(paths, base, side, check_held_out)
-    data_path, index_path = Path(folder) / "pictures.bin", Path(folder) / "pictures.json"
+    paths = list_images(root)
+    fingerprint = _fingerprint(paths, side, check_held_out)
+    data_path, index_path = Path(folder) / "images.bin", Path(folder) / "images.json"
     if index_path.is_file() and data_path.is_file():
         index = PackIndex(**json.loads(index_path.read_text()))
         if index.fingerprint == fingerprint:
             return Pack(index, np.memmap(data_path, np.uint8, mode="r"))
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    index_path.unlink(missing_ok=True)  # from here on the old data file has no index
-    index = _write(paths, base, fingerprint, side, check_held_out, workers, data_path)
-    partial = index_path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(index)))
-    os.replace(partial, index_path)
+    with explained(data_path):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        index_path.unlink(missing_ok=True)  # from here on the old data file has no index
+        index = _write(paths, fingerprint, side, check_held_out, workers, data_path)
+    write_atomically(index_path, json.dumps(asdict(index)).encode())
     return Pack(index, np.memmap(data_path, np.uint8, mode="r"))
 
 
-def _fingerprint(paths: list[Path], base: Path, side: int, check_held_out: bool) -> str:
-    """sha256 hex over what the pack is made from: the files' names, sizes and modification times."""
-    rows = [f"{PACK_VERSION} {side} {check_held_out}"]
-    for path in paths:
-        stat = path.stat()
-        rows.append(f"{path.relative_to(base).as_posix()}\t{stat.st_size}\t{stat.st_mtime_ns}")
+def _fingerprint(paths: Mapping[str, Path], side: int, check_held_out: bool) -> str:
+    """sha256 hex over what the pack is made from: the files' names, sizes, modification times and those of their inodes
+    (`cp -p` and `tar x` keep the former), and the rules of decoding. Raises DataError."""
+    rows = [f"{PACK_VERSION} {VERSION} {PIL.__version__} {side} {check_held_out}"]
+    bad = []
+    for name, path in paths.items():
+        try:
+            stat = path.stat()
+            rows.append(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{stat.st_ctime_ns}")
+        except OSError as error:
+            bad.append(ImageError(printable(path), f"can't be read: {error.strerror or error}"))
+    if bad:
+        raise unreadable(bad)
     return sha256("\n".join(rows).encode()).hexdigest()
 
 
 def _write(
-    paths: list[Path], base: Path, fingerprint: str, side: int, check_held_out: bool, workers: int, target: Path
+    paths: Mapping[str, Path], fingerprint: str, side: int, check_held_out: bool, workers: int, target: Path
 ) -> PackIndex:
-    """Decode all pictures into `target`, in order."""
-    bad: list[Unreadable] = []
+    """Decode all images into `target`, in order."""
+    bad: list[ImageError] = []
     refused: list[str] = []
     index = PackIndex(fingerprint, [], [], [])
     offset = 0
     with ThreadPoolExecutor(workers) as pool, open(target, "wb") as file:
-        for path, result in zip(paths, pool.map(lambda p: _prepare(p, side, check_held_out), paths)):
-            if isinstance(result, Unreadable):
+        prepared = pool.map(lambda path: _prepare(path, side, check_held_out), paths.values())
+        for name, result in zip(paths, prepared):
+            if isinstance(result, ImageError):
                 bad.append(result)
             elif isinstance(result, str):
-                refused.append(f"  {path}: {result}")
+                refused.append(f"  {printable(paths[name])}: {result}")
             else:
                 file.write(result.tobytes())
-                index.names.append(path.relative_to(base).as_posix())
+                index.names.append(name)
                 index.sizes.append((result.shape[0], result.shape[1]))
                 index.offsets.append(offset)
                 offset += result.size
     if bad:
-        raise unreadable_error(bad)
+        raise unreadable(bad)
     if refused:
         raise DataError(
-            f"{len(refused)} picture(s) belong to the evaluation set, and training on them would spoil every number:\n"
+            f"{len(refused)} image(s) belong to the evaluation set, and training on them would spoil every number:\n"
             + "\n".join(refused)
             + "\nTake them out of data.root, then run again"
         )
     return index
 
 
-def _prepare(path: Path, side: int, check_held_out: bool) -> np.ndarray | Unreadable | str:
+def _prepare(path: Path, side: int, check_held_out: bool) -> np.ndarray | ImageError | str:
     """Decoded and shrunk pixels, or why it can't be read, or the held-out photograph that it is."""
     try:
-        pixels = decode(path)
-    except ValueError as error:
-        return Unreadable(str(path), str(error))
-    if check_held_out and (name := held_out_name(sha256_of(path), pixels)):
+        data = read_bytes(path)
+        pixels = decode(data).pixels
+    except ImageError as error:
+        return ImageError(printable(path), error.reason)
+    if check_held_out and (name := held_out_name(sha256(data).hexdigest(), pixels)):
         return f"is {name} of scikit-image"
     return shrink(pixels, side)
 

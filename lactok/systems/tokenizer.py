@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lactok.interface import Codes, Tokenizer, TokenizerInfo, TrainingCompute
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models.accelerators import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
 from lactok.models.lactok import LacTok, LacTokConfig, meta_model
 from lactok.models.ladd_keymap import load_official
@@ -128,8 +128,8 @@ class LacTokTokenizer(Tokenizer):
     def info(self) -> TokenizerInfo:
         return TokenizerInfo(
             family="LacTok",
-            ids_per_image=self._side**2,
-            vocabulary=self.model.config.vq.codebook_size,
+            tokens_per_image=self._side**2,
+            codebook_size=self.model.config.vq.codebook_size,
             input_size=self._input_size,
             output_size=self._output_size,
             deterministic=False,
@@ -137,22 +137,22 @@ class LacTokTokenizer(Tokenizer):
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Codes:
+    def encode(self, images: Tensor) -> Tokens:
         """Pictures (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
         if images.shape[1:] != (3, self._input_size, self._input_size):
             raise ValueError(
                 f"pictures of shape {tuple(images.shape)}, expected (B, 3, {self._input_size}, {self._input_size}); "
                 "the protocol resizes to info.input_size"
             )
-        return Codes(ids=self.model.encode(2 * images - 1).ids.flatten(1))
+        return Tokens(self.model.encode(2 * images - 1).ids.flatten(1))
 
     @torch.no_grad()
-    def decode(self, codes: Codes, seeds: Sequence[int]) -> Tensor:
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
         """Ids (B, N) to pictures (B, 3, S, S) in [0, 1]; all noise of picture i follows from seeds[i] alone.
 
         Raises ValueError for ids that are none.
         """
-        ids, size = codes.ids, self.model.config.vq.codebook_size
+        ids, size = tokens.ids, self.model.config.vq.codebook_size
         if ids is None or ids.shape[1:] != (self._side**2,):
             seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
             raise ValueError(f"{seen}, expected ids of shape (B, {self._side**2})")

@@ -28,7 +28,8 @@ def main(arguments: list[str]) -> int:
     except (TrainConfigError, RegistryError) as error:
         return _fail(str(error), 2)
 
-    from lactok.data.pictures import DataError
+    from lactok.data.folder import DataError
+    from lactok.files import WriteError
     from lactok.train.loop import TrainingDiverged, train
     from lactok.train.run_folder import RunFolderError
     from lactok.weights import WeightsError
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
         if isinstance(run, Chain):
             return _dry(run.compose_all()) if run.settings[0].dry_run else _chain(run)
         return _dry([run]) if run[0].dry_run else _one(train(*run))
-    except (DataError, RunFolderError, WeightsError) as error:
+    except (DataError, RunFolderError, WeightsError, WriteError) as error:
         return _fail(str(error), 2)
     except TrainingDiverged as error:
         return _fail(str(error), 1)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lactok.data.pictures import Unreadable, decode, list_pictures, unreadable_error
+from lactok.data.folder import list_images, unreadable
+from lactok.images.decode import ImageError, decode
+from lactok.images.folder import printable
 from lactok.train.config import DataConfig, TrainConfig
 from lactok.train.recipe import Recipe
 from lactok.train.simulate import StepCost, recomputed_as_on_cuda, step_cost
@@ -114,18 +116,18 @@ def _network(name: str, module: nn.Module) -> Network:
 
 
 def look_at_data(root: str) -> DataLook:
-    """Count the pictures below `root` and decode a few. Raises DataError for none, or for some that can't be read."""
-    paths = list_pictures(root)
+    """Count the images below `root` and decode a few. Raises DataError for none, or for some that can't be read."""
+    paths = list(list_images(root).values())
     count = min(DECODED, len(paths))
     chosen = [paths[i * (len(paths) - 1) // max(1, count - 1)] for i in range(count)]
     sides, bad = [], []
     for path in chosen:
         try:
-            sides.append(min(decode(path).shape[:2]))
-        except ValueError as error:
-            bad.append(Unreadable(str(path), str(error)))
+            sides.append(min(decode(path).pixels.shape[:2]))
+        except ImageError as error:
+            bad.append(ImageError(printable(path), error.reason))
     if bad:
-        raise unreadable_error(bad)
+        raise unreadable(bad)
     return DataLook(len(paths), tuple(sides))
 
 

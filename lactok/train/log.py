@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
+
+from lactok.files import write_atomically
+from lactok.progress import bar
 
 
 class CsvLog:
@@ -30,11 +33,10 @@ class CsvLog:
         kept = [row for row in self.rows() if row["step"] <= step]
         if not self.path.is_file():
             return
-        partial = self.path.with_suffix(".partial")
-        with open(partial, "w", newline="") as file:
-            for row in kept:
-                self._write(file, row, header=row is kept[0])
-        os.replace(partial, self.path)
+        text = io.StringIO(newline="")
+        for row in kept:
+            self._write(text, row, header=row is kept[0])
+        write_atomically(self.path, text.getvalue().encode())
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
         """Add one row; it is on disk when this returns."""
@@ -80,11 +82,9 @@ class Reporter:
         self.total = total_steps
         self.bar = None
         if show and sys.stderr.isatty():
-            self.bar = Progress(
-                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
-                console=self.console,
-            )  # fmt: skip
-            self.task = self.bar.add_task("", total=total_steps, completed=first_step)
+            values = TextColumn("{task.fields[values]}")
+            self.bar = bar(self.console, MofNCompleteColumn(), values, transient=False)
+            self.task = self.bar.add_task("training", total=total_steps, completed=first_step, values="")
             self.bar.start()
 
     def step(self, done: int) -> None:
@@ -97,7 +97,7 @@ class Reporter:
         shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         text = f"{images_per_second:.1f} images/s  {shown}"
         if self.bar:
-            self.bar.update(self.task, description=text)
+            self.bar.update(self.task, values=text)
         else:
             left = f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d} left"
             self.say(f"step {done}/{self.total}  {left}  {text}")

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lactok.data.batches import (
     CropRange,
     Prefetcher,
-    TrainingPictures,
+    TrainingImages,
     centre_crop,
     noise_seed,
     random_crop,
@@ -33,8 +33,8 @@ from lactok.data.batches import (
     split,
     to_tensor,
 )
+from lactok.data.folder import DataError
 from lactok.data.pack import Pack
-from lactok.data.pictures import DataError
 from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import OptimizerConfig, TrainConfig
 from lactok.train.log import CsvLog, Reporter, plot
@@ -243,8 +243,8 @@ class _Run:
         self.per_rank = config.batch_size
         self.per_step = config.batch_size * config.accumulation * self.accelerator.num_processes
         crops = CropRange(data.smallest_crop, data.largest_crop)
-        pictures = TrainingPictures(self.pack, training, crops, config.seed, self.per_step)
-        self.prefetcher = Prefetcher(pictures, workers=2 if self.accelerator.device.type == "cpu" else 12)
+        images = TrainingImages(self.pack, training, crops, config.seed, self.per_step)
+        self.prefetcher = Prefetcher(images, workers=2 if self.accelerator.device.type == "cpu" else 12)
         self.shown = _shown(self.pack, validation, self.recipe.image_size, crops)
         self.measured = _measured(self.pack, validation, self.recipe.image_size, crops)
 

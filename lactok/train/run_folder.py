@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from lactok.checkpoint_file import tensors_sha256
 from lactok.data.pack import Pack, open_pack
+from lactok.files import write_atomically
 from lactok.interface import TrainingCompute
 from lactok.train.config import FREE_ON_RESUME, TrainConfig
 from lactok.weights import LocalWeights, WeightsSource, locate, locate_all
@@ -39,7 +40,7 @@ class Cost(Protocol):
 
 
 def data_fingerprint(pack: Pack) -> str:
-    """sha256 hex over the pictures' names and sizes, in order."""
+    """sha256 hex over the images' names and sizes, in order."""
     return sha256(json.dumps([pack.index.names, pack.index.sizes]).encode()).hexdigest()
 
 
@@ -53,7 +54,7 @@ def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
 
 
 def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> Pack:
-    """The run's pictures, after its folder was claimed.
+    """The run's images, after its folder was claimed.
 
     Raises WeightsError for what it starts from, DataError, or RunFolderError for a folder that holds another run.
     """
@@ -85,7 +86,7 @@ def claim(
 
     paths: options that name files; inputs: what those hold, which is compared in their place.
 
-    Raises RunFolderError when a setting that moves the weights differs from the run in the folder.
+    Raises WriteError, and RunFolderError when a setting that moves the weights differs from the run in the folder.
     """
     named = {f"options.{name}" for name in paths}
     wanted = {k: v for k, v in _binding(asdict(config)).items() if k not in named} | {"data": fingerprint}
@@ -93,8 +94,7 @@ def claim(
         wanted["inputs"] = list(inputs)
     path = folder / "config.json"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2) + "\n")
+        write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
         return
     seen = json.loads(path.read_text())
     wanted = json.loads(json.dumps(wanted))

@@ -1,0 +1,101 @@
+"""Any folder of images, searched recursively; any file name will do (lactok/images/folder.py).
+
+An item's id is the file's path below the folder with forward slashes (see `identifier` there), items are sorted by id,
+and an item's content hash is the sha256 of the file. Every image is decoded once before a run starts, so that bad ones
+are known together and at once.
+"""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from evals.datasets.base import (
+    BadImage,
+    BadImages,
+    DatasetError,
+    DatasetNeeds,
+    DatasetRequest,
+    ImageDataset,
+    spread,
+)
+from evals.datasets.images.preflight import check_all, count_notes, decode_checked
+from lactok.images.decode import extensions, read_bytes
+from lactok.images.folder import Listing, list_folder, printable
+from lactok.items import Item
+
+
+class Folder(ImageDataset):
+    """Images of a folder; each is its own cluster."""
+
+    name = "folder"
+
+    def __init__(
+        self, items: list[Item], paths: dict[str, Path], left_out: list[BadImage], notes: list[str], index: Path
+    ) -> None:
+        self.items = items
+        self.left_out = left_out
+        self.notes = notes
+        self._paths = paths
+        self._index = index
+
+    @classmethod
+    def open(cls, request: DatasetRequest) -> Folder:
+        """The images below the root. With a limit only the taken images are looked at, and may be found bad.
+
+        Raises BadImages with all bad files, or leaves them out under "skip"; DatasetError for a folder that is not
+        there or has no images.
+        """
+        folder = _existing_folder(request.root)
+        listing = list_folder(folder)
+        if not listing.images and not listing.unlisted:
+            raise _nothing_found(folder, listing)
+        paths = {i: listing.images[i] for i in spread(sorted(listing.images), request.limit)}
+        place = os.path.realpath(folder)
+        index = request.cache_dir / f"folder-{sha256(os.fsencode(place)).hexdigest()[:16]}.json"
+        checked, note = check_all(paths, index)
+        bad = [BadImage(printable(paths[i]), checked[i].reason) for i in paths if checked[i].reason]
+        bad += [BadImage(error.path, error.reason) for error in listing.unlisted]
+        good = [i for i in paths if not checked[i].reason]
+        if bad and request.on_bad_image == "stop":
+            raise BadImages(bad)
+        if not good:
+            raise DatasetError(
+                f"none of the {len(bad)} images in {printable(folder)} can be read; "
+                f"the first: {bad[0].path}: {bad[0].reason}"
+            )
+        notes = count_notes(checked[i] for i in good)
+        if listing.aside:
+            notes.append(f"{listing.aside.total():,} other file(s) in the folder left aside: {listing.aside_counts}")
+        if note:
+            notes.append(note)
+        return cls([Item(i, i, checked[i].sha256) for i in good], {i: paths[i] for i in good}, bad, notes, index)
+
+    @classmethod
+    def needs(cls) -> DatasetNeeds:
+        return DatasetNeeds("any folder of images, recursive: dataset=folder dataset.root=DIR", None)
+
+    def read(self, item: Item) -> np.ndarray:
+        path = self._paths[item.id]
+        return decode_checked(lambda: read_bytes(path), printable(path), item, self._index)
+
+
+def _existing_folder(root: str | None) -> Path:
+    if root is None:
+        raise DatasetError("dataset=folder needs a folder: write dataset=folder dataset.root=DIR")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        found = "is a file: name the folder that holds it" if folder.exists() else "does not exist"
+        raise DatasetError(f"dataset.root={printable(folder)} {found} (absolute: {printable(folder.absolute())})")
+    return folder
+
+
+def _nothing_found(folder: Path, listing: Listing) -> DatasetError:
+    found = f"{listing.aside.total():,} other file(s): {listing.aside_counts}" if listing.aside else "no files at all"
+    return DatasetError(
+        f"no images in {printable(folder.absolute())}: found {found}. Looked, in all folders below it, for names "
+        f"that end in {' '.join(sorted(extensions()))}"
+    )

@@ -1,0 +1,41 @@
+"""Output on consoles that can't show every symbol: what has no character there is spelled in ASCII."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import sys
+
+HANDLER = "lactok.spelled"
+SPELLED = {
+    "∞": "inf", "±": "+-", "−": "-", "–": "-", "—": "-", "→": "->", "↑": "^", "↓": "v", "×": "x", "é": "e", "…": "...",
+}  # fmt: skip
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+
+
+def spelled(text: str, encoding: str | None) -> str:
+    """The text as a console of that encoding shows it: symbols that it lacks as ASCII, other characters as \\uXXXX."""
+    encoding = encoding or "ascii"
+    return text.encode(encoding, _registered()).decode(encoding)
+
+
+def spell_standard_streams() -> None:
+    """Let stdout and stderr spell what their encoding lacks, in place of raising UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a test's or a notebook's stream may be of another kind
+            stream.reconfigure(errors=_registered())
+
+
+def _registered() -> str:
+    codecs.register_error(HANDLER, _spell)
+    return HANDLER
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    marked = re.sub(
+        "[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: f"[{m[0].translate(SUPERSCRIPTS)}]", error.object[error.start : error.end]
+    )
+    known = "".join(SPELLED.get(character, character) for character in marked)
+    return known.encode("ascii", "backslashreplace").decode("ascii"), error.end

@@ -1,0 +1,60 @@
+"""Files are written whole or not at all, and an error of the file system says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class WriteError(Exception):
+    """A file can't be written; the message names it, says why, and that finished work is kept. Exit status 2."""
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns the OSErrors of writing to `path` into a WriteError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full: free some space"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            reason = f"the folder can't be written ({error.strerror}): name another by out=DIR"
+        else:
+            reason = f"{error.strerror or error}"
+        raise WriteError(f"can't write {path}: {reason}. Finished work is kept; the same command resumes") from error
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk. Raises OSError."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, its folder too where that is missing. Raises WriteError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_synced(temporary, content)
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file; a process that is killed meanwhile leaves at most a part of it, without its end.
+
+    Raises WriteError.
+    """
+    with explained(path), open(path, "ab") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,191 @@
+"""An image file to the uint8 RGB array that evaluation and training start from.
+
+The rules, whose version is the protocol's `decode`: the EXIF orientation is applied; alpha is composited over white;
+grey, palette, CMYK (Adobe's inverted one too) and YCbCr become RGB as Pillow converts them, without colour profiles;
+16-bit samples are scaled to 8 bits by v * 255 / 65535, rounded; of several frames the first one is taken. A file that
+can't be decoded whole is refused.
+
+Two limits of Pillow: it reduces images with more than one 16-bit channel (RGB, RGBA, grey with alpha) itself, by
+keeping the high byte of each sample, which is at most 1 of 255 away from the rounded value (images that were widened
+from 8 bits by v * 257 come back exactly); and floating-point samples have no stated range, so they are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+# The version of the rules above: raise it when the same file gives other pixels.
+VERSION = 1
+
+# Pillow's own warning threshold, a quarter of a GiB at 3 bytes a pixel: few enough that several images decode at
+# once in a few GB. An image may be as wide as it likes below that.
+MAX_PIXELS = 89_478_485
+
+# Formats that Pillow names but that hold no raster it can decode by itself: EPS starts Ghostscript, the others need a
+# loader that Pillow does not bring, or are recognised only.
+_NOT_DECODED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+
+# What undoes EXIF orientation 2 to 8 (EXIF 2.32, 4.6.4, tag 0x0112).
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+NOTE_FRAMES = "several frames: the first one is used"
+NOTE_ALPHA = "alpha composited over white"
+NOTE_SIXTEEN = "16-bit colour: Pillow keeps the high byte of each sample"
+
+
+class ImageError(Exception):
+    """A file can't be used as an image. path: as it was given ("<bytes>" for bytes); reason: one line."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """pixels: uint8 (H, W, 3) RGB, contiguous; notes: what was given up on the way, one fixed text for each kind."""
+
+    pixels: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def decode(source: str | os.PathLike | bytes) -> Decoded:
+    """The image in a file, or in the bytes of one. Safe to call from threads.
+
+    Raises ImageError for a file that can't be read, is empty, truncated or damaged, is no image, has
+    floating-point samples, or has more than MAX_PIXELS pixels.
+    """
+    if isinstance(source, bytes):
+        return _decode(source, "<bytes>")
+    return _decode(read_bytes(source), os.fspath(source))
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """A file's bytes. Raises ImageError, with the system's reason, when it can't be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(os.fspath(path), f"can't be read: {error.strerror or error}") from error
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The names of the formats that are decoded."""
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - _NOT_DECODED))
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """Endings of those formats' files, lower case, with the dot."""
+    decoded = {*formats(), "MPO"}  # Pillow opens MPO by its JPEG plugin
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in decoded)
+
+
+def has_image_ending(name: str) -> bool:
+    """Whether a file's name ends as those of the decoded formats do, in upper or lower case."""
+    return os.path.splitext(name)[1].lower() in extensions()
+
+
+def holds_image(path: str | os.PathLike) -> bool:
+    """Whether a file begins as one of the decoded formats does, whatever its name; its pixels are not read."""
+    try:
+        with Image.open(path, formats=formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True  # `decode` will say that it is too large
+    except Exception:  # Pillow's plugins raise nearly every built-in error on files that are none of theirs
+        return False
+
+
+def _decode(data: bytes, name: str) -> Decoded:
+    if not data:
+        raise ImageError(name, "the file is empty (0 bytes)")
+    # Another package may have set it; half an image must never be scored.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(name, _too_large(image.width * image.height, f"{image.width} x {image.height}, "))
+            sixteen = _is_sixteen_bit_colour(image)
+            image.load()
+            orientation = image.getexif().get(_ORIENTATION_TAG)
+            alpha = _is_transparent(image)
+            rgb = _to_rgb(image)
+            notes = ((NOTE_FRAMES, getattr(image, "is_animated", False)), (NOTE_ALPHA, alpha), (NOTE_SIXTEEN, sixteen))
+    except ImageError as error:
+        raise ImageError(name, error.reason) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(name, f"not an image in a format that Pillow {PIL.__version__} reads") from error
+    except Image.DecompressionBombError as error:
+        seen = re.search(r"\d+", str(error))
+        raise ImageError(name, _too_large(int(seen[0])) if seen else str(error)) from error
+    except Exception as error:  # Pillow's plugins raise nearly every built-in error on damaged files
+        raise ImageError(name, f"can't be decoded whole: {str(error) or type(error).__name__}") from error
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return Decoded(np.array(rgb, dtype=np.uint8, order="C"), tuple(note for note, applies in notes if applies))
+
+
+def _too_large(pixels: int, sides: str = "") -> str:
+    return f"too large: {sides}{pixels:,} pixels; at most {MAX_PIXELS:,} are decoded"
+
+
+def _is_sixteen_bit_colour(image: Image.Image) -> bool:
+    """Whether Pillow's unpacker will drop low bytes; told from the raw mode of the file's tiles, before loading."""
+    return any(re.search(r"\b(RGB[AX]?|LA);16[BLN]", str(tile.args)) for tile in getattr(image, "tile", ()))
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel is less than opaque."""
+    if not image.has_transparency_data:
+        return False
+    if image.mode.startswith("I"):
+        return bool((np.asarray(image) == image.info["transparency"]).any())
+    return bool((np.asarray(image.convert("RGBA").getchannel("A")) < 255).any())
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image to mode RGB."""
+    if image.mode == "F":
+        raise ImageError("", "floating-point samples have no stated range: convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _from_sixteen_bits(image)
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Grey samples 0 to 65535 to RGB; v * 255 / 65535 = v / 257 has no halves to round."""
+    samples = np.asarray(image)
+    low, high = int(samples.min()), int(samples.max())
+    if low < 0 or high > 65535:
+        raise ImageError("", f"integer samples from {low} to {high}: expected 0 to 65535; convert it to 16 bits")
+    scaled = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if "transparency" in image.info:
+        scaled[samples == image.info["transparency"]] = 255
+    return Image.fromarray(scaled).convert("RGB")

@@ -1,0 +1,237 @@
+"""Prompts run through the engine as images do: a generator that paints its prompt's colour, judges that read prompts."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.support import ROOT, environment, evals, install_plugin, table, the_run
+
+PAINT = """
+import torch
+from collections.abc import Mapping
+from evals.metrics.base import Column, ImageMetric
+from evals.suites.catalog import Suite
+from lactok.interface import Generator, GeneratorInfo, ItemsRefused, Recorded, RecordedInfo
+
+COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+SUITE = Suite("paint", "colours from prompts", task="generation", settings={"dataset": "prompts", "metrics": "[judge]"})
+
+
+def colour_of(item):
+    return next((rgb for name, rgb in COLOURS.items() if name in item.payload), None)
+
+
+class Painter(Generator):
+    '''The prompt's colour with a little noise, at a side that depends on the prompt.'''
+
+    deterministic = False
+
+    @property
+    def info(self):
+        return GeneratorInfo("paint", deterministic=self.deterministic, settings={"steps": 1})
+
+    def generate(self, items, seed_indices, seeds):
+        refused = {i: "no colour in it" for i, item in enumerate(items) if colour_of(item) is None}
+        if refused:
+            raise ItemsRefused(refused)
+        images = []
+        for item, seed in zip(items, seeds):
+            side = 24 if "large" in item.payload else 16
+            noise = torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed))
+            images.append(0.9 * torch.tensor(colour_of(item))[:, None, None] + 0.1 * noise)
+        return images
+
+
+class Grey(Painter):
+    '''The same grey for every prompt: it gets no colour right.'''
+
+    deterministic = True
+
+    def generate(self, items, seed_indices, seeds):
+        return torch.full((len(items), 3, 16, 16), 0.5)
+
+
+class Old(Recorded):
+    '''Images that were made elsewhere: all red.'''
+
+    @property
+    def info(self):
+        return RecordedInfo("recorded")
+
+    def images(self, items, seed_indices):
+        return torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(len(items), 3, 16, 16)
+
+
+class Judge(ImageMetric):
+    '''Whether the strongest channel is the prompt's colour; the summary is the plain mean of the tasks' means.'''
+
+    name, summary, needs_reference = "judge", "colour of the prompt", False
+    columns = (
+        Column("right", "higher", unit="%"),
+        Column("overall", "higher", unit="%", mean=False),
+        Column("objects", "higher", unit="%", mean=False),
+    )
+
+    def embed(self, images, items):
+        return images.float().mean(dim=(2, 3))
+
+    def score(self, reference, embedding, items):
+        assert reference is None
+        wanted = [None if colour_of(item) is None else torch.tensor(colour_of(item)).argmax() for item in items]
+        top = embedding.argmax(dim=1)
+        even = embedding.amax(dim=1) == embedding.amin(dim=1)
+        right = [float(w is not None and t == w and not e) for w, t, e in zip(wanted, top, even)]
+        return {"right": torch.tensor(right, dtype=torch.float64)}
+
+    @classmethod
+    def summarise(cls, values, items):
+        tasks = sorted({item.tags["task"] for item in items})
+        means = {task: values["right"][:, [i.tags["task"] == task for i in items]].mean() for task in tasks}
+        return {"overall": sum(means.values()) / len(means), "objects": means.get("objects", 0.0)}
+"""
+NAMES = {
+    "generators": {"painter": "Painter", "grey": "Grey", "old": "Old"},
+    "metrics": {"judge": "Judge"},
+    "suites": {"paint": "SUITE"},
+}
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    return install_plugin(tmp_path / "plugin", "paintplugin", PAINT, {}, **NAMES)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """40 prompts of two tasks, so that there are several chunks."""
+    path = tmp_path / "prompts.jsonl"
+    lines = [
+        {"prompt": f"a {size} {colour} {thing} number {n}", "task": task}
+        for n in range(10)
+        for colour, size in (("red", "small"), ("blue", "large"))
+        for thing, task in (("ball", "objects"), ("sky", "scenes"))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def run(prompts: Path, out: Path, plugin: Path, *more: str):
+    return evals("suite=paint", f"dataset.root={prompts}", f"out={out}", *more, plugins=(plugin,))
+
+
+def test_generators_are_judged_by_their_prompts(tmp_path: Path, plugin: Path, prompts: Path):
+    done = run(prompts, tmp_path / "out", plugin, "seeds=3")
+    assert done.returncode == 0, done.stderr
+    found = table(tmp_path / "out")
+    assert found.loc["painter", "right"] == 1
+    assert found.loc["painter", "overall"] == 1
+    assert found.loc["grey", "right"] == 0
+    assert found.loc["old", "right"] == 0.5  # half of the prompts are red
+    assert found.loc["old", "overall"] == 0.5
+    assert found.loc["old", "overall_low"] < 0.5 < found.loc["old", "overall_high"]
+    frame = pd.read_parquet(the_run(tmp_path / "out") / "per_image.parquet")
+    assert set(frame[frame.row == "painter"].seed_index) == {0, 1, 2}
+    assert set(frame[frame.row == "grey"].seed_index) == {0}
+    report = (the_run(tmp_path / "out") / "report.md").read_text()
+    assert "40 prompts" in report
+    assert "prompts/s" in done.stderr or "prompts" in done.stdout
+
+
+def test_a_refused_prompt_is_named_and_the_rest_is_scored(tmp_path: Path, plugin: Path, prompts: Path):
+    prompts.write_text(prompts.read_text() + json.dumps({"prompt": "a cat", "task": "objects"}) + "\n")
+    done = run(prompts, tmp_path / "out", plugin)
+    found = table(tmp_path / "out")
+    assert found.loc["painter", "right"] == 1
+    record = json.loads((the_run(tmp_path / "out") / "run.json").read_text())
+    painter = next(row for row in record["rows"] if row["name"] == "painter")
+    assert list(painter["refused"].values()) == ["no colour in it"]
+    assert painter["cells"]["right"]["count"] == 40
+    assert "1 of 41 items refused" in painter["cells"]["right"]["note"]
+    assert "no colour in it" in (the_run(tmp_path / "out") / "report.md").read_text()
+    assert done.returncode in (0, 1)
+
+
+def test_images_are_kept_and_judged_again_without_the_generator(tmp_path: Path, plugin: Path, prompts: Path):
+    assert run(prompts, tmp_path / "out", plugin).returncode == 0
+    first = table(tmp_path / "out")
+    source = (plugin / "paintplugin.py").read_text()
+    harsher = source.replace('name, summary, needs_reference = "judge"', 'version = 2\n    name, summary, needs_reference = "judge"')
+    (plugin / "paintplugin.py").write_text(harsher.replace("class Painter(Generator):", "class Painter(Generator):"))
+    again = run(prompts, tmp_path / "out", plugin)
+    assert again.returncode == 0, again.stderr
+    assert (table(tmp_path / "out") if len(list((tmp_path / "out" / "runs").iterdir())) == 1 else first).equals(first)
+
+
+def test_kill_and_resume_give_the_table_of_a_clean_run(tmp_path: Path, plugin: Path, prompts: Path):
+    slow = (plugin / "paintplugin.py").read_text().replace(
+        "        images = []\n", "        import time; time.sleep(0.1)\n        images = []\n"
+    )
+    (plugin / "paintplugin.py").write_text(slow)
+    arguments = ["suite=paint", f"dataset.root={prompts}", "workers=1"]
+    assert evals(*arguments, f"out={tmp_path / 'clean'}", plugins=(plugin,)).returncode == 0
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evals.run", *arguments, f"out={out}"],
+        cwd=ROOT, env=environment(plugin), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not list(out.glob("cache/images/*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(out.glob("runs/*/table.csv")), "it was to be killed before it ended"
+    assert evals(*arguments, f"out={out}", plugins=(plugin,)).returncode == 0
+    for name in ("table.csv", "table.parquet", "per_image.parquet", "contact.png"):
+        assert (the_run(out) / name).read_bytes() == (the_run(tmp_path / "clean") / name).read_bytes(), name
+
+
+def test_two_workers_give_the_table_of_one(tmp_path: Path, plugin: Path, prompts: Path):
+    for workers in (1, 2):
+        done = run(prompts, tmp_path / str(workers), plugin, f"workers={workers}", "seeds=2")
+        assert done.returncode == 0, done.stderr
+    for name in ("table.csv", "per_image.parquet"):
+        one, two = (the_run(tmp_path / str(workers)) / name for workers in (1, 2))
+        assert one.read_bytes() == two.read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("replaced", "by", "reason"),
+    [
+        ("            images.append(0.9", "            raise SystemExit(3)\n            images.append(0.9", "sys.exit"),
+        ("images.append(0.9 *", "images.append(255.0 *", r"expected RGB in [0, 1]"),
+        ("        return images\n", "        return images[1:]\n", "for a batch of"),
+    ],
+)
+def test_a_failing_generator_is_named_and_the_others_go_on(
+    tmp_path: Path, plugin: Path, prompts: Path, replaced: str, by: str, reason: str
+):
+    source = (plugin / "paintplugin.py").read_text()
+    assert source.count(replaced) >= 1
+    (plugin / "paintplugin.py").write_text(source.replace(replaced, by, 1))
+    done = run(prompts, tmp_path / "out", plugin)
+    assert done.returncode == 1
+    record = json.loads((the_run(tmp_path / "out") / "run.json").read_text())
+    rows = {row["name"]: row for row in record["rows"]}
+    assert rows["painter"]["status"] == "failed"
+    assert reason in rows["painter"]["error"]
+    assert rows["grey"]["status"] == "ok"
+
+
+def test_a_metric_of_reference_images_is_refused_by_name(tmp_path: Path, plugin: Path, prompts: Path):
+    done = run(prompts, tmp_path / "out", plugin, "metrics=[judge,psnr]")
+    assert done.returncode == 1
+    record = json.loads((the_run(tmp_path / "out") / "run.json").read_text())
+    assert any(line.startswith("psnr: ") and "reference images" in line for line in record["missing_metrics"])
+    assert table(tmp_path / "out").loc["painter", "right"] == 1
+
+
+def test_a_tokenizer_is_no_generator(tmp_path: Path, plugin: Path, prompts: Path):
+    done = run(prompts, tmp_path / "out", plugin, "generators=[identity]")
+    assert done.returncode == 2
+    assert "identity is no Generator or Recorded" in done.stderr
