@@ -421,7 +421,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_old_report(tmp_path, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("evals.engine.store._write_synced", full)
+    monkeypatch.setattr("lactok.files.write_synced", full)
     with pytest.raises(StoreError, match="the disk is full"):
         write_report(make_run(complete=False), tmp_path)
     assert (tmp_path / "report.md").read_text() == before

@@ -6,10 +6,11 @@ import sys
 from typing import Any
 
 HELP = """\
-usage: python -m evals list [tokenizers] [generators] [datasets] [suites] [metrics] [protocols]
+usage: python -m evals list [tokenizers] [generators] [calibration] [datasets] [suites] [metrics]
+                            [protocols]
 
 Shows the names that `python -m evals.run` takes, what each needs (checkpoints, data) and whether that is here.
-Nothing is downloaded. Without a word: all six.
+Nothing is downloaded. Without a word: all seven.
 """
 
 
@@ -18,6 +19,7 @@ def main(argv: list[str]) -> int:
     sections = {
         "tokenizers": lambda: _models("tokenizers"),
         "generators": lambda: _models("generators"),
+        "calibration": lambda: _models("calibration"),
         "datasets": _datasets,
         "suites": _suites,
         "metrics": _metrics,
@@ -52,10 +54,11 @@ def _show(table: Any) -> None:
 
 
 def _models(group: str) -> int:
-    """The models of a group of plugins, "tokenizers" or "generators"."""
+    """The models of a group of plugins: "tokenizers", "generators" or "calibration"."""
     from lactok import registry
 
-    title = f"{group.capitalize()} ({group}=NAME)"
+    key = "tokenizers" if group == "calibration" else group
+    title = f"{group.capitalize()} ({key}=NAME)"
     table = _table(title, "name", "scale", "package", "licence code / weights", "needs", "here")
     broken, missing = 0, []
     for name, entry in registry.entries(group).items():
