@@ -1,4 +1,4 @@
-"""The paper's tables: as suites, put together from runs, with published figures beside measured ones that compare."""
+"""The paper's tables: as suites, put together from runs, with published figures compared with measured ones."""
 
 import re
 from dataclasses import replace
@@ -158,10 +158,10 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path, capsys):
     assert [int(n) for n, _, _ in listed] == list(range(1, len(listed) + 1))
     assert f"lacks {len(listed)}:" in told
     assert ("dataset", "folder") in [found[1:] for found in listed]
-    lacking = {name for _, kind, name in listed if kind == "model"}
+    missing = {name for _, kind, name in listed if kind == "model"}
     here = re.search("weights are here: (.*?)\\. ", told).group(1).split(", ")
-    assert lacking | set(here) - {"none"} == {f.tokenizer for f in published(1)}
-    assert {"lactok-h", "lactok-h-star"} <= lacking, "never published"
+    assert missing | set(here) - {"none"} == {f.tokenizer for f in published(1)}
+    assert {"lactok-h", "lactok-h-star"} <= missing, "never published"
     assert not (tmp_path / "out" / "runs").exists()
 
 
@@ -192,10 +192,10 @@ def test_a_table_runs_in_part_and_its_report_says_why_it_is_not_the_papers(tmp_p
     assert "- dataset folder is none of the paper's" in (the_run(tmp_path) / "report.md").read_text()
 
 
-# --- a published figure beside a measured one
+# --- comparison with published figures
 
 
-def test_a_measured_figure_stands_beside_the_papers():
+def test_a_measured_figure_is_compared_with_the_papers():
     assert published_comparisons(run(), row()).keys() == {"rFID", "PSNR"}
     found = published_comparisons(run(), row())["rFID"]
     assert found.figure.value == 2.32
@@ -217,7 +217,7 @@ def test_a_measured_figure_stands_beside_the_papers():
         ({"dataset": "mjhq-5k", "items": 5000}, "is not known"),
     ],
 )
-def test_what_does_not_compare_stands_beside_nothing(fields: dict, reason: str):
+def test_what_does_not_compare_is_compared_with_nothing(fields: dict, reason: str):
     assert re.search(reason, incomparable_run(run(**fields)))
     assert published_comparisons(run(**fields), row()) == {}
 
@@ -270,7 +270,7 @@ def test_a_miniature_has_no_published_columns():
 # --- putting a table together
 
 
-def test_lpips_stands_beside_alexnets():
+def test_lpips_is_compared_with_alexnets():
     measured = row()
     measured.cells["LPIPS-alex"] = Value(0.48, 0.47, 0.49, count=50_000)
     assert published_comparisons(run(measured), measured)["LPIPS-alex"].figure.printed == "0.49"
@@ -327,13 +327,13 @@ def test_protocols_are_never_mixed():
     assert any("not paper-1024" in line for line in chosen.warnings)
 
 
-def test_a_newer_trial_on_few_pictures_does_not_replace_the_whole():
+def test_a_newer_trial_on_few_images_does_not_replace_the_whole():
     trial = run(row(rfid=99.0), day=2, items=64, dataset_fingerprint="g")
     made = table(run(day=1), trial)
     assert titok_rfid(made).text == "2.410"
     assert made.left_out == ["run-02: 64 other images of imagenet-val"]
     alone = table(trial)
-    assert titok_rfid(alone).published == "", "64 pictures do not compare"
+    assert titok_rfid(alone).published == "", "64 images do not compare"
     assert alone.warnings == ["64 images of imagenet-val; the paper has 50,000"]
 
 
