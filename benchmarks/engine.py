@@ -35,19 +35,18 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from evals.engine.seeds import image_seed
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from evals.config import RunConfig, compose_config
-from evals.engine import execute
-from evals.engine.execute import Job
-from evals.engine.seeds import image_seed
+from evals.engine import execute, run
 from evals.engine.environment import precision
-from evals.tasks.protocol import evaluation_picture, native_pictures, reconstruction, to_tensor
+from evals.engine.execute import Job
 from evals.engine.store import Cache
-from evals.engine import run as engine
+from evals.tasks.protocol import evaluation_image, native_images, reconstruction, to_tensor
 
 PIXELS = ("psnr", "ssim")  # what the script computes with scikit-image
 
@@ -110,7 +109,7 @@ def engine(config: RunConfig, clock: Clock) -> Job:
         ):
             stack.enter_context(mock.patch.object(owner, attribute, timed))
         with clock.part("rest"):
-            return recon.run(config, quiet=True).job
+            return run.run(config, quiet=True).job
 
 
 def script(job: Job, folder: Path, clock: Clock) -> None:
@@ -121,10 +120,10 @@ def script(job: Job, folder: Path, clock: Clock) -> None:
         for number, sample in enumerate(samples):
             with clock.part("wait for pictures"):
                 source = job.dataset.read(sample)
-                original = to_tensor([evaluation_picture(source, job.protocol)]).to(job.device)
+                original = to_tensor([evaluation_image(source, job.protocol)]).to(job.device)
             with precision(job.precision, job.device):
                 with clock.part("encode"):
-                    native = native_pictures(original, [source], tokenizer.info.input_size, job.protocol)
+                    native = native_images(original, [source], tokenizer.info.input_size, job.protocol)
                     codes = tokenizer.encode(native)
                 with clock.part("decode"):
                     seed = image_seed(job.keys.conditions.seed, 0, sample.content)
@@ -162,7 +161,7 @@ def compare(settings: list[str]) -> tuple[Clock, Clock, int, Job]:
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         warm = compose_config([*settings, "limit=2", f"out='{where / 'warm'}'"])
-        recon.run(warm, quiet=True)  # imports, kernels, files in the page cache
+        run.run(warm, quiet=True)  # imports, kernels, files in the page cache
         first, second = Clock(), Clock()
         job = engine(compose_config([*settings, f"out='{where / 'out'}'"]), first)
         pictures = where / "pictures"

@@ -85,10 +85,10 @@ def wait(process: subprocess.Popen) -> tuple[int, int, resource.struct_rusage]:
 def available() -> tuple[list[str], list[str]]:
     """Metrics that can be computed here, and why the others can't."""
     from evals.engine import measures
-    from evals.tasks.protocol import Protocol
+    from evals.tasks.protocol import ReconstructionProtocol
 
     names = METRICS.split(",")
-    plan = measures.plan(names, "effnet", Protocol("paper-1024", eval_size=1024, fit="squash"))
+    plan = measures.plan(names, "effnet", ReconstructionProtocol("paper-1024", eval_size=1024, fit="squash"))
     return [name for name in names if not any(line.startswith(name) for line in plan.missing)], list(plan.missing)
 
 

@@ -1,12 +1,12 @@
-"""How long this project's metrics take, beside what people use today, on the same pictures in the same process.
+"""How long this project's metrics take, beside what people use today, on the same images in the same process.
 
-    python benchmarks/metrics.py             16 pictures of 1024x1024, three reconstructions of each, two threads
+    python benchmarks/metrics.py             16 images of 1024x1024, three reconstructions of each, two threads
     python benchmarks/metrics.py --quick     a small run that shows that it works
 
-The usual way: scikit-image's PSNR and SSIM picture by picture, the lpips package one pair at a time (AlexNet),
+The usual way: scikit-image's PSNR and SSIM image by image, the lpips package one pair at a time (AlexNet),
 torch-fidelity's calculate_metrics on PNG files written for each tokenizer, all with their defaults. This project's:
-the probes as the engine runs them, small batches, one view of the originals for all tokenizers, no files.
-Both start from uint8 pictures in memory. Prints seconds and ratios; exits 1 when the two do not agree.
+the metrics as the engine runs them, small batches, one embedding of the references for all tokenizers, no files.
+Both start from uint8 images in memory. Prints seconds and ratios; exits 1 when the two do not agree.
 Networks have their published weights where these are in torch's cache, else seeded ones (the time is the same).
 """
 
@@ -31,30 +31,34 @@ from PIL import Image
 from skimage import data
 from torch import Tensor
 
-from evals.metrics.base import Probe
-from evals.metrics.frechet import Rfid
-from evals.metrics.inception import Inception
-from evals.metrics.lpips import LpipsAlex
-from evals.metrics.psnr import Psnr
-from evals.metrics.ssim import Ssim
-from evals.tasks.protocol import to_tensor
+from evals.metrics.base import ImageMetric
+from evals.metrics.image.inception import Inception
+from evals.metrics.image.lpips import LpipsAlex
+from evals.metrics.image.psnr import Psnr
+from evals.metrics.image.ssim import Ssim
+from evals.metrics.sets.frechet import Rfid
 from lactok.features import inception, lpips
+from lactok.interface import Item
 from lactok.seeded import TensorSpec, manifest_of, seeded_state_dict
 from lactok.weights import MissingWeights, load_state_dict, locate
 
-BATCH = 2  # the engine's own choice for pictures of this size on a CPU
+BATCH = 2  # the engine's own choice for images of this size on a CPU
 INCEPTION_MANIFEST = Path(__file__).parent.parent / "tests" / "golden" / "fid" / "manifest.json"
-CONV_GAIN = 1.5  # without it the deep features of a seeded Inception-v3 hardly depend on the picture
+CONV_GAIN = 1.5  # without it the deep features of a seeded Inception-v3 hardly depend on the image
 
-Pictures = list[np.ndarray]  # uint8 (H, W, 3) each
+Images = list[np.ndarray]  # uint8 (H, W, 3) each
 
 
 @dataclass(frozen=True)
 class Work:
-    """Originals, and for each tokenizer its reconstructions in the same order."""
+    """References, and for each tokenizer its reconstructions in the same order."""
 
-    originals: Pictures
-    tokenizers: dict[str, Pictures]
+    references: Images
+    tokenizers: dict[str, Images]
+
+    def items(self, part: slice) -> list[Item]:
+        """Those of a batch."""
+        return [Item(str(i), str(i), f"{i:064x}") for i in range(part.start, part.stop)]
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,21 @@ class Part:
 def make_work(side: int, count: int, tokenizers: int) -> Work:
     """Cuts of scikit-image's photographs scaled to `side`, and what coarser and coarser resampling leaves of them."""
     photographs = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.hubble_deep_field()]
-    originals = []
+    references = []
     for i in range(count):
-        picture = Image.fromarray(photographs[i % len(photographs)])
-        cut = min(picture.size) - 24 * (i // len(photographs))
-        originals.append(np.asarray(picture.crop((0, 0, cut, cut)).resize((side, side), Image.Resampling.BICUBIC)))
-    return Work(originals, {f"{f}x": [_resampled(p, f) for p in originals] for f in (3, 4, 6, 8)[:tokenizers]})
+        image = Image.fromarray(photographs[i % len(photographs)])
+        cut = min(image.size) - 24 * (i // len(photographs))
+        references.append(np.asarray(image.crop((0, 0, cut, cut)).resize((side, side), Image.Resampling.BICUBIC)))
+    return Work(references, {f"{f}x": [_resampled(p, f) for p in references] for f in (3, 4, 6, 8)[:tokenizers]})
 
 
-def _resampled(picture: np.ndarray, factor: int) -> np.ndarray:
-    image = Image.fromarray(picture)
+def to_tensor(images: Images) -> Tensor:
+    """uint8 (B, 3, H, W)."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def _resampled(pixels: np.ndarray, factor: int) -> np.ndarray:
+    image = Image.fromarray(pixels)
     small = image.resize((image.width // factor, image.height // factor), Image.Resampling.LANCZOS)
     return np.asarray(small.resize(image.size, Image.Resampling.BICUBIC))
 
@@ -89,7 +98,7 @@ def _resampled(picture: np.ndarray, factor: int) -> np.ndarray:
 
 def each_pair(work: Work, score: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
     """One value a pair, tokenizer by tokenizer."""
-    return np.array([score(a, b) for made in work.tokenizers.values() for a, b in zip(work.originals, made)])
+    return np.array([score(a, b) for made in work.tokenizers.values() for a, b in zip(work.references, made)])
 
 
 def usual_psnr(work: Work) -> np.ndarray:
@@ -116,18 +125,18 @@ def usual_fid(work: Work, weights: Path) -> np.ndarray:
 
     warnings.filterwarnings("ignore", message="This DataLoader will create 4 worker processes")  # its own default
 
-    def dump(folder: Path, pictures: Pictures) -> str:
+    def dump(folder: Path, images: Images) -> str:
         folder.mkdir()
-        for i, picture in enumerate(pictures):
-            Image.fromarray(picture).save(folder / f"{i:05d}.png")
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{i:05d}.png")
         return str(folder)
 
     with tempfile.TemporaryDirectory() as temporary:
-        originals = dump(Path(temporary) / "originals", work.originals)
+        references = dump(Path(temporary) / "references", work.references)
         found = []
         for name, made in work.tokenizers.items():
             metrics = calculate_metrics(
-                input1=originals,
+                input1=references,
                 input2=dump(Path(temporary) / name, made),
                 fid=True,
                 cuda=False,
@@ -142,27 +151,29 @@ def usual_fid(work: Work, weights: Path) -> np.ndarray:
 
 
 @torch.inference_mode()
-def our_values(work: Work, probe: Probe) -> np.ndarray:
-    """A probe's first column for every pair, tokenizer by tokenizer."""
+def our_values(work: Work, metric: ImageMetric) -> np.ndarray:
+    """A metric's first column for every pair, tokenizer by tokenizer."""
     values: list[list[Tensor]] = [[] for _ in work.tokenizers]
-    for part in _batches(len(work.originals)):
-        originals = probe.view(to_tensor(work.originals[part]))
+    for part in _batches(len(work.references)):
+        items = work.items(part)
+        reference = metric.embed(to_tensor(work.references[part]), items)
         for kept, made in zip(values, work.tokenizers.values()):
-            kept.append(probe.compare(originals, probe.view(to_tensor(made[part])))[probe.columns[0].name])
+            embedding = metric.embed(to_tensor(made[part]), items)
+            kept.append(metric.score(reference, embedding, items)[metric.columns[0].name])
     return torch.cat([torch.cat(kept) for kept in values]).numpy()
 
 
 @torch.inference_mode()
 def our_fid(work: Work, weights: Path) -> np.ndarray:
     """rFID of each tokenizer; the network is built here, since calculate_metrics builds its own."""
-    probe, distance = Inception(inception.build(load_state_dict(weights))), Rfid()
+    metric, rfid = Inception(inception.build(load_state_dict(weights))), Rfid()
 
-    def features(pictures: Pictures) -> Tensor:
-        rows = [probe.features(probe.view(to_tensor(pictures[part]))) for part in _batches(len(pictures))]
-        return torch.cat(rows)
+    def features(images: Images) -> Tensor:
+        parts = _batches(len(images))
+        return torch.cat([metric.features(metric.embed(to_tensor(images[part]), work.items(part))) for part in parts])
 
-    originals = features(work.originals)
-    return np.array([distance.compute(originals, features(made))["rFID"] for made in work.tokenizers.values()])
+    reference = features(work.references)
+    return np.array([rfid.compute(features(made), reference)["rFID"] for made in work.tokenizers.values()])
 
 
 def _batches(count: int) -> list[slice]:
@@ -214,17 +225,17 @@ def inception_file(folder: Path) -> tuple[Path, str]:
 
 
 def parts_of(work: Work, build_lpips: Callable[[], torch.nn.Module], inception_weights: Path) -> list[Part]:
-    module, probe = build_lpips(), LpipsAlex(build_lpips())
-    trace = _trace(inception_weights, work.originals)
+    module, ours = build_lpips(), LpipsAlex(build_lpips())
+    trace = _trace(inception_weights, work.references)
     return [
         Part("PSNR", lambda: usual_psnr(work), lambda: our_values(work, Psnr()), uint8_bar),
         Part("SSIM uniform7", lambda: usual_ssim(work), lambda: our_values(work, Ssim()), uint8_bar),
-        Part("LPIPS alex", lambda: usual_lpips(work, module), lambda: our_values(work, probe), lpips_bar),
+        Part("LPIPS alex", lambda: usual_lpips(work, module), lambda: our_values(work, ours), lpips_bar),
         Part(
             "FID",
             lambda: usual_fid(work, inception_weights),
             lambda: our_fid(work, inception_weights),
-            lambda want: np.full_like(want, 1e-4 * trace),  # fewer pictures than dimensions: relative to the trace
+            lambda want: np.full_like(want, 1e-4 * trace),  # fewer images than dimensions: relative to the trace
         ),
     ]
 
@@ -238,9 +249,9 @@ def lpips_bar(want: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _trace(weights: Path, pictures: Pictures) -> float:
+def _trace(weights: Path, images: Images) -> float:
     network = inception.build(load_state_dict(weights))
-    rows = torch.cat([network(to_tensor(pictures[part]))[0] for part in _batches(len(pictures))])
+    rows = torch.cat([network(to_tensor(images[part]))[0] for part in _batches(len(images))])
     return float(rows.double().var(dim=0).sum())
 
 
@@ -284,28 +295,28 @@ def _processor() -> str:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=1024, help="of the square pictures, in pixels [1024]")
-    parser.add_argument("--pictures", type=int, default=16, help="originals [16]")
+    parser.add_argument("--side", type=int, default=1024, help="of the square images, in pixels [1024]")
+    parser.add_argument("--images", type=int, default=16, help="references [16]")
     parser.add_argument("--tokenizers", type=int, default=3, choices=(1, 2, 3, 4), help="reconstructions of each [3]")
     parser.add_argument("--threads", type=int, default=2, help="of torch [2]")
     parser.add_argument(
-        "--quick", action="store_true", help="side 192, 3 pictures, 1 tokenizer, no warm-up: times mean little"
+        "--quick", action="store_true", help="side 192, 3 images, 1 tokenizer, no warm-up: times mean little"
     )
     args = parser.parse_args(argv)
     if args.quick:
-        args.side, args.pictures, args.tokenizers = 192, 3, 1
+        args.side, args.images, args.tokenizers = 192, 3, 1
     torch.set_num_threads(args.threads)
     print(describe(args.threads))
     with tempfile.TemporaryDirectory() as folder:
         build_lpips, lpips_weights = lpips_backbone()
         file, inception_weights = inception_file(Path(folder))
         print(f"weights: AlexNet {lpips_weights}, Inception-v3 {inception_weights}")
-        print(f"{args.pictures} pictures of {args.side}x{args.side}, {args.tokenizers} tokenizer(s), float32\n")
+        print(f"{args.images} images of {args.side}x{args.side}, {args.tokenizers} tokenizer(s), float32\n")
         warm_up = [] if args.quick else parts_of(make_work(192, 2, 1), build_lpips, file)
         for part in warm_up:  # first calls import packages and choose kernels
             part.usual()
             part.ours()
-        return 0 if measure(parts_of(make_work(args.side, args.pictures, args.tokenizers), build_lpips, file)) else 1
+        return 0 if measure(parts_of(make_work(args.side, args.images, args.tokenizers), build_lpips, file)) else 1
 
 
 if __name__ == "__main__":

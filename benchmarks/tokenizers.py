@@ -47,7 +47,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tokenizer_networks import TOKENIZERS, Subject
 from evals.engine.environment import choose_device, describe_device, package_versions, precision
-from lactok.interface import Codes
+from lactok.interface import Codes, Tokens
 from lactok.weights import MissingWeights
 
 PARTS = ("encode", "decode")

@@ -21,8 +21,8 @@ class ConfigError(Exception):
 
 @dataclass
 class DatasetConfig:
-    """name: see `python -m evals list`; root: folder of the data, where the dataset needs one; expect: its number of
-    pictures, where a part of one of the paper's datasets is wanted."""
+    """name: see `python -m evals list`; root: folder or file of the data, where the dataset needs one; expect: its
+    number of items, where a part of a dataset of published size is wanted."""
 
     name: str = "photos"
     root: str | None = None
@@ -228,7 +228,12 @@ def _of_the_suite(given: dict[str, str]) -> list[str]:
 
 
 def _allow_new_keys(override: str) -> str:
-    """A plugin's own keys and a protocol's unset fields are not in the YAML: Hydra wants `++` for them."""
+    """A plugin's own keys and a protocol's unset fields are not in the YAML: Hydra wants `++` for them.
+
+    `dataset=NAME` is short for `dataset.name=NAME`: its names are those of the registry, not of YAML files.
+    """
+    if override.startswith("dataset="):
+        return f"dataset.name={override.removeprefix('dataset=')}"
     return (
         f"++{override}"
         if override.startswith(("options.", "protocol.", "dataset.root=", "dataset.expect=", "slurm.more."))
@@ -303,7 +308,9 @@ def group_names(group: str) -> list[str]:
     """The names in a configuration group, e.g. the protocols."""
     from importlib.resources import files
 
-    return sorted(p.name.removesuffix(".yaml") for p in (files("evals.conf") / group).iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in (files("evals.conf") / group).iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def as_list(value: Any) -> list[str]:

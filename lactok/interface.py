@@ -37,6 +37,10 @@ class Tokens:
     def __getitem__(self, rows: slice | list[int]) -> Tokens:
         return Tokens(self.ids[rows], None if self.lengths is None else self.lengths[rows])
 
+    def owned(self) -> Tokens:
+        """A copy in memory of its own: runtimes return one buffer every call, and some write into their inputs."""
+        return Tokens(self.ids.clone(), None if self.lengths is None else self.lengths.clone())
+
     def to(self, device: torch.device | str) -> Tokens:
         return Tokens(self.ids.to(device), None if self.lengths is None else self.lengths.to(device))
 
@@ -60,6 +64,10 @@ class Latents:
 
     def __getitem__(self, rows: slice | list[int]) -> Latents:
         return Latents(self.values[rows])
+
+    def owned(self) -> Latents:
+        """A copy in memory of its own."""
+        return Latents(self.values.clone())
 
     def to(self, device: torch.device | str) -> Latents:
         return Latents(self.values.to(device))
@@ -183,7 +191,7 @@ class NoOptions:
     """For plugins that have nothing to set."""
 
 
-class Model(ABC):
+class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
     """What every model under test has. Register a subclass under the entry-point group `lactok.tokenizers` or
     `lactok.generators`.
 
@@ -234,7 +242,7 @@ class Tokenizer(Model):
 
     @abstractmethod
     def decode(self, encoded: Any, seeds: Sequence[int]) -> Tensor:
-        """What `encode` gave, to images: float (B, 3, output_size, output_size), RGB around [0, 1] (the protocol clamps).
+        """What `encode` gave, as images: float (B, 3, output_size, output_size), RGB around [0, 1], not clamped.
 
         seeds: one non-negative 63-bit integer an image. A decoder that draws noise draws image i's noise from
         seeds[i] alone, so that the result does not depend on order, batch or sharding.
@@ -269,4 +277,7 @@ class Recorded(Model):
 
     @abstractmethod
     def images(self, items: Sequence[Item], seed_indices: Sequence[int]) -> Sequence[Tensor]:
-        """The recorded images of these items, as `Generator.generate` gives them. Raises ItemsRefused for those missing."""
+        """The recorded images of these items, as `Generator.generate` gives them.
+
+        Raises ItemsRefused for those that are missing.
+        """

@@ -54,7 +54,8 @@ class Meter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if not self._plain:
+            self._bar.stop()
 
     def advance(self) -> None:
         """One more is done."""

@@ -42,18 +42,18 @@ class Toy(Tokenizer):
 
 
 def install_plugin(
-    folder: Path, module: str, source: str, names: dict[str, str], **groups: dict[str, str]
+    folder: Path, module: str, source: str, names: dict[str, str], group: str = "tokenizers", **groups: dict[str, str]
 ) -> Path:
     """A third-party package as pip would lay it out: a module and its dist-info. names: entry name to attribute, of
-    tokenizers; groups: the same of other groups (generators={...}, metrics={...})."""
+    `group`; groups: the same of other groups (generators={...}, metrics={...})."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{module}.py").write_text(source)
     info = folder / f"{module}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
     lines = []
-    for group, entries in {"tokenizers": names, **groups}.items():
-        lines += [f"[lactok.{group}]", *(f"{name} = {module}:{attribute}" for name, attribute in entries.items())]
+    for kind, entries in {group: names, **groups}.items():
+        lines += [f"[lactok.{kind}]", *(f"{name} = {module}:{attribute}" for name, attribute in entries.items())]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     return folder
 

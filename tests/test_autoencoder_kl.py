@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 
 from baselines.autoencoder_kl.adapter import SDXLVAE, AutoencoderKLOptions, AutoencoderKLTokenizer, SDXLVAEOptions
-from lactok.interface import Codes
+from lactok.interface import Latents, Tokens
 from lactok.weights import CheckpointMismatch, HubWeights, MissingWeights, WeightsError
 
 CPU = torch.device("cpu")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lactok.checkpoint_file import CheckpointMetadata, read_checkpoint, save_checkpoint
+from lactok.files import WriteError
 from lactok.interface import TrainingCompute
 from lactok.models.vq import VQConfig
 from lactok.weights import WeightsError
@@ -59,7 +60,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match="the disk is full"):
         save_checkpoint(path, {"w": torch.ones(2)}, METADATA)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -94,7 +94,8 @@ def test_float_and_damaged_files_are_named_and_nothing_goes_black(tmp_path: Path
     folder = pictures(tmp_path / "data", count=1)
     Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(folder / "float.tif")
     Image.new("P", (8, 8)).save(folder / "whole.blp")
-    (folder / "cut.blp").write_bytes((folder / "whole.blp").read_bytes()[:30])
+    whole = (folder / "whole.blp").read_bytes()
+    (folder / "other.blp").write_bytes(whole[:4] + b"\7" + whole[5:])  # a compression that there is not
     (folder / "broken link.png").symlink_to(folder / "absent.png")
     with pytest.raises(DataError, match=r"image\(s\) can't be read") as caught:
         open_pack(folder, tmp_path / "run", side=64)
@@ -104,8 +105,9 @@ def test_float_and_damaged_files_are_named_and_nothing_goes_black(tmp_path: Path
         open_pack(folder, tmp_path / "run", side=64)
     lines = str(caught.value).splitlines()
     assert "broken link.png: can't be read: No such file" in text
-    assert [Path(line.split(": ")[0]).name for line in lines[1:3]] == ["cut.blp", "float.tif"]
-    assert "no stated range" in lines[2]
+    assert [Path(line.split(": ")[0]).name for line in lines[1:3]] == ["float.tif", "other.blp"]
+    assert "no stated range" in lines[1]
+    assert "can't be decoded whole: Unknown BLP compression 7" in lines[2]
     with pytest.raises(DataError, match=r"float\.tif"):
         look_at_data(str(folder))
 

@@ -1,25 +1,44 @@
 """What the documentation shows is what runs."""
 
+import math
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
-from tests.support import ROOT, evals, install_plugin, pictures, table
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from skimage import data
 
-PAGE = (ROOT / "docs" / "adding-a-tokenizer.md").read_text()
+from evals.metrics.plan import metric_class
+from lactok import registry
+from tests.metrics_support import scores
+from tests.support import ROOT, environment, evals, install_plugin, pictures, table
 
 
-def snippet(language: str) -> str:
-    return re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL).group(1)
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def snippet(text: str, language: str) -> str:
+    return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL).group(1)
+
+
+def installed(folder: Path, text: str, group: str) -> tuple[Path, str, str]:
+    """The page's package as pip would lay it out: its folder, its module, the name that it registers."""
+    points = tomllib.loads(snippet(text, "toml"))["project"]["entry-points"][f"lactok.{group}"]
+    ((name, target),) = points.items()
+    module, attribute = target.split(":")
+    return install_plugin(folder, module, snippet(text, "python"), {name: attribute}, group), module, name
 
 
 def test_the_tokenizer_of_the_docs_runs_as_written(tmp_path: Path):
-    source = snippet("python")
-    assert len(source.splitlines()) < 40
-    points = tomllib.loads(snippet("toml"))["project"]["entry-points"]["lactok.tokenizers"]
-    ((name, target),) = points.items()
-    module, attribute = target.split(":")
-    plugin = install_plugin(tmp_path / "plugin", module, source, {name: attribute})
+    text = page("adding-a-tokenizer.md")
+    assert len(snippet(text, "python").splitlines()) < 40
+    plugin, _, name = installed(tmp_path / "plugin", text, "tokenizers")
     out, folder = tmp_path / "out", pictures(tmp_path / "pictures")
     common = ["dataset=folder", f"dataset.root={folder}", f"out={out}", "metrics=[psnr,codes]"]
     done = evals(f"tokenizers={name}", "options.average.grid=16", *common, plugins=(plugin,))
@@ -27,6 +46,74 @@ def test_the_tokenizer_of_the_docs_runs_as_written(tmp_path: Path):
     (row,) = [label for label in table(out).index if label.startswith(name)]
     assert "grid=16" in row
     assert table(out).loc[row, "PSNR"] > 18, "a 16x16 grid of colours is recognisable"
+
+
+def test_the_metric_of_the_docs_is_gmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Against the definition, with scipy's filters; its batches change nothing."""
+    text = page("adding-a-metric.md")
+    assert len(snippet(text, "python").splitlines()) < 30
+    plugin, module, name = installed(tmp_path, text, "metrics")
+    monkeypatch.syspath_prepend(str(plugin))
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    registry.entries.cache_clear()
+    try:
+        metric = metric_class(name).build(torch.device("cpu"), {})
+    finally:
+        registry.entries.cache_clear()
+    a = np.stack([data.coffee()[:101, :140], data.chelsea()[60:161, 100:240]])
+    b = a // 32 * 32
+
+    def edges(image: np.ndarray) -> np.ndarray:
+        luma = image @ np.array([0.2989, 0.5870, 0.1140])
+        luma = luma[: len(luma) // 2 * 2].reshape(-1, 2, 70, 2).mean(axis=(1, 3))
+        return np.hypot(*(ndimage.prewitt(luma, axis)[1:-1, 1:-1] / 3 for axis in (0, 1)))
+
+    x, y = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in (a, b))
+    got = scores(metric, x, y)["GMSD"]
+    for i in range(2):
+        m, n = edges(a[i]), edges(b[i])
+        want = ((2 * m * n + 170) / (m**2 + n**2 + 170)).std(ddof=1)
+        assert got[i].item() == pytest.approx(want, rel=1e-6)
+        assert scores(metric, x[i : i + 1], y[i : i + 1])["GMSD"].item() == pytest.approx(want, rel=1e-6)
+    assert scores(metric, x, x)["GMSD"].tolist() == [0, 0]
+
+
+def test_the_metric_of_the_docs_runs_as_written(tmp_path: Path):
+    plugin, _, name = installed(tmp_path / "plugin", page("adding-a-metric.md"), "metrics")
+    out, folder = tmp_path / "out", pictures(tmp_path / "pictures")
+    common = ["dataset=folder", f"dataset.root={folder}", f"out={out}", f"metrics=[psnr,{name}]"]
+    done = evals("tokenizers=[resize-64,mean-colour]", *common, plugins=(plugin,))
+    assert done.returncode == 0, done.stderr
+    found = table(out)["GMSD"]
+    assert 0 == found["identity"] < found["resize-64"] < found["mean-colour"]
+
+
+def test_the_dataset_of_the_docs_is_listed_and_read_as_written(tmp_path: Path):
+    text = page("adding-a-dataset.md")
+    plugin, _, name = installed(tmp_path / "plugin", text, "datasets")
+    assert len(snippet(text, "python").splitlines()) < 30
+    done = evals("list", "datasets", plugins=(plugin,), module="evals")
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"{name} +40 computed gradients +yes", done.stdout)
+    code = (
+        "import sys; from pathlib import Path; from evals.datasets.base import DatasetRequest; "
+        "from evals.datasets.registry import open_dataset; "
+        f"dataset = open_dataset({name!r}, DatasetRequest(Path('unused'), limit=7)); "
+        "images = [dataset.read(item) for item in dataset.items]; "
+        "print(len({i.content_hash for i in dataset.items}), {i.shape for i in images}, 'torch' in sys.modules)"
+    )
+    read = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(plugin), capture_output=True, text=True
+    )
+    assert read.stdout.strip() == "7 {(64, 96, 3)} False", read.stderr
+
+
+def test_the_dataset_of_the_docs_is_measured(tmp_path: Path):
+    plugin, _, name = installed(tmp_path / "plugin", page("adding-a-dataset.md"), "datasets")
+    out = tmp_path / "out"
+    done = evals(f"dataset={name}", "limit=3", "tokenizers=identity", f"out={out}", "metrics=psnr", plugins=(plugin,))
+    assert done.returncode == 0, done.stderr
+    assert math.isinf(table(out).loc["identity", "PSNR"])
 
 
 def test_the_readme_opens_with_two_commands_that_do_all_set_up():

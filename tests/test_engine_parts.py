@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from evals.engine.seeds import image_seed
 
-from evals.datasets.base import Sample
 from evals.engine.batches import Batcher
 from evals.engine.checks import PluginError, check_codes, check_images
-from evals.engine.seeds import image_seed
 from evals.engine.job import CHUNK, Conditions, Keys, chunks_of
-from evals.tasks.protocol import Protocol
-from lactok.interface import Codes, TokenizerInfo
+from evals.tasks.protocol import ReconstructionProtocol
+from lactok.interface import Item, Latents, TokenizerInfo, Tokens
 
 INFO = TokenizerInfo("test", tokens_per_image=4, codebook_size=10, input_size=8, output_size=8)
 CPU = torch.device("cpu")
@@ -105,7 +104,7 @@ def test_seeds_depend_on_seed_repeat_and_content_alone():
 
 
 def test_chunks_are_consecutive_and_a_longer_run_shares_them():
-    samples = [Sample(f"{i}", "c", f"{i:064}") for i in range(40)]
+    samples = [Item(f"{i}", "c", f"{i:064}") for i in range(40)]
     chunks = chunks_of(samples)
     assert [len(c) for c in chunks] == [CHUNK, CHUNK, 40 - 2 * CHUNK]
     assert [s for c in chunks for s in c.samples] == samples
@@ -113,9 +112,9 @@ def test_chunks_are_consecutive_and_a_longer_run_shares_them():
 
 
 def test_keys_change_with_what_determines_a_piece():
-    chunk = chunks_of([Sample("a", "a", "1" * 64)])[0]
-    other = chunks_of([Sample("a", "a", "2" * 64)])[0]
-    protocol = Protocol("p", 128, "squash")
+    chunk = chunks_of([Item("a", "a", "1" * 64)])[0]
+    other = chunks_of([Item("a", "a", "2" * 64)])[0]
+    protocol = ReconstructionProtocol("p", 128, "squash")
     keys = Keys(protocol, Conditions("cpu", "fp32", 0))
     assert keys.ids(chunk, {"v": 1}) != keys.ids(other, {"v": 1})
     assert keys.ids(chunk, {"v": 1}) != keys.ids(chunk, {"v": 2})
@@ -128,5 +127,5 @@ def test_keys_change_with_what_determines_a_piece():
     assert seed.contact(chunk, {}, None, [0]) == keys.contact(chunk, {}, None, [0])
     assert seed.contact(chunk, {}, 0, [0]) != keys.contact(chunk, {}, 0, [0])
     assert keys.pictures(chunk, {}, 1) != keys.pictures(chunk, {}, 0)
-    renamed = chunks_of([Sample("b", "b", "1" * 64)])[0]
+    renamed = chunks_of([Item("b", "b", "1" * 64)])[0]
     assert keys.scores(renamed, {}, None, {}) == keys.scores(chunk, {}, None, {}), "a name determines nothing"

@@ -25,7 +25,7 @@ from baselines.flextok.sampler import (
     image_noise,
 )
 from lactok.conformance import CaseFolder
-from lactok.interface import Codes
+from lactok.interface import Latents, Tokens
 from lactok.weights import CheckpointMismatch, MissingWeights, WeightsError
 from tests.flextok_support import GOLDEN, SMALL, published_tree, seeded_weights, small_tree, write_checkpoint
 

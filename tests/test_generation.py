@@ -161,7 +161,9 @@ def test_images_are_kept_and_judged_again_without_the_generator(tmp_path: Path, 
     assert run(prompts, tmp_path / "out", plugin).returncode == 0
     first = table(tmp_path / "out")
     source = (plugin / "paintplugin.py").read_text()
-    harsher = source.replace('name, summary, needs_reference = "judge"', 'version = 2\n    name, summary, needs_reference = "judge"')
+    harsher = source.replace(
+        'name, summary, needs_reference = "judge"', 'version = 2\n    name, summary, needs_reference = "judge"'
+    )
     (plugin / "paintplugin.py").write_text(harsher.replace("class Painter(Generator):", "class Painter(Generator):"))
     again = run(prompts, tmp_path / "out", plugin)
     assert again.returncode == 0, again.stderr
@@ -169,8 +171,10 @@ def test_images_are_kept_and_judged_again_without_the_generator(tmp_path: Path, 
 
 
 def test_kill_and_resume_give_the_table_of_a_clean_run(tmp_path: Path, plugin: Path, prompts: Path):
-    slow = (plugin / "paintplugin.py").read_text().replace(
-        "        images = []\n", "        import time; time.sleep(0.1)\n        images = []\n"
+    slow = (
+        (plugin / "paintplugin.py")
+        .read_text()
+        .replace("        images = []\n", "        import time; time.sleep(0.1)\n        images = []\n")
     )
     (plugin / "paintplugin.py").write_text(slow)
     arguments = ["suite=paint", f"dataset.root={prompts}", "workers=1"]

@@ -7,10 +7,11 @@ import torch
 from skimage import data
 from torch import Tensor
 
-from evals.metrics.registry import make_probe
+from evals.metrics.image.colour import Colour
 from lactok.interface import Tokenizer
 from lactok.registry import load
 from lactok.weights import locate, verify
+from tests.metrics_support import scores
 
 CPU = torch.device("cpu")
 FIRST = ["vq-ladd-hypersd-mini", "vq-ladd-tlcm-mini"]
@@ -92,10 +93,9 @@ def test_fine_tuning_in_pixels_is_nearer_and_mends_colours(
     errors = {name: (painted[name] - photographs).square().mean((1, 2, 3)) for name in (first, second)}
     psnr = {name: -10 * error.log10().mean().item() for name, error in errors.items()}
     assert psnr[second] > psnr[first] + 1
-    probe = make_probe("colour", CPU, ssim_window="uniform7", effnet_size=128)
     original = (photographs * 255).round().to(torch.uint8)
     shift = {}
     for name in (first, second):
         back = (painted[name].clamp(0, 1) * 255).round().to(torch.uint8)
-        shift[name] = probe.compare(probe.view(original), probe.view(back))["colour-de00"].mean().item()
+        shift[name] = scores(Colour(), original, back)["colour-de00"].mean().item()
     assert shift[second] < 0.8 * shift[first]

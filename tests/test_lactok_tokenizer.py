@@ -15,7 +15,7 @@ from skimage import data
 from torch import Tensor
 
 from lactok import registry
-from lactok.interface import Codes
+from lactok.interface import Latents, Tokens
 from lactok.models.lactok import LacTokConfig, build, meta_model
 from lactok.models.ladd_keymap import load_official, to_official
 from lactok.models.lora import add_lora, merge

@@ -33,7 +33,7 @@ from baselines.llamagen.keymap import (
 )
 from lactok.checkpoint_file import CheckpointMetadata, save_checkpoint
 from lactok.conformance import CaseFolder
-from lactok.interface import Codes, TrainingCompute
+from lactok.interface import Latents, Tokens, TrainingCompute
 from lactok.models.vq import VQConfig, VQModel
 from lactok.weights import CheckpointMismatch, LocalWeights, MissingWeights, WeightsError, locate, sha256_of
 

@@ -51,10 +51,10 @@ def test_disagreement_is_seen(benchmark, capsys):
     assert "OUTSIDE THE BAR" in capsys.readouterr().out
 
 
-def test_pictures(benchmark):
+def test_images(benchmark):
     """Photographs, all different, and tokenizers that lose more and more."""
     work = benchmark.make_work(96, 7, 3)
-    assert len({p.tobytes() for p in work.originals}) == 7
-    assert all(p.shape == (96, 96, 3) and p.dtype == np.uint8 for p in work.originals)
+    assert len({p.tobytes() for p in work.references}) == 7
+    assert all(p.shape == (96, 96, 3) and p.dtype == np.uint8 for p in work.references)
     means = benchmark.usual_ssim(work).reshape(3, 7).mean(axis=1)
     assert 1 > means[0] > means[1] > means[2] > 0

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from skimage import color, data
 from torch import Tensor
 
-from evals.metrics.cielab import ciede2000, lab_of_linear, linear_light
-from evals.metrics.colour import Colour
+from evals.metrics.image.cielab import ciede2000, lab_of_linear, linear_light
+from evals.metrics.image.colour import Colour
+from tests.metrics_support import embed, scores
 
 # The 34 pairs of Sharma, Wu and Dalal (2005), table 1: two colours L* a* b* and their difference. They cover hues on
 # both sides of 0, hues opposite each other, greys, and the blues that are rotated.
@@ -68,10 +69,10 @@ def lab_pairs() -> tuple[np.ndarray, np.ndarray]:
     return colours, others
 
 
-def lab_of(pictures: np.ndarray) -> np.ndarray:
+def lab_of(image: np.ndarray) -> np.ndarray:
     """scikit-image's L*a*b* of the cells' mean sRGB: uint8 (H, W, 3) to (8, 8, 3), cells cut one by one."""
-    values = pictures / 255
-    height, width = pictures.shape[:2]
+    values = image / 255
+    height, width = image.shape[:2]
     cells = [
         [
             values[i * height // 8 : (i + 1) * height // 8, j * width // 8 : (j + 1) * width // 8].mean(axis=(0, 1))
@@ -82,15 +83,14 @@ def lab_of(pictures: np.ndarray) -> np.ndarray:
     return color.rgb2lab(np.array(cells))
 
 
-def tensor(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].contiguous()
+def tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].contiguous()
 
 
 def score(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """colour-de00 and brightness-dl of two pictures."""
-    probe = Colour()
-    found = probe.compare(probe.view(tensor(a)), probe.view(tensor(b)))
-    assert list(found) == [column.name for column in probe.columns]
+    """colour-de00 and brightness-dl of two images."""
+    found = scores(Colour(), tensor(a), tensor(b))
+    assert list(found) == [column.name for column in Colour.columns]
     assert {v.dtype for v in found.values()} == {torch.float64}
     return found["colour-de00"].item(), found["brightness-dl"].item()
 
@@ -150,7 +150,7 @@ def photograph() -> np.ndarray:
     return pixels_of(light_of(data.coffee()) * 0.7)
 
 
-def test_identical_pictures(photograph):
+def test_identical_images(photograph):
     assert score(photograph, photograph) == (0, 0)
     assert score(np.zeros_like(photograph), np.zeros_like(photograph)) == (0, 0)
 
@@ -220,5 +220,5 @@ def test_a_shift_in_one_cell_counts_a_sixty_fourth():
 
 @pytest.mark.parametrize("shape", [(1, 3, 7, 40), (1, 3, 40, 7)])
 def test_less_than_a_pixel_a_cell(shape):
-    with pytest.raises(ValueError, match=rf"pictures of {shape[2]}x{shape[3]} pixels.* need 8x8"):
-        Colour().view(torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=rf"images of {shape[2]}x{shape[3]} pixels.* need 8x8"):
+        embed(Colour(), torch.zeros(shape, dtype=torch.uint8))

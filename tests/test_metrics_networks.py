@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from skimage import data
 from torch import Tensor
 
-from evals.metrics.effnet import EffnetProbe
-from evals.metrics.inception import Inception
-from evals.metrics.lpips import LpipsAlex, LpipsVgg
+from evals.metrics.image.effnet import EffnetMetric
+from evals.metrics.image.inception import Inception
+from evals.metrics.image.lpips import LpipsAlex, LpipsVgg
 from lactok.features import effnet, inception, lpips
 from lactok.seeded import manifest_of, seeded_state_dict
+from tests.metrics_support import embed, items, scores
 
 
 @cache
@@ -54,8 +55,7 @@ def pairs() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("net", "cls"), [("alex", LpipsAlex), ("vgg", LpipsVgg)])
 def test_lpips_is_the_package(net, cls, pairs):
     a, b = pairs
-    probe = cls(seeded_lpips(net))
-    got = probe.compare(probe.view(a), probe.view(b))[f"LPIPS-{net}"]
+    got = scores(cls(seeded_lpips(net)), a, b)[f"LPIPS-{net}"]
     package = seeded_lpips(net)
     with torch.no_grad():  # as its users do: one pair at a time
         want = torch.stack([package(x[None] / 127.5 - 1, y[None] / 127.5 - 1).squeeze() for x, y in zip(a, b)])
@@ -65,31 +65,31 @@ def test_lpips_is_the_package(net, cls, pairs):
     assert (got[1:] > 1e-4).all()
 
 
-def test_lpips_views(alex, pairs):
-    """Batches and order change rounding only; a view serves many comparisons."""
+def test_lpips_embeddings(alex, pairs):
+    """Batches and order change rounding only; a reference's embedding serves many images."""
     a, b = pairs
-    view = alex.view(a)
-    batched = alex.compare(view, alex.view(b))["LPIPS-alex"]
-    alex.compare(view, alex.view(a))
-    assert torch.equal(alex.compare(view, alex.view(b))["LPIPS-alex"], batched)
-    single = torch.cat([alex.compare(alex.view(a[i, None]), alex.view(b[i, None]))["LPIPS-alex"] for i in range(5)])
+    reference = embed(alex, a)
+    batched = alex.score(reference, embed(alex, b), items(5))["LPIPS-alex"]
+    alex.score(reference, embed(alex, a), items(5))
+    assert torch.equal(alex.score(reference, embed(alex, b), items(5))["LPIPS-alex"], batched)
+    single = torch.cat([scores(alex, a[i, None], b[i, None])["LPIPS-alex"] for i in range(5)])
     torch.testing.assert_close(single, batched, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(alex.stages(view, alex.view(b)).sum(1), batched, rtol=0, atol=0)
+    torch.testing.assert_close(alex.stages(reference, embed(alex, b)).sum(1), batched, rtol=0, atol=0)
 
 
 def test_lpips_shapes_differ(alex, pairs):
     a, b = pairs
     with pytest.raises(ValueError, match="differ in number or size"):
-        alex.compare(alex.view(a[:2]), alex.view(b[:1]))
+        alex.score(embed(alex, a[:2]), embed(alex, b[:1]), items(2))
 
 
-def test_inception_probe(pairs):
+def test_inception_features(pairs):
     weights = seeded_state_dict(inception_manifest())
-    probe = Inception(inception.build(weights))
-    view = probe.view(pairs[0][:2])
-    features = probe.features(view)
+    metric = Inception(inception.build(weights))
+    embedding = embed(metric, pairs[0][:2])
+    features = metric.features(embedding)
     assert (features.dtype, features.shape) == (torch.float32, (2, 2048))
-    assert probe.compare(view, view) == {}
+    assert metric.score(embedding, embedding, items(2)) == {}
     assert not torch.equal(features[0], features[1])
 
 
@@ -105,52 +105,50 @@ def inception_manifest():
         return manifest_of(Empty("empty", ["2048"], verbose=False))
 
 
-def test_effnet_probe(lite0, pairs):
+def test_effnet_figures(lite0, pairs):
     a, b = pairs
-    probe = EffnetProbe(lite0, size=128)
-    view_a, view_b = probe.view(a), probe.view(b)
-    found = probe.compare(view_a, view_b)
-    assert list(found) == [c.name for c in probe.columns]
+    metric = EffnetMetric(lite0, size=128)
+    found = scores(metric, a, b)
+    assert list(found) == [c.name for c in metric.columns]
     assert all(v.dtype == torch.float64 and v.shape == (5,) for v in found.values())
     assert found["perc-effnet"][0] == 0
     assert found["top1-effnet"][0] == 1
     assert set(found["top1-effnet"].tolist()) <= {0.0, 1.0}
     noisy, unrelated = found["perc-effnet"][[3, 4]]
     assert 0 < noisy < unrelated
-    features = probe.features(view_a)
+    features = metric.features(embed(metric, a))
     assert (features.dtype, features.shape) == (torch.float32, (5, 1280))
-    assert torch.equal(probe.compare(view_a, view_b)["perc-effnet"], found["perc-effnet"])
+    assert torch.equal(scores(metric, a, b)["perc-effnet"], found["perc-effnet"])
 
 
 def test_effnet_definition(lite0, pairs):
     """The distance and the class, computed the long way for one pair at the network's own size."""
     a, b = (F.interpolate(p[4:].float(), (64, 64)).round().to(torch.uint8) for p in pairs)
-    probe = EffnetProbe(lite0, size=64)
     with torch.no_grad():
         x, y = lite0(a / 255), lite0(b / 255)
     stages = [
         (F.normalize(s, dim=1, eps=1e-10) - F.normalize(t, dim=1, eps=1e-10)).square().sum(1).mean()
         for s, t in zip(x.stages, y.stages, strict=True)
     ]
-    found = probe.compare(probe.view(a), probe.view(b))
+    found = scores(EffnetMetric(lite0, size=64), a, b)
     assert found["perc-effnet"].item() == pytest.approx(torch.stack(stages).mean().item(), rel=1e-5)
     assert found["top1-effnet"].item() == float(x.logits.argmax() == y.logits.argmax())
 
 
 def test_effnet_batches(lite0, pairs):
     a, b = pairs
-    probe = EffnetProbe(lite0, size=96)
-    batched = probe.compare(probe.view(a), probe.view(b))
+    metric = EffnetMetric(lite0, size=96)
+    batched = scores(metric, a, b)
     for i in range(5):
-        alone = probe.compare(probe.view(a[i, None]), probe.view(b[i, None]))
+        alone = scores(metric, a[i, None], b[i, None])
         for name, value in alone.items():
             torch.testing.assert_close(value, batched[name][i, None], rtol=1e-5, atol=1e-8)
 
 
 def test_effnet_numbers_differ(lite0, pairs):
-    probe = EffnetProbe(lite0, size=64)
-    with pytest.raises(ValueError, match="2 originals, 1 reconstructions"):
-        probe.compare(probe.view(pairs[0][:2]), probe.view(pairs[1][:1]))
+    metric = EffnetMetric(lite0, size=64)
+    with pytest.raises(ValueError, match="2 references, 1 images"):
+        metric.score(embed(metric, pairs[0][:2]), embed(metric, pairs[1][:1]), items(2))
 
 
 @pytest.mark.gpu
@@ -158,9 +156,7 @@ def test_effnet_numbers_differ(lite0, pairs):
 def test_cuda_equals_cpu(pairs, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     a, b = pairs
-    for make in (lambda d: LpipsAlex(seeded_lpips("alex").to(d)), lambda d: EffnetProbe(effnet.load_lite0(d), 96)):
-        cpu, cuda = make("cpu"), make("cuda")
-        want = cpu.compare(cpu.view(a), cpu.view(b))
-        got = cuda.compare(cuda.view(a.cuda()), cuda.view(b.cuda()))
+    for make in (lambda d: LpipsAlex(seeded_lpips("alex").to(d)), lambda d: EffnetMetric(effnet.load_lite0(d), 96)):
+        want, got = scores(make("cpu"), a, b), scores(make("cuda"), a.cuda(), b.cuda())
         for name, value in want.items():
             torch.testing.assert_close(got[name].cpu(), value, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""PSNR and SSIM are scikit-image's on any pair of uint8 pictures; no metric of pixels depends on its batches."""
+"""PSNR and SSIM are scikit-image's on any pair of uint8 images; no metric of pixels depends on its batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from evals.metrics import tiles
-from evals.metrics.base import Probe
-from evals.metrics.colour import Colour
-from evals.metrics.psnr import Psnr, pooled_psnr
-from evals.metrics.ssim import C1, Ssim, SsimGauss11
+from evals.metrics.base import ImageMetric
+from evals.metrics.image import tiles
+from evals.metrics.image.colour import Colour
+from evals.metrics.image.psnr import Psnr, pooled_psnr
+from evals.metrics.image.ssim import C1, Ssim, SsimGauss11
+from tests.metrics_support import embed, items, scores
 
 GAUSS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 DAMAGES = {
@@ -30,15 +31,15 @@ DAMAGES = {
 }
 
 
-def tensor(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].contiguous()
+def tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].contiguous()
 
 
-def score(probe: Probe, a: Tensor, b: Tensor, key: str | None = None) -> Tensor:
-    return probe.compare(probe.view(a), probe.view(b))[key or probe.columns[0].name]
+def score(metric: ImageMetric, a: Tensor, b: Tensor, key: str | None = None) -> Tensor:
+    return scores(metric, a, b)[key or metric.columns[0].name]
 
 
-def picture(seed: int, height: int, width: int, flat: bool) -> np.ndarray:
+def image_of(seed: int, height: int, width: int, flat: bool) -> np.ndarray:
     r = np.random.RandomState(seed)
     if flat:
         return np.full((height, width, 3), r.randint(256), dtype=np.uint8)
@@ -65,7 +66,7 @@ def assert_same(ours: float, theirs: float) -> None:
 @example(seed=4, height=40, width=40, damage="constant", flat=True)
 @example(seed=5, height=500, width=450, damage="noise", flat=False)  # several tiles
 def test_equal_to_scikit_image(seed, height, width, damage, flat):
-    a = picture(seed, height, width, flat)
+    a = image_of(seed, height, width, flat)
     b = DAMAGES[damage](a, np.random.RandomState(seed + 1))
     x, y = tensor(a), tensor(b)
     uniform = score(Ssim("uniform7"), x, y).item()
@@ -107,28 +108,28 @@ def photographs() -> tuple[Tensor, Tensor]:
     return a, b
 
 
-@pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11(), Colour()], ids=lambda p: p.name)
-def test_batches_and_views(probe, photographs, monkeypatch):
-    """One by one, in another order, with a view used twice: the same to the last digit. Other tiles: but for sums."""
+@pytest.mark.parametrize("metric", [Psnr(), Ssim("uniform7"), SsimGauss11(), Colour()], ids=lambda m: m.name)
+def test_batches_and_embeddings(metric, photographs, monkeypatch):
+    """One by one, in another order, an embedding used twice: the same to the last digit. Other tiles: but for sums."""
     a, b = photographs
-    view = probe.view(a)
-    batched = probe.compare(view, probe.view(b))[probe.columns[0].name]
+    name, reference = metric.columns[0].name, embed(metric, a)
+    batched = metric.score(reference, embed(metric, b), items(5))[name]
     assert batched.dtype == torch.float64
     assert batched.shape == (5,)
-    probe.compare(view, probe.view(255 - b))
-    assert torch.equal(probe.compare(view, probe.view(b))[probe.columns[0].name], batched)
-    assert torch.equal(torch.cat([score(probe, a[i : i + 1], b[i : i + 1]) for i in range(5)]), batched)
-    assert torch.equal(score(probe, a.flip(0), b.flip(0)).flip(0), batched)
-    assert torch.equal(score(probe, a.contiguous(memory_format=torch.channels_last), b), batched)
+    metric.score(reference, embed(metric, 255 - b), items(5))
+    assert torch.equal(metric.score(reference, embed(metric, b), items(5))[name], batched)
+    assert torch.equal(torch.cat([score(metric, a[i : i + 1], b[i : i + 1]) for i in range(5)]), batched)
+    assert torch.equal(score(metric, a.flip(0), b.flip(0)).flip(0), batched)
+    assert torch.equal(score(metric, a.contiguous(memory_format=torch.channels_last), b), batched)
     monkeypatch.setattr(tiles, "ELEMENTS", 2000)
     monkeypatch.setattr(tiles, "WIDTH", 60)
-    torch.testing.assert_close(score(probe, a, b), batched, rtol=1e-12, atol=0)
+    torch.testing.assert_close(score(metric, a, b), batched, rtol=1e-12, atol=0)
 
 
 def test_inputs_are_left_alone(photographs):
     a, b = photographs[0].clone(), photographs[1].clone()
-    for probe in (Psnr(), Ssim("uniform7"), SsimGauss11(), Colour()):
-        score(probe, a, b)
+    for metric in (Psnr(), Ssim("uniform7"), SsimGauss11(), Colour()):
+        score(metric, a, b)
     assert torch.equal(a, photographs[0])
     assert torch.equal(b, photographs[1])
 
@@ -152,7 +153,7 @@ def test_threads_are_as_before(photographs):
             torch.set_num_threads(threads)
             values.append(score(Ssim(), *photographs))
             with pytest.raises(ZeroDivisionError):
-                tiles.for_each(lambda picture, part: 1 // 0, 1, 1)
+                tiles.for_each(lambda image, part: 1 // 0, 1, 1)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -167,19 +168,30 @@ def test_pooled_psnr(photographs):
     assert pooled_psnr(torch.zeros(3)) == math.inf
 
 
-@pytest.mark.parametrize(("probe", "size"), [(Ssim(), 7), (SsimGauss11(), 11)], ids=["uniform7", "gauss11"])
-def test_smaller_than_the_window(probe, size):
+def test_pooled_psnr_over_seed_indices(photographs):
+    """The column is of all seed indices' errors together, and no mean of per-image values."""
+    a, b = photographs
+    mse = np.stack([score(Psnr(), a, x, "MSE").numpy() for x in (b, 255 - b)])
+    (name,) = [column.name for column in Psnr.columns if not column.mean]
+    assert Psnr.summarise({"MSE": mse}, items(5)) == {
+        name: pytest.approx(10 * math.log10(255**2 / mse.mean()), rel=1e-12)
+    }
+    assert Psnr.summarise({"MSE": mse[:1] * 0}, items(5)) == {name: math.inf}
+
+
+@pytest.mark.parametrize(("metric", "size"), [(Ssim(), 7), (SsimGauss11(), 11)], ids=["uniform7", "gauss11"])
+def test_smaller_than_the_window(metric, size):
     for shape in ((1, 3, size - 1, 40), (1, 3, 40, size - 1)):
-        with pytest.raises(ValueError, match=rf"pictures of {shape[2]}x{shape[3]} pixels.* needs {size}x{size}"):
-            probe.view(torch.zeros(shape, dtype=torch.uint8))
+        with pytest.raises(ValueError, match=rf"images of {shape[2]}x{shape[3]} pixels.* needs {size}x{size}"):
+            embed(metric, torch.zeros(shape, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("probe", [Psnr(), Ssim(), SsimGauss11(), Colour()], ids=lambda p: p.name)
+@pytest.mark.parametrize("metric", [Psnr(), Ssim(), SsimGauss11(), Colour()], ids=lambda m: m.name)
 @pytest.mark.parametrize("other", [(1, 3, 32, 40), (2, 3, 32, 32)])
-def test_shapes_differ(probe, other):
-    a = probe.view(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+def test_shapes_differ(metric, other):
+    a = embed(metric, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\) and"):
-        probe.compare(a, probe.view(torch.zeros(other, dtype=torch.uint8)))
+        metric.score(a, embed(metric, torch.zeros(other, dtype=torch.uint8)), items(other[0]))
 
 
 def test_unknown_window():
@@ -189,7 +201,7 @@ def test_unknown_window():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("probe", [Psnr(), Ssim("uniform7"), SsimGauss11(), Colour()], ids=lambda p: p.name)
-def test_cuda_equals_cpu(probe, photographs):
+@pytest.mark.parametrize("metric", [Psnr(), Ssim("uniform7"), SsimGauss11(), Colour()], ids=lambda m: m.name)
+def test_cuda_equals_cpu(metric, photographs):
     a, b = photographs
-    torch.testing.assert_close(score(probe, a.cuda(), b.cuda()).cpu(), score(probe, a, b), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(score(metric, a.cuda(), b.cuda()).cpu(), score(metric, a, b), rtol=1e-12, atol=1e-12)

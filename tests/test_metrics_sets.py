@@ -1,20 +1,19 @@
-"""Fréchet distances and KID are torch-fidelity's; codes are counted; intervals cover what they should."""
+"""Fréchet distances and KID are torch-fidelity's; intervals cover what they should."""
 
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from evals.metrics import codes, registry
-from evals.metrics.frechet import FdEffnet, FeatureError, Rfid, bias_note, frechet_distance, jackknife_frechet
+from evals.metrics.image.effnet import EffnetMetric
+from evals.metrics.image.inception import Inception
 from evals.metrics.intervals import cluster_bootstrap, jackknife_groups, jackknife_interval
-from evals.metrics.kid import Kid
+from evals.metrics.sets.frechet import FdEffnet, FeatureError, Rfid, bias_note, frechet_distance, jackknife_frechet
+from evals.metrics.sets.kid import Kid
 
 
 def rows(seed: int, n: int, dim: int, rank: int | None = None, shift: float = 0.3) -> Tensor:
@@ -64,13 +63,15 @@ def test_frechet_known_values():
 def test_frechet_classes():
     a, b = rows(1, 30, 24), rows(2, 30, 24)
     clusters = [str(i // 3) for i in range(30)]
-    for distance in (Rfid(), FdEffnet()):
-        (column,) = distance.columns
-        value = distance.compute(a, b)[column.name]
+    for metric, source in ((Rfid(), Inception), (FdEffnet(), EffnetMetric)):
+        (column,) = metric.columns
+        value = metric.compute(b, a)[column.name]
         assert value == frechet_distance(a, b)
-        low, high = distance.interval(a, b, clusters)
+        low, high = metric.interval([b], a, clusters)
         assert low < value < high
-        assert "singular" in distance.note(30)
+        assert "singular" in metric.note(30)
+        assert (metric.features_of, metric.dim) == (source.name, source.feature_dim)
+        assert metric.weights() == source.weights()
 
 
 def test_bias_note():
@@ -82,15 +83,15 @@ def test_bias_note():
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (torch.zeros(1, 4), torch.zeros(1, 4), "sets of 1 and 1 pictures; .* at least 2"),
+        (torch.zeros(1, 4), torch.zeros(1, 4), "sets of 1 and 1 images; .* at least 2"),
         (torch.zeros(3, 4), torch.zeros(3, 5), r"\(3, 4\) and \(3, 5\)"),
         (torch.zeros(3, 4), torch.full((3, 4), math.nan), "not finite"),
     ],
 )
 def test_no_distance(a, b, message):
-    for distance in (Rfid(), Kid()):
+    for metric in (Rfid(), Kid()):
         with pytest.raises(FeatureError, match=message):
-            distance.compute(a, b)
+            metric.compute(b, a)
 
 
 def test_kid_is_torch_fidelity():
@@ -98,7 +99,7 @@ def test_kid_is_torch_fidelity():
 
     a, b = rows(4, 60, 32), rows(5, 60, 32, shift=0.4)
     want = kid_features_to_metric(a, b, kid_subset_size=60, verbose=False)
-    got = Kid().compute(a, b)
+    got = Kid().compute(b, a)
     assert got["KID"] == pytest.approx(want["kernel_inception_distance_mean"], rel=1e-4)
     assert got["KID-std"] == pytest.approx(0, abs=1e-6)  # each subset is the whole set
     assert "N=60" in Kid().note(60)
@@ -117,7 +118,24 @@ def test_jackknife_replicates(dim):
     assert [int(g.sum()) for g in groups] == [50] * 6
     anew = [frechet_distance(a[keep], b[keep]) for keep in groups]
     want = jackknife_interval(frechet_distance(a, b), anew)
-    assert jackknife_frechet(a, b, clusters) == pytest.approx(want, rel=1e-8)
+    assert jackknife_frechet([b], a, clusters) == pytest.approx(want, rel=1e-8)
+
+
+@pytest.mark.parametrize("dim", [20, 90])
+def test_jackknife_of_several_seed_indices_is_of_their_mean(dim):
+    """By its definition: leave a cluster out of every seed index, and take the mean of what remains."""
+    a, seeds = rows(6, 60, dim), [rows(7 + i, 60, dim, shift=0.3 + 0.1 * i) for i in range(3)]
+    clusters = [f"photo {i % 6}" for i in range(60)]
+    kept = [torch.from_numpy(~mask) for mask in jackknife_groups(clusters)]
+    mean = np.mean([frechet_distance(a, b) for b in seeds])
+    anew = [np.mean([frechet_distance(a[k], b[k]) for b in seeds]) for k in kept]
+    got = jackknife_frechet(seeds, a, clusters)
+    assert got == pytest.approx(jackknife_interval(mean, anew), rel=1e-8)
+    assert sum(got) / 2 == pytest.approx(mean)
+    assert all(got != pytest.approx(jackknife_frechet([b], a, clusters), rel=1e-3) for b in seeds)
+    assert jackknife_frechet([seeds[0]] * 3, a, clusters) == pytest.approx(
+        jackknife_frechet(seeds[:1], a, clusters), rel=1e-12
+    )
 
 
 def test_jackknife_groups():
@@ -144,12 +162,14 @@ def test_jackknife_of_a_mean_is_the_textbook_interval():
 @pytest.mark.parametrize("clusters", [["a"] * 6, ["a", "b"] * 3])
 def test_no_interval_from_too_few_sources(clusters):
     assert cluster_bootstrap(np.arange(6.0), clusters) == (None, None)
-    assert jackknife_frechet(rows(1, 6, 4), rows(2, 6, 4), clusters) == (None, None)
+    assert jackknife_frechet([rows(2, 6, 4)], rows(1, 6, 4), clusters) == (None, None)
 
 
 def test_jackknife_other_rows():
-    with pytest.raises(FeatureError, match="same pictures"):
-        jackknife_frechet(rows(1, 6, 4), rows(2, 6, 4), ["a"] * 5)
+    with pytest.raises(FeatureError, match="same images"):
+        jackknife_frechet([rows(2, 6, 4)], rows(1, 6, 4), ["a"] * 5)
+    with pytest.raises(FeatureError, match="6 and 5 rows with 6 clusters"):
+        jackknife_frechet([rows(2, 6, 4), rows(2, 5, 4)], rows(1, 6, 4), ["a"] * 6)
 
 
 @pytest.mark.parametrize("count", [5, 30])
@@ -185,87 +205,3 @@ def test_bootstrap_leaves_infinities_out():
 def test_bootstrap_bad_input():
     with pytest.raises(ValueError, match=r"shape \(3,\) with 2 clusters"):
         cluster_bootstrap(np.zeros(3), ["a", "b"])
-
-
-# --- Codes -----------------------------------------------------------------------------------------------------------
-
-
-def test_codes_known_values():
-    found = codes.measure(torch.tensor([[0, 0, 1, 1], [2, 2, 3, 3]]), 16)
-    assert found == pytest.approx({"codebook use": 4 / 16, "perplexity": 4.0, "entropy": 2.0})
-    assert list(found) == [c.name for c in codes.COLUMNS]
-    assert codes.measure(torch.zeros(3, 5, dtype=torch.int64), 10) == {
-        "codebook use": 0.1,
-        "perplexity": 1.0,
-        "entropy": 0.0,
-    }
-
-
-def test_codes_lengths():
-    """Positions beyond an image's length do not count, whatever they hold."""
-    ids = torch.tensor([[0, 1, -1], [2, -1, -1]])
-    found = codes.measure(ids, 3, torch.tensor([2, 1]))
-    assert found == pytest.approx({"codebook use": 1.0, "perplexity": 3.0, "entropy": math.log2(3)})
-
-
-def test_codes_slots():
-    """Slots are counted apart, each with its own vocabulary, and averaged."""
-    ids = torch.stack([torch.tensor([[0, 1, 2, 3]]), torch.tensor([[7, 7, 7, 7]])], dim=2)
-    found = codes.measure(ids, (4, 8))
-    assert found == pytest.approx({"codebook use": (1 + 1 / 8) / 2, "perplexity": 2.5, "entropy": 1.0})
-    assert codes.measure(ids, 8)["codebook use"] == pytest.approx((4 / 8 + 1 / 8) / 2)
-
-
-def test_codes_add_up():
-    ids = torch.from_numpy(np.random.RandomState(0).randint(0, 50, (6, 9, 2)))
-    whole, parts = codes.count_ids(ids, 50), [codes.count_ids(part, 50) for part in ids.split(2)]
-    for slot, counts in enumerate(whole):
-        assert torch.equal(sum(p[slot] for p in parts), counts)
-
-
-@pytest.mark.parametrize(
-    ("ids", "vocabulary", "message"),
-    [
-        (torch.tensor([[0, 16]]), 16, "ids from 0 to 16, expected 0 to 15"),
-        (torch.tensor([[-1, 3]]), 16, "ids from -1 to 3, expected 0 to 15"),
-        (torch.zeros(2, 3, 2, dtype=torch.int64), (4, 4, 4), "3 vocabularies"),
-        (torch.zeros(4, dtype=torch.int64), 4, r"shape \(4,\)"),
-        (torch.zeros(0, 4, dtype=torch.int64), 4, "no id to count"),
-    ],
-)
-def test_codes_bad_ids(ids, vocabulary, message):
-    with pytest.raises(codes.IdError, match=message):
-        codes.measure(ids, vocabulary)
-
-
-# --- Names -----------------------------------------------------------------------------------------------------------
-
-
-def test_every_name_is_what_it_says():
-    for name, spec in registry.METRICS.items():
-        assert spec.version() >= 1
-        assert all(source.sha256 for source in spec.weights())
-        if spec.kind == "distance":
-            distance = registry.make_distance(name)
-            assert (distance.name, distance.probe) == (name, spec.probe)
-            assert distance.columns == spec.columns()
-            assert registry.METRICS[spec.probe].has_features
-            assert spec.weights() == registry.METRICS[spec.probe].weights()
-        if spec.kind == "probe" and not spec.weights():
-            probe = registry.make_probe(name, torch.device("cpu"))
-            assert (probe.name, spec.probe) == (name, name)
-            assert probe.columns == spec.columns()
-    names = [c.name for spec in registry.METRICS.values() for c in spec.columns()]
-    assert len(set(names)) == len(names)
-
-
-def test_probe_options():
-    assert registry.make_probe("ssim", torch.device("cpu"), ssim_window="gauss11").window.size == 11
-    effnet = registry.make_probe("effnet", torch.device("cpu"), effnet_size=96)
-    assert (effnet.size, effnet.name) == (96, "effnet")
-    assert effnet.feature_dim == FdEffnet.dim
-
-
-def test_names_need_no_torch():
-    code = "import sys, evals.metrics.registry as r; assert len(r.METRICS) > 5; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

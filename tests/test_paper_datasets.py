@@ -27,6 +27,7 @@ from evals.datasets.images.sources.shards import ParquetSource
 from evals.datasets.images.sources.tarred import TarSource, expand
 from evals.datasets.images.sources.zipped import ZipSource
 from evals.datasets.registry import dataset_class, dataset_names
+from evals.engine import run as engine
 from lactok.images.decode import decode
 from tests import twins
 
@@ -424,11 +425,10 @@ def test_configuration_takes_each_by_name():
 
 
 def test_a_run_on_the_coco_twin(tmp_path):
-    from evals.suites import recon
 
     root = twins.coco(tmp_path / "coco", "zip")
     overrides = ["dataset=coco-val2017", f"dataset.root='{root}'", "dataset.expect=12", f"out='{tmp_path / 'out'}'"]
-    finished = recon.run(
+    finished = engine.run(
         compose_config([*overrides, "tokenizers=identity", "calibration=false", "metrics=[psnr,ssim]"]), quiet=True
     )
     assert finished.record.items == 12

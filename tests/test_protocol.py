@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from skimage import data
 
-from evals.tasks.protocol import Protocol, evaluation_picture, native_pictures, reconstruction, to_tensor
+from evals.tasks.protocol import ReconstructionProtocol, evaluation_image, native_images, reconstruction, to_tensor
 
-MINI = Protocol("mini-128", eval_size=128, fit="squash", effnet_size=128)
+MINI = ReconstructionProtocol("mini-128", eval_size=128, fit="squash", effnet_size=128)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_hash_covers_every_field_but_the_label():
         "native_antialias": False, "back_filter": "bilinear", "back_antialias": False, "rounding": "truncate",
         "ssim_window": "gauss11", "effnet_size": 160, "decode": 2,
     }  # fmt: skip
-    assert set(changed) == {f.name for f in dataclasses.fields(Protocol)} - {"name"}
+    assert set(changed) == {f.name for f in dataclasses.fields(ReconstructionProtocol)} - {"name"}
     hashes = {dataclasses.replace(MINI, **{k: v}).hash for k, v in changed.items()}
     assert len(hashes | {MINI.hash}) == len(changed) + 1
     assert dataclasses.replace(MINI, name="other").hash == MINI.hash
@@ -45,18 +45,18 @@ PINNED = {"mini-128": "dc63a1535e56", "native-256": "ef9ada42cd57", "paper-1024"
 
 def test_squash_is_pillows_resize(coffee: np.ndarray):
     want = np.asarray(Image.fromarray(coffee).resize((128, 128), Image.Resampling.BICUBIC))
-    assert np.array_equal(evaluation_picture(coffee, MINI), want)
+    assert np.array_equal(evaluation_image(coffee, MINI), want)
 
 
 def test_crop_takes_the_centre(coffee: np.ndarray):
     protocol = dataclasses.replace(MINI, fit="crop")
     want = Image.fromarray(coffee).resize((192, 128), Image.Resampling.BICUBIC).crop((32, 0, 160, 128))
-    assert np.array_equal(evaluation_picture(coffee, protocol), np.asarray(want))
+    assert np.array_equal(evaluation_image(coffee, protocol), np.asarray(want))
 
 
 def test_a_picture_of_evaluation_size_is_untouched(coffee: np.ndarray):
     tile = coffee[:128, :128]
-    assert evaluation_picture(tile, MINI) is tile
+    assert evaluation_image(tile, MINI) is tile
 
 
 def test_one_pixel_and_very_wide_pictures(coffee: np.ndarray):
@@ -64,15 +64,15 @@ def test_one_pixel_and_very_wide_pictures(coffee: np.ndarray):
     wide = np.tile(coffee[:15], (1, 34, 1))[:, :20000]
     for fit in ("squash", "crop"):
         protocol = dataclasses.replace(MINI, fit=fit)
-        assert (evaluation_picture(dot, protocol) == 77).all()
-        assert evaluation_picture(wide, protocol).shape == (128, 128, 3)
+        assert (evaluation_image(dot, protocol) == 77).all()
+        assert evaluation_image(wide, protocol).shape == (128, 128, 3)
 
 
 def test_native_and_back(coffee: np.ndarray):
-    evaluation = to_tensor([evaluation_picture(coffee, MINI)])
-    same = native_pictures(evaluation, [], 128, MINI)
+    evaluation = to_tensor([evaluation_image(coffee, MINI)])
+    same = native_images(evaluation, [], 128, MINI)
     assert torch.equal(reconstruction(same, MINI), evaluation)
-    native = native_pictures(evaluation, [], 64, MINI)
+    native = native_images(evaluation, [], 64, MINI)
     assert native.shape == (1, 3, 64, 64)
     assert native.min() >= 0
     assert native.max() <= 1
@@ -84,12 +84,12 @@ def test_native_and_back(coffee: np.ndarray):
 
 
 def test_native_from_the_source_differs(coffee: np.ndarray):
-    evaluation = to_tensor([evaluation_picture(coffee, MINI)])
+    evaluation = to_tensor([evaluation_image(coffee, MINI)])
     protocol = dataclasses.replace(MINI, native_from="source")
-    from_source = native_pictures(evaluation, [coffee], 64, protocol)
+    from_source = native_images(evaluation, [coffee], 64, protocol)
     want = np.asarray(Image.fromarray(coffee).resize((64, 64), Image.BICUBIC))
     assert np.array_equal((from_source[0].permute(1, 2, 0) * 255).round().byte().numpy(), want)
-    assert not torch.equal(from_source, native_pictures(evaluation, [], 64, MINI))
+    assert not torch.equal(from_source, native_images(evaluation, [], 64, MINI))
 
 
 @pytest.mark.parametrize(("rounding", "want"), [("half_up", [0, 1, 2, 255, 255]), ("truncate", [0, 0, 1, 254, 255])])
@@ -108,7 +108,7 @@ def test_bad_fields_say_what_is_allowed(field: str, value: object, named: str):
         dataclasses.replace(MINI, **{field: value})
 
 
-def made(*overrides: str) -> Protocol:
+def made(*overrides: str) -> ReconstructionProtocol:
     from evals.config import compose_config
 
     return compose_config([f"protocol.{o}" for o in overrides]).make_protocol()
@@ -125,7 +125,7 @@ def test_ways_to_write_a_value_make_one_protocol():
         assert made(f"native_antialias={written}").hash == MINI.hash, written
     assert made("eval_size=128.0").hash == made("eval_size='128'").hash == MINI.hash
     assert isinstance(made("eval_size=128.0").eval_size, int)
-    assert Protocol("p", 128, "squash", native_antialias="no").native_antialias is False
+    assert ReconstructionProtocol("p", 128, "squash", native_antialias="no").native_antialias is False
 
 
 @pytest.mark.parametrize(

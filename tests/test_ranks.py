@@ -17,11 +17,11 @@ from evals.config import ConfigError, compose_config
 from evals.engine import execute
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import RankError, Ranks, join
+from evals.engine.store import StoreError
 from evals.record import read
 from evals.run import main
-from evals.engine.store import StoreError
-from evals.engine import run as engine
 from lactok import registry
+from tests.plugin_runs import together
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 
 TABLES = ("table.csv", "table.parquet", "per_image.parquet", "contact.png")
@@ -149,27 +149,6 @@ def test_submitted_as_a_job(plugin: Path, data: Path, runs: Runs, tmp_path: Path
 
 
 # --- Two ranks in one process, where a test can reach into them ------------------------------------------------------
-
-
-def together(given: list[str], store: HashStore | None = None) -> tuple[recon.Finished, list[BaseException]]:
-    """Rank 0's result, and what ended rank 1."""
-    store, errors = store or HashStore(), []
-
-    def assist() -> None:
-        try:
-            recon.assist(compose_config(given), Ranks(1, 2, 1, store))
-        except BaseException as error:
-            errors.append(error)
-
-    # Hydra's state is one for the process, so rank 0 composes before rank 1 does
-    config = compose_config(given)
-    other = threading.Thread(target=assist, name="rank-1")
-    other.start()
-    try:
-        return recon.run(config, quiet=True, ranks=Ranks(0, 2, 0, store)), errors
-    finally:
-        other.join(60)
-        assert not other.is_alive(), "rank 1 was left behind"
 
 
 def on_rank_1(call: Callable, error: Exception) -> Callable:

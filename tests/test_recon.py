@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from evals.config import compose_config
+from evals.engine import run as engine
 from evals.record import RunRecord, read
 from evals.run import publish
-from evals.engine import run as engine
 from lactok import registry
 from tests.support import TOY, install_plugin, pictures
 
@@ -32,9 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pictures(tmp_path_factory.mktemp("pictures"), 18)
 
 
-def run(folder: Path, out: Path, *overrides: str) -> recon.Finished:
+def run(folder: Path, out: Path, *overrides: str) -> engine.Finished:
     common = ["dataset=folder", f"dataset.root='{folder}'", f"out='{out}'"]
-    return recon.run(compose_config([*common, *overrides]), quiet=True)
+    return engine.run(compose_config([*common, *overrides]), quiet=True)
 
 
 def cells(record: RunRecord, row: str) -> dict:
@@ -42,20 +42,20 @@ def cells(record: RunRecord, row: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> recon.Finished:
+def mini(tmp_path_factory: pytest.TempPathFactory) -> engine.Finished:
     """The main job on 20 tiles."""
     out = tmp_path_factory.mktemp("mini")
-    return recon.run(compose_config(["tokenizers=[llamagen]", "limit=20", f"out='{out}'"]), quiet=True)
+    return engine.run(compose_config(["tokenizers=[llamagen]", "limit=20", f"out='{out}'"]), quiet=True)
 
 
-def test_rows_are_named_as_what_they_are_and_come_with_their_calibration(mini: recon.Finished):
+def test_rows_are_named_as_what_they_are_and_come_with_their_calibration(mini: engine.Finished):
     assert [r.label for r in mini.record.rows] == [
         "identity", "resize-64", "llamagen-mini", "downsample-bits", "mean-colour",
     ]  # fmt: skip
     assert all(r.status == "ok" for r in mini.record.rows)
 
 
-def test_calibration_rows_bound_the_others(mini: recon.Finished):
+def test_calibration_rows_bound_the_others(mini: engine.Finished):
     identity, resized, mini_row, thumbnail, floor = (cells(mini.record, r.label) for r in mini.record.rows)
     assert identity["PSNR"] == math.inf
     assert identity["SSIM"] == identity["top1-effnet"] == 1
@@ -69,14 +69,14 @@ def test_calibration_rows_bound_the_others(mini: recon.Finished):
     assert abs(resized["brightness-dl"]) < abs(mini_row["brightness-dl"])
 
 
-def test_the_thumbnail_spends_what_the_ids_cost(mini: recon.Finished):
+def test_the_thumbnail_spends_what_the_ids_cost(mini: engine.Finished):
     bits = {r.label: r.bits_per_image for r in mini.record.rows}
     assert bits["llamagen-mini"] == 640
     assert 600 < bits["downsample-bits"] <= 640
     assert bits["identity"] is None
 
 
-def test_a_record_says_how_it_was_made(mini: recon.Finished, capsys: pytest.CaptureFixture[str]):
+def test_a_record_says_how_it_was_made(mini: engine.Finished, capsys: pytest.CaptureFixture[str]):
     assert publish(mini, ["limit=20"]) == 0
     record = read(mini.folder / "run.json")
     assert record.protocol_hash == compose_config([]).make_protocol().hash

@@ -11,9 +11,9 @@ import pytest
 
 from evals import store
 from evals.config import compose_config
+from evals.engine import run as engine
 from evals.report.markdown import write_report
 from evals.run import main
-from evals.engine import run as engine
 from lactok import registry
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 
@@ -63,7 +63,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def run(tmp_path: Path, *overrides: str):
     folder = pictures(tmp_path / "pictures")
-    return recon.run(
+    return engine.run(
         compose_config(["dataset=folder", f"dataset.root='{folder}'", f"out='{tmp_path / 'out'}'", *overrides]),
         quiet=True,
     )
@@ -190,9 +190,9 @@ def test_a_stale_index_is_dropped_and_the_run_goes_on_with_the_right_content(
     folder = pictures(tmp_path / "pictures", 3)
     spare = pictures(tmp_path / "spare", 6) / "picture 05.png"
 
-    def run(out: str, *more: str) -> recon.Finished:
+    def run(out: str, *more: str) -> engine.Finished:
         what = ["dataset=folder", f"dataset.root='{folder}'", "tokenizers=toy", "metrics=psnr"]
-        return recon.run(compose_config([*what, f"out='{tmp_path / out}'", *more]), quiet=True)
+        return engine.run(compose_config([*what, f"out='{tmp_path / out}'", *more]), quiet=True)
 
     old = run("out")
     spare.replace(folder / "picture 01.png")
@@ -210,15 +210,15 @@ def test_a_seed_makes_nothing_anew_of_a_deterministic_tokenizer(tmp_path: Path, 
         kinds = ("contact", "ids", "timing", "scores-psnr")
         return {p.parent.name for kind in kinds for p in (tmp_path / "out" / "cache" / kind).glob("*/meta.json")}
 
-    recon.run(compose_config([*what, "tokenizers=toy"]), quiet=True)
+    engine.run(compose_config([*what, "tokenizers=toy"]), quiet=True)
     before = kept()
-    finished = recon.run(compose_config([*what, "tokenizers=toy", "seed=7"]), quiet=True)
+    finished = engine.run(compose_config([*what, "tokenizers=toy", "seed=7"]), quiet=True)
     assert kept() == before
-    _, ((label, shown),) = recon.contact_pictures(finished)
+    _, ((label, shown),) = engine.contact_images(finished)
     assert (label, len(shown)) == ("toy", 3)
-    recon.run(compose_config([*what, "tokenizers=noisy"]), quiet=True)
+    engine.run(compose_config([*what, "tokenizers=noisy"]), quiet=True)
     before = kept()
-    recon.run(compose_config([*what, "tokenizers=noisy", "seed=7"]), quiet=True)
+    engine.run(compose_config([*what, "tokenizers=noisy", "seed=7"]), quiet=True)
     assert len(kept()) == len(before) + 3, "of a decoder with noise: contact, timing, scores"
 
 
@@ -230,9 +230,9 @@ def test_speeds_are_shown_with_the_machine_that_they_were_timed_on(
     what = ["dataset=folder", f"dataset.root='{folder}'", "calibration=false", "metrics=psnr", f"out='{out}'"]
 
     def run_on(machine: str, tokenizers: str) -> tuple[pd.DataFrame, str]:
-        for module in ("evals.engine.execute", "evals.suites.recon"):
+        for module in ("evals.engine.execute", "evals.engine.run"):
             monkeypatch.setattr(f"{module}.describe_device", lambda device: f"{machine}, 2 threads")
-        finished = recon.run(compose_config([*what, f"tokenizers={tokenizers}"]), quiet=True)
+        finished = engine.run(compose_config([*what, f"tokenizers={tokenizers}"]), quiet=True)
         assert finished.record.device == f"{machine}, 2 threads"
         write_report(finished.record, finished.folder)
         report = (finished.folder / "report.md").read_text()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from evals.config import ConfigError, compose_config
-from evals.engine.rows import Row, , identify, resolve_rows
-from lactok.registry import hashed_files
+from evals.engine.rows import Row, identify, resolve_rows
 from lactok import registry
+from lactok.registry import hashed_files
 from tests.support import TOY, install_plugin
 
 SWEPT = (

@@ -24,7 +24,7 @@ from baselines.seedtok.conformance import case_config, case_weights, run
 from baselines.seedtok.keymap import from_official, load_official, meta_model, to_official
 from baselines.seedtok.model import QFormerConfig, SeedConfig, SeedModel
 from lactok.conformance import CaseError, CaseFolder, CheckLine
-from lactok.interface import Codes
+from lactok.interface import Latents, Tokens
 from lactok.weights import CheckpointMismatch, HubWeights, MissingWeights, WeightsError
 from tests.seed_support import write_checkpoints, write_painter
 

@@ -21,7 +21,7 @@ from baselines.titok.keymap import from_official, load_official, meta_model, off
 from baselines.titok.model import TiTok, TiTokConfig
 from baselines.titok.vit import ViTSize
 from lactok.conformance import CaseError, CaseFolder, CheckLine
-from lactok.interface import Codes
+from lactok.interface import Latents, Tokens
 from lactok.seeded import manifest_of, seeded_state_dict
 from lactok.weights import CheckpointMismatch, MissingWeights, WeightsError
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class Identity(_PassThrough):
     """The picture itself: every metric at its best."""
 
     calibration = -3
+
 
 class Resize64(_PassThrough):
     """To 64 pixels and back: what is lost before any miniature acts."""
@@ -87,7 +89,7 @@ class DownsampleBits(Tokenizer):
 
     Options = ThumbnailOptions
     # what the reference tokenizer's tokens cost: llamagen-mini (64 x 10 bits), llamagen (256 x 14)
-    preset_options = {"mini": {"bits": 640}, "paper": {"bits": 3584}}
+    preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"mini": {"bits": 640}, "paper": {"bits": 3584}}
     calibration = 1
     code_licence = "Apache-2.0"
     weights_licence = "none needed"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from evals.engine import run as engine
 from evals.engine.store import write_atomically
 from evals.record import RecordError
 
@@ -28,8 +29,8 @@ brightness within 1e-4, top-1 within one image, other figures within 1e-4 relati
 hashes of protocol, items and weights exactly. Prints what moved. Exit status: 0 nothing moved, 1 something did, 2 it
 could not be run.
 
-    python -m evals check results/mini/recon.json            in a CI
-    python -m evals check results/mini/recon.json --update   write the present figures, after a wanted change
+    python -m evals check results/mini/engine.json            in a CI
+    python -m evals check results/mini/engine.json --update   write the present figures, after a wanted change
 """
 
 # By how a column's name starts: (absolute tolerance, relative tolerance). Columns that follow from the tokens alone are

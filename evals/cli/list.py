@@ -99,24 +99,23 @@ def _show_missing(missing: list[str]) -> None:
 
 
 def _datasets() -> int:
-    from evals.datasets.base import DatasetError
-    from evals.datasets.registry import dataset_class, dataset_names
+    from lactok import registry
 
-    table = _table("Datasets (dataset=NAME)", "name", "what", "here")
-    broken = []
-    for name in dataset_names():
+    table = _table("Datasets (dataset=NAME)", "name", "what", "package", "here")
+    broken, missing = 0, []
+    for name, entry in registry.entries("datasets").items():
         try:
-            needs = dataset_class(name).needs()
-        except DatasetError as error:
-            table.add_row(name, "?", "broken")
-            broken.append(str(error))
-            continue
-        where = f"yes: {needs.where}" if needs.where else "yes"
-        here = {True: where, False: "no", None: "give dataset.root=DIR"}[needs.here]
-        table.add_row(name, needs.summary, here)
+            needs = registry.load("datasets", name).needs()
+            where = f"yes: {needs.where}" if needs.where else "yes"
+            here = {True: where, False: "no", None: "give dataset.root=DIR"}[needs.here]
+            table.add_row(name, needs.summary, entry.distribution, here)
+        except registry.BrokenPlugin as error:
+            broken = 1
+            table.add_row(name, "?", entry.distribution, "broken")
+            missing.append(str(error))
     _show(table)
-    _show_missing(broken)
-    return int(bool(broken))
+    _show_missing(missing)
+    return broken
 
 
 def _suites() -> int:
@@ -141,10 +140,11 @@ def _metrics() -> int:
             needs, here, reasons = _here(cls.weights())
             missing += reasons
             table.add_row(name, cls.summary, entry.distribution, needs, here)
-        except (registry.RegistryError, UnusableMetric) as error:
+        except Exception as error:  # a plugin may fail in any way; the others are listed
             broken = 1
             table.add_row(name, "?", entry.distribution, "?", "broken")
-            missing.append(f"metric {name}: {error}")
+            told = isinstance(error, (registry.RegistryError, UnusableMetric))
+            missing.append(f"metric {name}: {error if told else f'{type(error).__name__}: {error}'}")
     _show(table)
     _show_missing(missing)
     return broken

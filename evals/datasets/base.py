@@ -43,11 +43,6 @@ class BadImage:
     reason: str
 
 
-class ChangedImage(DatasetError):
-    """An image is not the one that was checked: it changed since, or the index of checked images was wrong and has been
-    removed; the dataset can be opened anew."""
-
-
 class BadImages(DatasetError):
     """One or more images can't be read; `bad` lists them all, and so does the message."""
 

@@ -30,7 +30,7 @@ def check_encoded(encoded: object, batch: int, info: TokenizerInfo) -> Tokens | 
             raise PluginError("encode returned latents with NaN or infinite values")
         if info.tokens_per_image is not None:
             raise PluginError(f"encode returned latents, but info.tokens_per_image is {info.tokens_per_image}")
-        return Latents(encoded.values.clone())
+        return encoded.owned()
     ids = encoded.ids
     if ids.dtype != torch.int64 or ids.ndim not in (2, 3):
         raise PluginError(f"ids are {ids.dtype} of shape {tuple(ids.shape)}, expected int64 (B, N) or (B, N, K)")
@@ -47,7 +47,7 @@ def check_encoded(encoded: object, batch: int, info: TokenizerInfo) -> Tokens | 
     lengths = encoded.lengths
     if lengths is not None and (lengths.shape != (batch,) or lengths.min() < 0 or lengths.max() > ids.shape[1]):
         raise PluginError(f"lengths {lengths.tolist()}: expected {batch} numbers from 0 to {ids.shape[1]}")
-    return Tokens(ids.clone(), None if lengths is None else lengths.clone())
+    return encoded.owned()
 
 
 def check_images(images: object, batch: int, size: int) -> Tensor:

@@ -113,6 +113,10 @@ class Job:
             self._built[plan.name] = built, Batcher(self.batch_size, self.device)
         return self._built[plan.name]
 
+    def why_not_scored(self, run: ModelRun, metric: str) -> str:
+        """Why an image metric could not score a row; "" where it could."""
+        return self.broken_metrics.get(metric, "") or run.metric_errors.get(metric, "")
+
     def shown_in(self, chunk: Chunk) -> list[int]:
         """Positions within the chunk of the items that the contact sheet shows."""
         return [i for i in range(len(chunk)) if chunk.start + i in self.shown]

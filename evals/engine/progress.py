@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
+from evals.engine.batches import most_held_gib
 from evals.engine.ranks import Ranks
 from lactok.progress import SAY_EVERY, bar
 
@@ -40,7 +41,7 @@ class State:
             self.worked += 1
             self.items += items
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            self.gpu_gib = torch.cuda.max_memory_allocated() / 2**30
+            self.gpu_gib = most_held_gib()
 
 
 def _key(rank: int) -> str:

@@ -54,7 +54,7 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
     reading = _Reading(job, run)
     per_image = PerImage()
     for plan in job.metrics.image:
-        if reason := job.broken_metrics.get(plan.name) or run.metric_errors.get(plan.name):
+        if reason := job.why_not_scored(run, plan.name):
             record.cells |= {column.name: Value(None, note=reason) for column in plan.cls.columns}
             continue
         scores = reading.scores(plan)
@@ -200,7 +200,7 @@ def _set_cells(
 ) -> dict[str, Value]:
     """A set metric's columns, from the cache where they are: they take seconds."""
     of = job.metrics.features_of(plan)
-    if reason := job.broken_metrics.get(of.name) or run.metric_errors.get(of.name):
+    if reason := job.why_not_scored(run, of.name):
         return {column.name: Value(None, note=reason) for column in plan.cls.columns}
     clusters = [item.cluster for item in items]
     artifact = job.set_metric(run, plan, clusters)

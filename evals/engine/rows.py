@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import itertools
-import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, get_args
 
 from evals.config import ConfigError, as_list
@@ -120,6 +120,8 @@ def _rows(group: str, name: str, preset: str, given: dict[str, Any]) -> list[Row
         return [Row(name, name, None, error=str(error))]
     if not (isinstance(cls, type) and issubclass(cls, Model)):
         return [Row(name, name, None, error=f"{name!r} is {cls!r}: expected a subclass of lactok.interface.Model")]
+    if wrong := _wrong_options(cls):
+        return [Row(name, name, None, error=wrong)]
     usual = dict(cls.preset_options.get(preset, {}))
     swept = {key: value if _is_sweep(cls.Options, key, value) else [value] for key, value in given.items()}
     combinations = [dict(zip(swept, values)) for values in itertools.product(*swept.values())]
@@ -130,6 +132,41 @@ def _rows(group: str, name: str, preset: str, given: dict[str, Any]) -> list[Row
     return rows
 
 
+def _wrong_options(cls: type[Model]) -> str:
+    """Why a plugin's Options can't be used; "" where they can."""
+    try:
+        with isolated():
+            plain_options(cls.Options())
+    except Exception as error:  # a plugin may declare anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"{cls.__qualname__}.Options: {reason}; expected a dataclass, each field with a type and a default"
+    return ""
+
+
+def plain_options(options: Any) -> dict[str, Any]:
+    """An instance of a plugin's Options as plain JSON: an enum's member by its name, a path as text.
+
+    Raises TypeError for a value that has no such form.
+    """
+    return {name: _plain(name, value) for name, value in dataclasses.asdict(options).items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(_plain(name, k)): _plain(name, v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_plain(name, v) for v in value])
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"{name} is {value!r}: expected a number, a text, an enum's member, a path, or lists or dicts of them"
+    )
+
+
 def _is_sweep(kind: type, key: str, value: Any) -> bool:
     """Whether a list is several values of an option that takes one."""
     declared = {f.name: _type_name(f) for f in dataclasses.fields(kind)}.get(key, "")
@@ -138,8 +175,8 @@ def _is_sweep(kind: type, key: str, value: Any) -> bool:
 
 def _row(name: str, cls: type[Model], options: Any, usual: dict[str, Any], short: bool) -> Row:
     """short: whether the label has of a local checkpoint's path the last part alone."""
-    plain = dataclasses.asdict(cls.Options()) | usual
-    values = dataclasses.asdict(options)
+    plain = plain_options(cls.Options()) | usual
+    values = plain_options(options)
     shown = {k: v for k, v in values.items() if v != plain[k]}
     told = {k: Path(v).name if short and k in cls.path_options and isinstance(v, str) else v for k, v in shown.items()}
     label = name + (f"[{','.join(f'{k}={v}' for k, v in told.items())}]" if told else "")
@@ -197,7 +234,7 @@ def identify(row: Row) -> Identity:
     for source in sources:
         path = weights.locate(source)
         records.append(WeightsRecord(str(source), weights.sha256_of(path), pinned=source.sha256 is not None))
-    options = {k: v for k, v in dataclasses.asdict(row.options).items() if k not in row.cls.path_options}
+    options = {k: v for k, v in plain_options(row.options).items() if k not in row.cls.path_options}
     parts = {
         "name": row.name,
         "version": row.cls.version,
@@ -205,5 +242,4 @@ def identify(row: Row) -> Identity:
         "weights": [r.sha256 for r in records],
         "source": registry.source_hash(row.cls),
     }
-    json.dumps(parts)  # an identity that is no plain JSON has no key
     return Identity(parts, tuple(records))

@@ -24,9 +24,10 @@ from evals.engine.missing import open_all
 from evals.engine.models import Conditions, ModelRun
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import ENDED, POLL, RankError, Ranks
-from evals.engine.reduce import LostArtifact, PerImage, reduce_row
+from evals.engine.reduce import LostArtifact, PerImage, describe, reduce_row
 from evals.engine.rows import Wanted, resolve_rows
-from evals.engine.store import Cache
+from evals.engine.store import Cache, StoreError
+from evals.metrics.base import SetMetric
 from evals.metrics.plan import PlannedColumn, plan
 from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
@@ -73,7 +74,7 @@ def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float) -> Finish
     with LiveProgress(quiet, ranks, unit=job.task.unit) as progress:
         finished = _until_whole(job, progress)
     record.rows = [row for row, _ in finished]
-    record.missing_metrics += [f"{name}: {reason}" for name, reason in job.broken_metrics.items()]
+    _name_failed_metrics(record, job)
     record.seconds = round(time.time() - started, 2)
     record.complete = True
     return Finished(record, folder, {row.label: values for row, values in finished if row.status == "ok"}, job)
@@ -124,7 +125,8 @@ def _merge(job: Job, rank: int, found: list) -> None:
     for run, (_, status, error, trace, metric_errors, refused) in zip(job.runs, rows, strict=True):
         if run.status == "ok" and status != "ok":
             run.status, run.error, run.trace = status, f"on rank {rank}: {error}", trace
-        run.metric_errors |= metric_errors
+        for metric, reason in metric_errors.items():
+            run.metric_errors.setdefault(metric, f"on rank {rank}: {reason}")
         run.refused |= refused
     job.broken_metrics.update(broken)
 
@@ -168,12 +170,42 @@ def _until_whole(job: Job, progress: LiveProgress) -> list[tuple[RowRecord, PerI
     """Execute and reduce; where an artifact turns out damaged, all damaged ones are removed and recomputed, once."""
     _execute_all(job, progress, 0)
     try:
-        return [reduce_row(job, run) for run in job.runs]
+        return [_reduced(job, run, (LostArtifact, StoreError)) for run in job.runs]
     except LostArtifact:
         remove_damaged(job)
         job.ranks.publish(_again(0), True)
         _execute_all(job, progress, 1)
-        return [reduce_row(job, run) for run in job.runs]
+        return [_reduced(job, run, (StoreError,)) for run in job.runs]
+
+
+def _reduced(job: Job, run: ModelRun, ends: tuple[type[Exception], ...]) -> tuple[RowRecord, PerImage]:
+    """The row's record; that of a failed row for any error that is not one of `ends`, which are raised."""
+    try:
+        return reduce_row(job, run)
+    except ends:
+        raise
+    except Exception as error:  # the other rows come
+        run.fail(error)
+        return describe(run, job), PerImage()
+
+
+def _name_failed_metrics(record: RunRecord, job: Job) -> None:
+    """A line a metric that failed, with its reason; one that failed on every measured row has no columns."""
+    measured = [run for run in job.runs if run.status == "ok"]
+    for metric in (*job.metrics.image, *job.metrics.sets):
+        of = metric.cls.features_of if issubclass(metric.cls, SetMetric) else metric.name
+        errors = {r.row.label: reason for r in measured if (reason := job.why_not_scored(r, of))}
+        if not errors:
+            continue
+        reason = next(iter(errors.values()))
+        if len(errors) < len(measured):
+            record.missing_metrics.append(f"{metric.name}: not computed for {', '.join(errors)}: {reason}")
+            continue
+        record.missing_metrics.append(f"{metric.name}: {reason}")
+        names = {column.name for column in metric.cls.columns}
+        record.columns = [column for column in record.columns if column.name not in names]
+        for row in record.rows:
+            row.cells = {name: cell for name, cell in row.cells.items() if name not in names}
 
 
 def _execute_all(job: Job, progress: LiveProgress, attempt: int) -> None:

@@ -142,6 +142,13 @@ class SetMetric(Metric):
         """
         return None, None
 
+    def replicates(self, originals: Tensor, reconstructions: Tensor, clusters: Sequence[str]) -> list[float] | None:
+        """The first column with each group of sources left out, for the jackknife; None where `interval` is no such.
+
+        The replicates of several decodings of the same images are averaged one by one: the interval of their mean.
+        """
+        return None
+
     def note(self, count: int) -> str:
         """What a reader must know of this figure at this number of images; "" when nothing."""
         return ""

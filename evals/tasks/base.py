@@ -48,9 +48,10 @@ class Outputs:
 class Task(ABC):
     """One way to put a model to the test.
 
-    takes: the kinds of model that it can run; has_references: whether its batches have reference images;
-    protocol: every convention that moves a number. keeps_images: whether every image is stored, so that it can be scored again without the model; dataset_kind: the
-    class of dataset that it runs on; output_step: what a model does to make an image; unit: what an item is called.
+    protocol: every convention that moves a number. takes: the kinds of model that it can run; has_references: whether
+    its batches have reference images; keeps_images: whether every image is stored, so that it can be scored again
+    without the model; dataset_kind: the class of dataset that it runs on; output_step: what a model does to make an
+    image; unit: what an item is called.
     """
 
     name: ClassVar[str]

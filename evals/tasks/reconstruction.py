@@ -143,7 +143,7 @@ class Reconstruction(Task):
         called: Called[Tokens | Latents] = run.call(
             "encode",
             positions,
-            lambda wanted: tokenizer.encode(pick(native, wanted)),
+            lambda wanted: tokenizer.encode(pick(native, wanted).clone()),
             lambda result, count: check_encoded(result, count, info),
         )
         refused = earlier | called.refused
@@ -171,7 +171,7 @@ class Reconstruction(Task):
 
         def decode(wanted: list[int]) -> Any:
             rows = [place_of[p] for p in wanted]
-            return tokenizer.decode(encoded.encoded[_as_slice(rows)], [seeds[p] for p in wanted])
+            return tokenizer.decode(encoded.encoded[_as_slice(rows)].owned(), [seeds[p] for p in wanted])
 
         def consume(result: Any, count: int) -> Tensor:
             return reconstruction(check_images(result, count, size), self.protocol)
