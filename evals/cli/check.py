@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from evals.engine import run as engine
 from evals.engine.store import write_atomically
 from evals.record import RecordError
 
