@@ -165,7 +165,7 @@ def test_values_of_an_earlier_version_are_refused(tmp_path: Path, capsys):
 
 
 def test_two_tokenizers_of_a_real_run(tmp_path: Path, capsys):
-    """identity loses nothing, so mean-colour wins no picture and the mean difference is the run's own."""
+    """identity loses nothing, so mean-colour wins no image and the mean difference is the run's own."""
     folder = pictures(tmp_path / "pictures")
     asked = ["tokenizers=mean-colour", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}", "metrics=[ssim]"]
     assert evals(asked) == 0

@@ -16,15 +16,15 @@ from benchmarks.measuring import call_times, gib, peak_bytes
 from benchmarks.metric_networks import metric_networks
 from evals.engine.environment import precision
 from evals.metrics.base import ImageMetric
-from evals.metrics.plan import DEFAULTS, metric_class
+from evals.metrics.plan import metric_class
 from evals.tasks.protocol import ReconstructionProtocol
 
 PROBES = ("lpips-alex", "lpips-vgg", "inception", "ssim", "psnr", "colour")
 SIDE, BATCH = 1024, 16
 """The paper's evaluation size, and the batch that a run takes on a GPU."""
 QUICK_SIDE, QUICK_BATCH = 96, 2
-DEFAULT_PROBES = tuple(dict.fromkeys(METRICS[name].probe for name in DEFAULTS["inception"] if METRICS[name].probe))
-"""What scale=paper computes by default over pictures."""
+DEFAULT_METRICS = ("psnr", "ssim", "lpips-alex", "inception", "colour")
+"""What scale=paper computes by default over images; rfid and kid read inception's features."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def shares(session: Session) -> Iterator[MetricsShare]:
         for found in session.found
         if isinstance(found, Coded) and (found.tokenizer, found.part) == (LACTOK[0], "decode")
     ]
-    lacking = [name for name in DEFAULT_PROBES if name not in seconds] + ([] if decodes else [f"{LACTOK[0]} decode"])
+    lacking = [name for name in DEFAULT_METRICS if name not in seconds] + ([] if decodes else [f"{LACTOK[0]} decode"])
     if lacking:
         raise ValueError(f"not measured in this run: {', '.join(lacking)}")
-    total = sum(seconds[name] for name in DEFAULT_PROBES)
+    total = sum(seconds[name] for name in DEFAULT_METRICS)
     for compiled in (False, True):
         if same := [found for found in decodes if found.compiled is compiled]:
             best = max(same, key=lambda found: found.images_per_second)
             each = 1 / best.images_per_second
             how = f"{'a compiled' if compiled else 'an eager'} {best.tokenizer} decode, batch {best.batch}"
-            yield MetricsShare(DEFAULT_PROBES, how, total, each, total / each)
+            yield MetricsShare(DEFAULT_METRICS, how, total, each, total / each)
