@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from lactok.features import inception, lpips
+from lactok.feature_extractors import inception, lpips
 from lactok.seeded import TensorSpec, manifest_of, seeded_state_dict
 from lactok.weights import LocalWeights, MissingWeights, locate
 

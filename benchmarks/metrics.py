@@ -40,7 +40,7 @@ from evals.metrics.image.lpips import LpipsAlex
 from evals.metrics.image.psnr import Psnr
 from evals.metrics.image.ssim import Ssim
 from evals.metrics.sets.frechet import Rfid
-from lactok.features import inception, lpips
+from lactok.feature_extractors import inception, lpips
 from lactok.interface import Item
 from lactok.weights import MissingWeights, load_state_dict, locate
 

@@ -15,28 +15,28 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.autoencoder_kl.adapter import SDXLVAE, SDXLVAEOptions, build
-from baselines.flextok import keymap as flextok_keymap
-from baselines.flextok.adapter import FlexTokD18D28, FlexTokOptions
-from baselines.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
-from baselines.flextok.model import FlexTok
-from baselines.llamagen import keymap as llamagen_keymap
-from baselines.llamagen.adapter import LlamaGen, LlamaGenOptions
-from baselines.seedtok import keymap as seedtok_keymap
-from baselines.seedtok import unclip
-from baselines.seedtok.adapter import SeedTok, SeedTokOptions
-from baselines.seedtok.model import QFormerConfig, SeedConfig, ViTConfig
-from baselines.titok import keymap as titok_keymap
-from baselines.titok.adapter import TiTokOptions, TiTokS128
-from baselines.titok.model import TiTok, TiTokConfig
-from baselines.titok.vit import ViTSize
+from baselines.tokenizers.autoencoder_kl.adapter import SDXLVAE, SDXLVAEOptions, build
+from baselines.tokenizers.flextok import keymap as flextok_keymap
+from baselines.tokenizers.flextok.adapter import FlexTokD18D28, FlexTokOptions
+from baselines.tokenizers.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
+from baselines.tokenizers.flextok.model import FlexTok
+from baselines.tokenizers.llamagen import keymap as llamagen_keymap
+from baselines.tokenizers.llamagen.adapter import LlamaGen, LlamaGenOptions
+from baselines.tokenizers.seedtok import keymap as seedtok_keymap
+from baselines.tokenizers.seedtok import unclip
+from baselines.tokenizers.seedtok.adapter import SeedTok, SeedTokOptions
+from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, ViTConfig
+from baselines.tokenizers.titok import keymap as titok_keymap
+from baselines.tokenizers.titok.adapter import TiTokOptions, TiTokS128
+from baselines.tokenizers.titok.model import TiTok, TiTokConfig
+from baselines.tokenizers.titok.vit import ViTSize
 from benchmarks.device_weights import draw_weights
 from lactok.interface import Tokenizer
 from lactok.models.autoencoder import AutoencoderConfig
 from lactok.models.lactok import LacTok, LacTokConfig, meta_model
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
 from lactok.models.vq import VQConfig, VQModel
-from lactok.systems.tokenizer import LacTokH, LacTokOptions, LacTokT, LacTokTOptions
+from lactok.tokenizers.published import LacTokH, LacTokOptions, LacTokT, LacTokTOptions
 from lactok.train.simulate import CudaKernels
 
 

@@ -1,6 +1,6 @@
 """The file in which our trainers publish a model: safetensors with float16 weights and what one must know of them.
 
-Written whole or not at all; small enough to ship inside the package (lactok/checkpoints).
+Written whole or not at all; small enough to ship inside the package (lactok/tokenizers/checkpoints).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from baselines.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
-from baselines.flextok.keymap import meta_model, to_official
-from baselines.flextok.transformer import sincos_positions
+from baselines.tokenizers.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
+from baselines.tokenizers.flextok.keymap import meta_model, to_official
+from baselines.tokenizers.flextok.transformer import sincos_positions
 from lactok.seeded import manifest_of, seeded_state_dict
 
 GOLDEN = Path(__file__).parent / "golden" / "flextok"

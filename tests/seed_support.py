@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPI
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from torch import Tensor
 
-from baselines.seedtok.keymap import VIT_PREFIX
+from baselines.tokenizers.seedtok.keymap import VIT_PREFIX
 
 TEXT_WIDTH = 16
 

@@ -12,7 +12,12 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from skimage import data
 
-from baselines.autoencoder_kl.adapter import SDXLVAE, AutoencoderKLOptions, AutoencoderKLTokenizer, SDXLVAEOptions
+from baselines.tokenizers.autoencoder_kl.adapter import (
+    SDXLVAE,
+    AutoencoderKLOptions,
+    AutoencoderKLTokenizer,
+    SDXLVAEOptions,
+)
 from lactok.interface import Latents, Tokens
 from lactok.weights import CheckpointMismatch, HubWeights, MissingWeights, WeightsError
 

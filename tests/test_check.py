@@ -62,7 +62,7 @@ def test_another_ssim_window(committed: check.Snapshot, monkeypatch: pytest.Monk
 
 
 def test_swapped_colour_channels(committed: check.Snapshot, monkeypatch: pytest.MonkeyPatch):
-    from baselines.llamagen.adapter import LlamaGenMini
+    from baselines.tokenizers.llamagen.adapter import LlamaGenMini
 
     decode = LlamaGenMini.decode
     monkeypatch.setattr(LlamaGenMini, "decode", lambda self, encoded, seeds: decode(self, encoded, seeds).flip(1))
@@ -74,7 +74,7 @@ def test_one_changed_weight(committed: check.Snapshot, tmp_path: Path):
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    from baselines.llamagen.adapter import LlamaGenMini
+    from baselines.tokenizers.llamagen.adapter import LlamaGenMini
     from lactok.weights import locate
 
     (source,) = LlamaGenMini.weights(LlamaGenMini.Options())

@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-from baselines.flextok import conformance as flextok
-from baselines.llamagen import conformance as llamagen
-from baselines.seedtok import conformance as seedtok
-from baselines.titok import conformance as titok
+from baselines.tokenizers.flextok import conformance as flextok
+from baselines.tokenizers.llamagen import conformance as llamagen
+from baselines.tokenizers.seedtok import conformance as seedtok
+from baselines.tokenizers.titok import conformance as titok
 from evals.cli.conformance import main, targets
 from evals.metrics import conformance as metrics
 from lactok import registry
 from lactok.conformance import CaseFolder, CheckLine, compare_floats, compare_ids
-from lactok.features import inception
+from lactok.feature_extractors import inception
 from lactok.models.quantizer import VectorQuantizer
 from lactok.seeded import Manifest
-from lactok.systems import conformance as lactok
+from lactok.tokenizers import conformance as lactok
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNNERS = (flextok, llamagen, seedtok, titok, metrics, lactok)

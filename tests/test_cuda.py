@@ -16,7 +16,7 @@ import torch
 from skimage import data
 from torch import Tensor
 
-from baselines.flextok import fsq
+from baselines.tokenizers.flextok import fsq
 from evals.datasets.base import Dataset, Sample
 from evals.engine.batches import Batcher
 from evals.engine.environment import precision

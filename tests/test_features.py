@@ -12,7 +12,7 @@ from skimage import data
 from timm.data import ImageNetInfo
 
 from lactok import registry
-from lactok.features import effnet, inception, lpips
+from lactok.feature_extractors import effnet, inception, lpips
 from lactok.seeded import manifest_of, seeded_state_dict
 from lactok.weights import LocalWeights, MissingWeights, WeightsError
 

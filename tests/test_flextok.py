@@ -15,12 +15,12 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from skimage import data
 
-from baselines.flextok.adapter import FlexTokD12D12, FlexTokD18D18, FlexTokD18D28, FlexTokOptions
-from baselines.flextok.checkpoint_config import parse_config
-from baselines.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
-from baselines.flextok.conformance import run
-from baselines.flextok.keymap import from_official, load_official, meta_model, to_official
-from baselines.flextok.sampler import (
+from baselines.tokenizers.flextok.adapter import FlexTokD12D12, FlexTokD18D18, FlexTokD18D28, FlexTokOptions
+from baselines.tokenizers.flextok.checkpoint_config import parse_config
+from baselines.tokenizers.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
+from baselines.tokenizers.flextok.conformance import run
+from baselines.tokenizers.flextok.keymap import from_official, load_official, meta_model, to_official
+from baselines.tokenizers.flextok.sampler import (
     Sampling,
     image_noise,
 )

@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 
-from baselines.flextok import fsq
-from baselines.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
-from baselines.flextok.model import register_mask
-from baselines.flextok.sampler import ProjectedGuidance, Sampling, plain_guidance, projected_guidance, sample
-from baselines.flextok.transformer import patchify, unpatchify
+from baselines.tokenizers.flextok import fsq
+from baselines.tokenizers.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
+from baselines.tokenizers.flextok.model import register_mask
+from baselines.tokenizers.flextok.sampler import ProjectedGuidance, Sampling, plain_guidance, projected_guidance, sample
+from baselines.tokenizers.flextok.transformer import patchify, unpatchify
 
 LEVELS = (8, 8, 8, 5, 5, 5)
 

@@ -19,7 +19,7 @@ from lactok.models.lactok import LacTokConfig, build, meta_model
 from lactok.models.ladd_keymap import load_official, to_official
 from lactok.models.lora import merge
 from lactok.models.samplers import consistency, image_noise
-from lactok.systems import tokenizer as systems
+from lactok.tokenizers import published
 from lactok.weights import MissingWeights, WeightsError
 from tests.ladd_support import LORA, SMALL, weights, write_adapters
 
@@ -28,12 +28,12 @@ NAMES = ["lactok-h", "lactok-h-star", "lactok-t", "lactok-t-star", "vq-ladd", "v
 IN, OUT = 16, 32  # pixels of a side: 64 ids, latents of 16x16
 
 
-def small(cls: type[systems.LacTokTokenizer]) -> type[systems.LacTokTokenizer]:
+def small(cls: type[published.LacTokTokenizer]) -> type[published.LacTokTokenizer]:
     """The published class at a size that a test can afford."""
     return type(f"Small{cls.__name__}", (cls,), {"CONFIG": SMALL, "LORA": LORA})
 
 
-def make(cls: type[systems.LacTokTokenizer], **given: Any) -> systems.LacTokTokenizer:
+def make(cls: type[published.LacTokTokenizer], **given: Any) -> published.LacTokTokenizer:
     return small(cls)(cls.Options(**{"input_size": IN, "output_size": OUT} | given), CPU)
 
 
@@ -52,8 +52,8 @@ def first_stage(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def t_star(released: str) -> systems.LacTokTokenizer:
-    return make(systems.LacTokTStar, weights=released)
+def t_star(released: str) -> published.LacTokTokenizer:
+    return make(published.LacTokTStar, weights=released)
 
 
 def photographs(count: int) -> Tensor:
@@ -66,7 +66,7 @@ def photographs(count: int) -> Tensor:
 def test_all_are_registered():
     for name in NAMES:
         cls = registry.load("tokenizers", name)
-        assert issubclass(cls, systems.LacTokTokenizer)
+        assert issubclass(cls, published.LacTokTokenizer)
         assert cls.scale == "paper"
 
 
@@ -77,27 +77,27 @@ def test_facts_of_the_published_sizes(monkeypatch: pytest.MonkeyPatch):
         assert LacTokConfig() == self.CONFIG
         return model, self.options.input_size, self.options.output_size, self.TRAINING
 
-    monkeypatch.setattr(systems._Published, "_load", on_meta)
-    tokenizer = systems.LacTokTStar(systems.LacTokTStarOptions(), torch.device("meta"))
+    monkeypatch.setattr(published._Published, "_load", on_meta)
+    tokenizer = published.LacTokTStar(published.LacTokTStarOptions(), torch.device("meta"))
     info = tokenizer.info
     assert (info.family, info.input_size, info.output_size, info.deterministic) == ("LacTok", 256, 1024, False)
     assert (info.tokens_per_image, info.codebook_size, info.bits_per_image) == (256, 16384, 256 * 14)
     assert tokenizer._latent_shape == (4, 128, 128)
     for size, ids in ((224, 196), (288, 324)):
-        options = systems.LacTokOptions(input_size=size)
-        assert systems.LacTokH(options, torch.device("meta")).info.tokens_per_image == ids
+        options = published.LacTokOptions(input_size=size)
+        assert published.LacTokH(options, torch.device("meta")).info.tokens_per_image == ids
 
 
 @pytest.mark.parametrize(
     ("cls", "evaluated", "draws", "strength"),
     [
-        (systems.LacTokH, (999,), 1, 1.0),
-        (systems.LacTokHStar, (999,), 1, 1.0),
-        (systems.LacTokT, (999, 499), 2, 1.0),
-        (systems.LacTokTStar, (999, 499, 124), 3, 0.8),
-        (systems.VQLADD, tuple(range(961, 0, -40)), 1, 1.0),
-        (systems.VQLADDHyperSD, (999,), 1, 1.0),
-        (systems.VQLADDTLCM, (999, 499, 124), 3, 1.0),
+        (published.LacTokH, (999,), 1, 1.0),
+        (published.LacTokHStar, (999,), 1, 1.0),
+        (published.LacTokT, (999, 499), 2, 1.0),
+        (published.LacTokTStar, (999, 499, 124), 3, 0.8),
+        (published.VQLADD, tuple(range(961, 0, -40)), 1, 1.0),
+        (published.VQLADDHyperSD, (999,), 1, 1.0),
+        (published.VQLADDTLCM, (999, 499, 124), 3, 1.0),
     ],
 )
 def test_each_name_has_its_sampler(cls, evaluated: tuple[int, ...], draws: int, strength: float):
@@ -116,7 +116,7 @@ def test_each_name_has_its_sampler(cls, evaluated: tuple[int, ...], draws: int, 
     assert (sampler.draws, sampler.evaluations) == (draws, len(evaluated))
 
 
-def test_pictures_to_ids_and_back(t_star: systems.LacTokTokenizer):
+def test_pictures_to_ids_and_back(t_star: published.LacTokTokenizer):
     model, images, seeds = t_star.model, photographs(2), [7, 8]
     codes = t_star.encode(images)
     assert codes.ids.shape == (2, 64)
@@ -133,7 +133,7 @@ def test_pictures_to_ids_and_back(t_star: systems.LacTokTokenizer):
     torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-5)
 
 
-def test_batch_and_order_do_not_matter_and_seeds_do(t_star: systems.LacTokTokenizer):
+def test_batch_and_order_do_not_matter_and_seeds_do(t_star: published.LacTokTokenizer):
     ids = t_star.encode(photographs(4)).ids
     assert len({tuple(row) for row in ids.tolist()}) == 4
     pictures = t_star.decode(Tokens(ids), range(4))
@@ -147,22 +147,22 @@ def test_batch_and_order_do_not_matter_and_seeds_do(t_star: systems.LacTokTokeni
     assert t_star.decode(Tokens(ids[:0]), []).shape == (0, 3, OUT, OUT)
 
 
-def test_options_reach_the_decoder(released: str, t_star: systems.LacTokTokenizer):
+def test_options_reach_the_decoder(released: str, t_star: published.LacTokTokenizer):
     codes = t_star.encode(photographs(1))
     plain = t_star.decode(codes, [0])
     for given in ({"conditioning_scale": 1.0}, {"steps": 2}):
-        other = make(systems.LacTokTStar, weights=released, **given).decode(codes, [0])
+        other = make(published.LacTokTStar, weights=released, **given).decode(codes, [0])
         assert (other - plain).abs().mean() > 1e-3
-    larger = make(systems.LacTokTStar, weights=released, input_size=24, output_size=40)
+    larger = make(published.LacTokTStar, weights=released, input_size=24, output_size=40)
     assert larger.info.tokens_per_image == 144
     assert larger.decode(Tokens(torch.zeros(1, 144, dtype=torch.int64)), [0]).shape == (1, 3, 40, 40)
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", None])
-def test_every_nesting_of_a_checkpoint_loads(key: str | None, tmp_path: Path, t_star: systems.LacTokTokenizer):
+def test_every_nesting_of_a_checkpoint_loads(key: str | None, tmp_path: Path, t_star: published.LacTokTokenizer):
     state, path = weights(wrapped=True), tmp_path / "checkpoint.pth"
     torch.save(state if key is None else {key: state, "step": 3}, path)
-    got = make(systems.LacTokT, weights=str(path)).model.state_dict()
+    got = make(published.LacTokT, weights=str(path)).model.state_dict()
     assert all(torch.equal(got[name], tensor) for name, tensor in t_star.model.state_dict().items())
 
 
@@ -174,16 +174,16 @@ def test_a_checkpoint_of_something_else_is_named(tmp_path: Path):
     ):
         torch.save(content, path)
         with pytest.raises(WeightsError, match=rf"other\.pth: .*{reason}"):
-            make(systems.LacTokTStar, weights=str(path))
+            make(published.LacTokTStar, weights=str(path))
 
 
 def test_weights_of_the_release_are_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    (source,) = systems.LacTokTStar.weights(systems.LacTokTStarOptions())
+    (source,) = published.LacTokTStar.weights(published.LacTokTStarOptions())
     assert str(source) == "OPPOer/LaCTok/LaCTok-T.pth (revision not pinned)"
     with pytest.raises(MissingWeights) as caught:
-        systems.LacTokTStar(systems.LacTokTStarOptions(), CPU)
+        published.LacTokTStar(published.LacTokTStarOptions(), CPU)
     assert "hf download OPPOer/LaCTok LaCTok-T.pth" in str(caught.value)
     assert str(tmp_path / "hub") in str(caught.value)
     assert "options.lactok-t-star.weights=PATH" in str(caught.value)
@@ -206,8 +206,8 @@ def test_missing_accelerators_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for cls, command in (
-        (systems.VQLADDHyperSD, "hf download ByteDance/Hyper-SD Hyper-SDXL-1step-lora.safetensors"),
-        (systems.VQLADDTLCM, "hf download OPPOer/TLCM adapter_model.safetensors"),
+        (published.VQLADDHyperSD, "hf download ByteDance/Hyper-SD Hyper-SDXL-1step-lora.safetensors"),
+        (published.VQLADDTLCM, "hf download OPPOer/TLCM adapter_model.safetensors"),
     ):
         with pytest.raises(MissingWeights) as caught:
             make(cls, weights=first_stage)
@@ -216,11 +216,11 @@ def test_missing_accelerators_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     path = tmp_path / "adapter_model.safetensors"
     path.touch()
     with pytest.raises(MissingWeights, match=r"no file at .*adapter_config\.json"):
-        make(systems.VQLADDTLCM, weights=first_stage, accelerator=str(path))
+        make(published.VQLADDTLCM, weights=first_stage, accelerator=str(path))
 
 
 def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path: Path):
-    plain = make(systems.VQLADD, weights=first_stage, steps=2)
+    plain = make(published.VQLADD, weights=first_stage, steps=2)
     codes = plain.encode(photographs(1))
     with torch.device("cpu"):
         adapted = build(SMALL)
@@ -228,8 +228,8 @@ def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path
     files = write_adapters(adapted.decoder.unet, tmp_path)
     merged = dict(adapted.decoder.unet.state_dict())
     merge(merged, LORA.scale)
-    tlcm = make(systems.VQLADDTLCM, weights=first_stage, accelerator=str(files["tlcm"]))
-    hypersd = make(systems.VQLADDHyperSD, weights=first_stage, accelerator=str(files["hypersd"]))
+    tlcm = make(published.VQLADDTLCM, weights=first_stage, accelerator=str(files["tlcm"]))
+    hypersd = make(published.VQLADDHyperSD, weights=first_stage, accelerator=str(files["hypersd"]))
 
     for tokenizer in (tlcm, hypersd):
         for name, tensor in tokenizer.model.decoder.unet.state_dict().items():
@@ -237,17 +237,17 @@ def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path
         assert not any(parameter.requires_grad for parameter in tokenizer.model.parameters())
         assert (tokenizer.decode(codes, [0]) - plain.decode(codes, [0])).abs().mean() > 0.01
     with pytest.raises(WeightsError, match=r"stage1\.safetensors is no LoRA"):
-        make(systems.VQLADDHyperSD, weights=first_stage, accelerator=first_stage)
+        make(published.VQLADDHyperSD, weights=first_stage, accelerator=first_stage)
 
 
-def test_a_network_of_ours_is_kept_under_the_published_names(t_star: systems.LacTokTokenizer, tmp_path: Path):
+def test_a_network_of_ours_is_kept_under_the_published_names(t_star: published.LacTokTokenizer, tmp_path: Path):
     path = tmp_path / "mine.safetensors"
     save_file({name: t.contiguous() for name, t in to_official(t_star.model.state_dict()).items()}, path)
-    again = make(systems.LacTokH, weights=str(path)).model.state_dict()
+    again = make(published.LacTokH, weights=str(path)).model.state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in t_star.model.state_dict().items())
 
 
-def test_what_it_can_not_take_is_named(t_star: systems.LacTokTokenizer, released: str):
+def test_what_it_can_not_take_is_named(t_star: published.LacTokTokenizer, released: str):
     ids = torch.zeros(1, 64, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"shape \(1, 3, 32, 16\), expected \(B, 3, 16, 16\)"):
         t_star.encode(torch.zeros(1, 3, 32, 16))
@@ -266,17 +266,17 @@ def test_what_it_can_not_take_is_named(t_star: systems.LacTokTokenizer, released
         ({"steps": 8}, "8 steps: TLCM's published grids have 1 to 7"),
     ):
         with pytest.raises(ValueError, match=reason):
-            make(systems.LacTokTStar, weights=released, **given)
+            make(published.LacTokTStar, weights=released, **given)
     with pytest.raises(ValueError, match="0 steps: expected 1 to 999"):
-        make(systems.VQLADD, weights=released, steps=0)
+        make(published.VQLADD, weights=released, steps=0)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
-def test_cuda_gives_the_same_ids_and_pictures(t_star: systems.LacTokTokenizer, released: str):
+def test_cuda_gives_the_same_ids_and_pictures(t_star: published.LacTokTokenizer, released: str):
     images = photographs(2)
-    options = systems.LacTokTStarOptions(weights=released, input_size=IN, output_size=OUT)
-    there = small(systems.LacTokTStar)(options, torch.device("cuda"))
+    options = published.LacTokTStarOptions(weights=released, input_size=IN, output_size=OUT)
+    there = small(published.LacTokTStar)(options, torch.device("cuda"))
     codes = t_star.encode(images)
     assert torch.equal(there.encode(images.cuda()).ids.cpu(), codes.ids)
     decoded = there.decode(codes.to("cuda"), [1, 2])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from lactok.checkpoint_file import read_checkpoint, save_checkpoint
-from lactok.models.mini_parts import load_adapter, load_ldm, vq_source
+from lactok.tokenizers.mini_parts import load_adapter, load_ldm, vq_source
 from lactok.train.config import TrainConfig, TrainConfigError, compose_config
 from lactok.train.loop import Progress, _Run, accumulate_gradients, train
 from lactok.train.noise import normal, timesteps

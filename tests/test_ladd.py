@@ -19,7 +19,7 @@ from lactok.models.lactok import LacTok, LacTokConfig, build, meta_model
 from lactok.models.ladd import LatentDecoder, LatentDecoderConfig, UNetConfig
 from lactok.models.ladd_keymap import load_official, load_unmerged, plain_shapes, published_shapes, to_official
 from lactok.models.lora import LoRAConfig, add_lora, merge
-from lactok.systems.conformance import case_config, case_lora, run, unmerged_model
+from lactok.tokenizers.conformance import case_config, case_lora, run, unmerged_model
 from lactok.weights import CheckpointMismatch, WeightsError
 from tests.ladd_support import LORA, SMALL, UNET, weights
 

@@ -13,17 +13,17 @@ import torch
 from huggingface_hub import constants
 from skimage import data
 
-from baselines.llamagen.adapter import (
+from baselines.tokenizers.llamagen.adapter import (
     MINI as SHIPPED,
 )
-from baselines.llamagen.adapter import (
+from baselines.tokenizers.llamagen.adapter import (
     LlamaGen,
     LlamaGenMini,
     LlamaGenMiniOptions,
     LlamaGenOptions,
     LlamaGenT2I,
 )
-from baselines.llamagen.keymap import (
+from baselines.tokenizers.llamagen.keymap import (
     from_official,
     load_official,
     meta_model,

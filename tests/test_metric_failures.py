@@ -139,7 +139,7 @@ def test_lpips_of_images_that_are_too_small(tmp_path: Path, data: Path, monkeypa
     from evals.metrics import registry
 
     network = LPIPS(net="alex", pnet_rand=True, lpips=True, pretrained=False, verbose=False).eval()
-    monkeypatch.setattr("lactok.features.lpips.load_alex", lambda device: network)
+    monkeypatch.setattr("lactok.feature_extractors.lpips.load_alex", lambda device: network)
     identity = measures._identity
     monkeypatch.setattr(
         measures, "_identity",

@@ -14,7 +14,7 @@ from torch import Tensor
 from evals.metrics.image.effnet import EffnetMetric
 from evals.metrics.image.inception import Inception
 from evals.metrics.image.lpips import LpipsAlex, LpipsVgg
-from lactok.features import effnet, inception, lpips
+from lactok.feature_extractors import effnet, inception, lpips
 from lactok.seeded import manifest_of, seeded_state_dict
 from tests.metrics_support import embed, items, scores
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from baselines.flextok.objective import FlexTokRecipe
-from baselines.seedtok.objective import SeedRecipe
-from baselines.titok.objective import TiTokRecipe
+from baselines.tokenizers.flextok.objective import FlexTokRecipe
+from baselines.tokenizers.seedtok.objective import SeedRecipe
+from baselines.tokenizers.titok.objective import TiTokRecipe
 from lactok.checkpoint_file import read_checkpoint
 from lactok.registry import load
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells

@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from baselines.flextok.adapter import FlexTokMini
-from baselines.llamagen.adapter import LlamaGenMini
-from baselines.seedtok.adapter import SeedTokMini
-from baselines.titok.adapter import TiTokMini
+from baselines.tokenizers.flextok.adapter import FlexTokMini
+from baselines.tokenizers.llamagen.adapter import LlamaGenMini
+from baselines.tokenizers.seedtok.adapter import SeedTokMini
+from baselines.tokenizers.titok.adapter import TiTokMini
 from lactok.checkpoint_file import read_checkpoint
 from lactok.interface import Tokenizer
 from lactok.weights import WeightsError, load_state_dict, locate

@@ -15,21 +15,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from baselines.flextok.adapter import FlexTokD18D28
-from baselines.llamagen.adapter import LlamaGen
-from baselines.llamagen.keymap import to_official
-from baselines.seedtok.adapter import SeedTok
-from baselines.seedtok.conformance import case_config, case_weights
-from baselines.titok.adapter import TiTokS128
-from baselines.titok.keymap import meta_model as meta_titok
-from baselines.titok.keymap import official_name
+from baselines.tokenizers.flextok.adapter import FlexTokD18D28
+from baselines.tokenizers.llamagen.adapter import LlamaGen
+from baselines.tokenizers.llamagen.keymap import to_official
+from baselines.tokenizers.seedtok.adapter import SeedTok
+from baselines.tokenizers.seedtok.conformance import case_config, case_weights
+from baselines.tokenizers.titok.adapter import TiTokS128
+from baselines.tokenizers.titok.keymap import meta_model as meta_titok
+from baselines.tokenizers.titok.keymap import official_name
 from evals.cli.report import main as report
 from evals.record import read
 from evals.report.paper import NOT_MEASURED
 from evals.run import main as evals
-from evals.suites.catalog import PAPER_TABLES, SUITES
+from evals.suites.catalog import PAPER_TABLES, suites
 from lactok.conformance import CaseFolder
-from lactok.features import inception, lpips
+from lactok.feature_extractors import inception, lpips
 from lactok.models.autoencoder import AutoencoderConfig
 from lactok.models.lactok import build
 from lactok.models.lactok import meta_model as meta_lactok
@@ -37,7 +37,7 @@ from lactok.models.ladd import LatentDecoderConfig
 from lactok.models.ladd_keymap import plain_shapes, published_shapes
 from lactok.models.vq import VQConfig, VQModel
 from lactok.seeded import TensorSpec, manifest_of, seeded_state_dict
-from lactok.systems import tokenizer as systems
+from lactok.tokenizers import published
 from lactok.weights import LocalWeights
 from tests import flextok_support, ladd_support, twins
 from tests.seed_support import write_checkpoints, write_painter
@@ -112,8 +112,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: py
 
 def lactoks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """The same for LacTok's, and for its first stage with either accelerator."""
-    monkeypatch.setattr(systems._Published, "CONFIG", LACTOK)
-    monkeypatch.setattr(systems._Published, "LORA", ladd_support.LORA)
+    monkeypatch.setattr(published._Published, "CONFIG", LACTOK)
+    monkeypatch.setattr(published._Published, "LORA", ladd_support.LORA)
     released, trained = (
         seeded_lactok(folder / name, wrapped)
         for name, wrapped in (("LaCTok-T.pth", True), ("lactok.safetensors", False))
@@ -157,7 +157,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(name: str, twin: dict[str, Path], checkpoints: dict[str, str], out: Path) -> list[str]:
     """The one command of a table; what is not the user's is that the datasets are small."""
-    suite = SUITES[name]
+    suite = suites()[name]
     expected = twins.COUNT if name == "table1" else TWIN
     of_rows = [setting for key, setting in checkpoints.items() if key.split(".")[0] in suite.tokenizers]
     smaller = [f"protocol.eval_size={SIDES[name]}"] if SIDES[name] != 1024 else []
@@ -187,7 +187,7 @@ def reported(path: Path) -> tuple[list[str], list[str], list[str]]:
 def test_one_command_makes_the_papers_table(
     name: str, out: Path, twin: dict[str, Path], checkpoints: dict[str, str], capsys: pytest.CaptureFixture[str]
 ):
-    suite = SUITES[name]
+    suite = suites()[name]
     status = evals(command(name, twin, checkpoints, out))
     told = capsys.readouterr().out
     assert status == 0, told

@@ -12,7 +12,7 @@ import pytest
 import torch
 from skimage import data
 
-from baselines.calibration.adapter import DownsampleBits, MeanColour, ThumbnailOptions
+from baselines.tokenizers.calibration.adapter import DownsampleBits, MeanColour, ThumbnailOptions
 from evals.engine import work
 from evals.tasks.protocol import ReconstructionProtocol, evaluation_image, native_images, reconstruction, to_tensor
 from lactok.interface import NoOptions

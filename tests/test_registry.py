@@ -25,7 +25,7 @@ def put_on_path(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str) -> N
 
 
 def test_own_plugins_are_registered():
-    assert registry.entries("tokenizers")["llamagen"].target == "baselines.llamagen.adapter:LlamaGen"
+    assert registry.entries("tokenizers")["llamagen"].target == "baselines.tokenizers.llamagen.adapter:LlamaGen"
     for name in ("llamagen", "llamagen-t2i", "llamagen-mini"):
         assert issubclass(registry.load("tokenizers", name), Tokenizer)
     assert callable(registry.load("conformance", "llamagen_vq"))

@@ -230,7 +230,7 @@ def test_identity_holds_our_files_and_no_installed_package(inherited):
     source()
     found = {Path(p).name for p in hashed_files(sys.modules["pluginchild"].Child)}
     assert found == {"pluginbase.py", "pluginmix.py", "pluginchild.py", "interface.py"}
-    from baselines.llamagen.adapter import LlamaGenMini
+    from baselines.tokenizers.llamagen.adapter import LlamaGenMini
 
     assert {Path(p).name for p in hashed_files(LlamaGenMini)} == {"adapter.py", "interface.py"}
 

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import Tensor
 
-from baselines.seedtok import unclip
-from baselines.seedtok.adapter import SeedTok, SeedTokOptions, common_folder
-from baselines.seedtok.conformance import case_config, case_weights, run
-from baselines.seedtok.keymap import from_official, load_official, meta_model, to_official
-from baselines.seedtok.model import QFormerConfig, SeedConfig, SeedModel
+from baselines.tokenizers.seedtok import unclip
+from baselines.tokenizers.seedtok.adapter import SeedTok, SeedTokOptions, common_folder
+from baselines.tokenizers.seedtok.conformance import case_config, case_weights, run
+from baselines.tokenizers.seedtok.keymap import from_official, load_official, meta_model, to_official
+from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, SeedModel
 from lactok.conformance import CaseError, CaseFolder, CheckLine
 from lactok.interface import Latents, Tokens
 from lactok.weights import CheckpointMismatch, HubWeights, MissingWeights, WeightsError
@@ -85,7 +85,9 @@ def test_every_stored_output_is_checked_and_passes(lines: dict[str, CheckLine]):
 
 
 def test_without_the_causal_mask_the_case_fails(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("baselines.seedtok.conformance.QFormerConfig", partial(QFormerConfig, causal_queries=31))
+    monkeypatch.setattr(
+        "baselines.tokenizers.seedtok.conformance.QFormerConfig", partial(QFormerConfig, causal_queries=31)
+    )
     failed = {line.tensor for line in run(TINY) if not line.passed}
     assert failed == {"query_output", "quantizer_input", "token_ids"}
 

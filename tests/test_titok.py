@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import Tensor
 
-from baselines.titok.adapter import TiTokOptions, TiTokS128
-from baselines.titok.conformance import case_config, run
-from baselines.titok.keymap import from_official, load_official, meta_model, official_name, to_official
-from baselines.titok.model import TiTok, TiTokConfig
-from baselines.titok.vit import ViTSize
+from baselines.tokenizers.titok.adapter import TiTokOptions, TiTokS128
+from baselines.tokenizers.titok.conformance import case_config, run
+from baselines.tokenizers.titok.keymap import from_official, load_official, meta_model, official_name, to_official
+from baselines.tokenizers.titok.model import TiTok, TiTokConfig
+from baselines.tokenizers.titok.vit import ViTSize
 from lactok.conformance import CaseError, CaseFolder, CheckLine
 from lactok.interface import Latents, Tokens
 from lactok.seeded import manifest_of, seeded_state_dict

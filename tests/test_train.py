@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
-from baselines.llamagen.objective import VQOptions, VQRecipe
+from baselines.tokenizers.llamagen.objective import VQOptions, VQRecipe
 from lactok.checkpoint_file import read_checkpoint
 from lactok.models.vq import VQConfig, VQModel
 from lactok.train.__main__ import main

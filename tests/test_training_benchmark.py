@@ -12,7 +12,7 @@ import torch
 from benchmarks import training_steps as benchmark
 from benchmarks.device_weights import draw_weights
 from benchmarks.measuring import Settings
-from lactok.features import lpips
+from lactok.feature_extractors import lpips
 
 CPU = torch.device("cpu")
 

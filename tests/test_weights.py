@@ -123,7 +123,7 @@ def test_local_files(tmp_path: Path):
 def test_files_inside_packages():
     assert locate(LocalWeights("weights.py", package="lactok")).name == "weights.py"
     with pytest.raises(MissingWeights, match=r"no file at .*checkpoints/no\.safetensors"):
-        locate(LocalWeights("no.safetensors", package="lactok.checkpoints"))
+        locate(LocalWeights("no.safetensors", package="lactok.tokenizers.checkpoints"))
     for package in ("no_such_package", "no_such_package.checkpoints"):
         with pytest.raises(MissingWeights, match="is not installed; run `pip install no_such_package`"):
             locate(LocalWeights("a", package=package))

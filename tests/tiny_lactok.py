@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lactok.features import effnet
+from lactok.feature_extractors import effnet
 from lactok.train.config import TrainConfig, compose_config
 
 TINY = {

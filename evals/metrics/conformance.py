@@ -55,7 +55,7 @@ def run_lpips(case: CaseFolder) -> Iterator[CheckLine]:
 
     The backbones are seeded, the linear layers those of the installed package.
     """
-    from lactok.features.lpips import build
+    from lactok.feature_extractors.lpips import build
 
     if (case.setting("version"), case.setting("lpips")) != ("0.1", True):
         raise CaseError(
@@ -119,7 +119,7 @@ def run_fid(case: CaseFolder) -> Iterator[CheckLine]:
 def _inception_lines(case: CaseFolder) -> Iterator[CheckLine]:
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-    from lactok.features.inception import build
+    from lactok.feature_extractors.inception import build
 
     names = case.setting("features")
     gain = case.config.get("conv_weight_gain", 1.0)

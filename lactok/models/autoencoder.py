@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lactok.checkpoint_file import CheckpointMetadata
-from lactok.miniature import Miniature
 from lactok.models.patches import nearest_init
+from lactok.tokenizers.miniature import Miniature
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

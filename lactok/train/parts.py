@@ -20,9 +20,18 @@ from lactok.models import autoencoder
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig, build_unet
 from lactok.models.latent_diffusion import LatentDiffusionConfig
-from lactok.models.mini_parts import LDM, Base, Diffusion, Located, decoder_config, load_diffusion, load_vq, vq_source
 from lactok.models.vq import VQConfig, VQEncoder, VQModel
 from lactok.models.vq_keymap import from_official as vq_from_official
+from lactok.tokenizers.mini_parts import (
+    LDM,
+    Base,
+    Diffusion,
+    Located,
+    decoder_config,
+    load_diffusion,
+    load_vq,
+    vq_source,
+)
 from lactok.train.config import preset_path
 from lactok.weights import (
     HubWeights,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lactok import registry
-from lactok.features import lpips
+from lactok.feature_extractors import lpips
 
 
 class PerceptualDistance(nn.Module):

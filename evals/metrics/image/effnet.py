@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evals.metrics.base import Column, ImageMetric
 from lactok import registry
-from lactok.features.effnet import LITE0, Effnet, EffnetOutput
+from lactok.feature_extractors.effnet import LITE0, Effnet, EffnetOutput
 from lactok.interface import Item
 from lactok.weights import WeightsSource
 

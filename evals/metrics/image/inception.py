@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evals.metrics.base import ImageMetric
 from lactok import registry
-from lactok.features.inception import WEIGHTS
+from lactok.feature_extractors.inception import WEIGHTS
 from lactok.interface import Item
 from lactok.weights import WeightsSource
 
@@ -26,7 +26,7 @@ class Inception(ImageMetric):
     feature_dim = 2048
 
     def __init__(self, module: FeatureExtractorInceptionV3) -> None:
-        """module: from lactok.features.inception, with the features ("2048",)."""
+        """module: from lactok.feature_extractors.inception, with the features ("2048",)."""
         self.module = module.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
     @classmethod

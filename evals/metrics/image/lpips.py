@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evals.metrics.base import Column, ImageMetric
 from lactok import registry
-from lactok.features.lpips import Net, sources
+from lactok.feature_extractors.lpips import Net, sources
 from lactok.interface import Item
 from lactok.weights import WeightsSource
 
@@ -32,7 +32,7 @@ class Lpips(ImageMetric):
     net: ClassVar[Net]
 
     def __init__(self, module: LPIPS) -> None:
-        """module: from lactok.features.lpips."""
+        """module: from lactok.feature_extractors.lpips."""
         self.module = module.to(memory_format=torch.channels_last)
 
     @classmethod

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from lactok.models.autoencoder import MINI as AUTOENCODER
 from lactok.models.latent_diffusion import predict_noise
 from lactok.models.lora import LoRAConfig, add_lora
-from lactok.models.mini_parts import LDM, AdapterFileConfig, Diffusion
 from lactok.models.samplers import FIRST_TIMESTEP, TLCM_GRID, NoiseSchedule, consistency_sampler
+from lactok.tokenizers.mini_parts import LDM, AdapterFileConfig, Diffusion
 from lactok.train.accelerators import evaluated_timesteps, require_accelerator
 from lactok.train.export import export_state
 from lactok.train.noise import normal, timesteps, uniform
@@ -190,7 +190,7 @@ class AcceleratorRecipe(Recipe):
         return {"consistency": torch.cat([self._consistency_errors(*part) for part in parts]).mean().item()}
 
     def export(self, path: Path, provenance: Provenance) -> None:
-        """The adapter's matrices under peft's names, for `lactok.models.mini_parts.load_adapter`."""
+        """The adapter's matrices under peft's names, for `lactok.tokenizers.mini_parts.load_adapter`."""
         options = self.options
         config = AdapterFileConfig(options.lora, options.accelerator, self.timesteps, self._base)
         state = {name: tensor for name, tensor in self.unet.state_dict().items() if ".lora_" in name}

@@ -16,9 +16,9 @@ from lactok.data.batches import rng
 from lactok.models.lactok import LacTok, LacTokConfig
 from lactok.models.ladd import LatentDecoder, build_controlnet
 from lactok.models.ladd_keymap import to_official
-from lactok.models.mini_parts import CopyFileConfig
 from lactok.models.samplers import NoiseSchedule
 from lactok.models.vq import VQEncoder
+from lactok.tokenizers.mini_parts import CopyFileConfig
 from lactok.train.export import export_model, export_state
 from lactok.train.noise import normal
 from lactok.train.parts import PartsOptions, load_parts, part_sources, with_earlier_parts

@@ -18,9 +18,9 @@ from torch import Tensor
 from lactok.models import autoencoder
 from lactok.models.ladd import build_unet
 from lactok.models.latent_diffusion import LatentDiffusionConfig, predict_noise
-from lactok.models.mini_parts import LDMFileConfig
 from lactok.models.prediction import squared_errors
 from lactok.models.samplers import NoiseSchedule, ddim_sampler
+from lactok.tokenizers.mini_parts import LDMFileConfig
 from lactok.train.export import export_model
 from lactok.train.noise import normal, timesteps
 from lactok.train.parts import left_by, load_autoencoder_or_plan, planned
@@ -135,5 +135,5 @@ class LDMRecipe(Recipe):
         return {**values, "latent_power": latents.square().mean().item()}
 
     def export(self, path: Path, provenance: Provenance) -> None:
-        """The UNet's weights, for `lactok.models.mini_parts.load_ldm`."""
+        """The UNet's weights, for `lactok.tokenizers.mini_parts.load_ldm`."""
         export_model(path, self.unet, LDMFileConfig(self.options.model, self._autoencoder_tensors), provenance)

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lactok.features import lpips
+from lactok.feature_extractors import lpips
 from lactok.interface import TrainingCompute
 from lactok.models.accelerators import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
 from lactok.models.ladd_keymap import is_wrapped
-from lactok.models.mini_parts import (
+from lactok.models.samplers import consistency_sampler
+from lactok.tokenizers.mini_parts import (
     ADAPTERS,
     FIRST_STAGE,
     Base,
@@ -27,7 +28,6 @@ from lactok.models.mini_parts import (
     load_copy,
     require_made_with,
 )
-from lactok.models.samplers import consistency_sampler
 from lactok.train.accelerators import evaluated_timesteps, require_accelerator
 from lactok.train.parts import left_by, only, planned
 from lactok.train.perceptual import PerceptualDistance, ScoringDistance

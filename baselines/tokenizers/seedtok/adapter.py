@@ -1,0 +1,256 @@
+"""The SEED-2 tokenizer behind the benchmark's interface: the published checkpoints of its three parts, a miniature."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from baselines.tokenizers.seedtok import unclip
+from baselines.tokenizers.seedtok.keymap import VIT_PREFIX, load_official, meta_model, official_shapes, used
+from baselines.tokenizers.seedtok.mini import SeedMini, SeedMiniConfig
+from baselines.tokenizers.seedtok.model import SeedConfig, SeedModel, normalise
+from baselines.tokenizers.seedtok.painter import build_unclip
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
+from lactok.models import autoencoder
+from lactok.tokenizers.miniature import LICENCE, Miniature
+from lactok.weights import (
+    CheckpointMismatch,
+    HubWeights,
+    LocalWeights,
+    UrlWeights,
+    WeightsError,
+    WeightsSource,
+    load_state_dict,
+    locate,
+)
+
+MINI = Miniature(
+    "seedtok-mini.safetensors",
+    sha256="3dd3d011f582b5f4ec5342f8efd97fc3cbc9c24d38f6ab9e86ebaf10e9c0da65",
+    command="python -m lactok.train recipe=seed scale=mini data.root=DIR",
+)
+
+
+@dataclass
+class SeedTokOptions:
+    """What may be set; the defaults of the last three are those with which SEED calls the pipeline.
+
+    weights: a local seed_quantizer.pt instead of the hub's; vit: a local eva_vit_g.pth (BLIP-2's);
+    unclip: a local folder of stable-diffusion-2-1-unclip in diffusers' layout.
+    steps: denoising steps; guidance_scale: 1 or less means no guidance; noise_level: of the image embedding, 0 to 999.
+    """
+
+    weights: str | None = None
+    vit: str | None = None
+    unclip: str | None = None
+    steps: int = 20
+    guidance_scale: float = 10.0
+    noise_level: int = 0
+
+
+@dataclass
+class SeedTokMiniOptions:
+    """What may be set; see `SeedTokOptions`. A small painter has less to guide: fewer steps, less guidance.
+
+    weights: a local checkpoint instead of the one that ships; autoencoder: of the painter's latents, likewise.
+    """
+
+    weights: str | None = None
+    autoencoder: str | None = None
+    steps: int = 10
+    guidance_scale: float = 2.0
+    noise_level: int = 0
+
+
+class SeedTok(Tokenizer):
+    """SEED-2: 32 causal ids of a picture's meaning, from which unCLIP paints a new picture; no pixel fidelity is meant.
+
+    The published code draws the starting latents once, unseeded, and the embedding's noise from the global generator;
+    here both follow from the picture's seed.
+    """
+
+    Options: ClassVar[type] = SeedTokOptions
+    path_options: ClassVar[tuple[str, ...]] = ("weights", "vit", "unclip")
+    scale = "paper"
+    code_licence = "Apache-2.0, parts BSD-3-Clause (LAVIS)"
+    weights_licence = "Apache-2.0 (seed-tokenizer-2), OpenRAIL++-M (SD 2.1 unCLIP), not stated (eva_vit_g)"
+    QUANTIZER: ClassVar[HubWeights] = HubWeights("AILab-CVC/seed-tokenizer-2", "seed_quantizer.pt")
+    VIT: ClassVar[UrlWeights] = UrlWeights(
+        "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
+    )
+    UNCLIP: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
+    CONFIG: ClassVar[SeedConfig] = SeedConfig()
+    TOGETHER: ClassVar[int] = 1
+
+    def __init__(self, options: Any, device: torch.device) -> None:
+        super().__init__(options, device)
+        self.sampling = unclip.Sampling(
+            options.steps, options.guidance_scale, options.noise_level, together=self.TOGETHER
+        )
+        model, painter = self._load()
+        self.model, self.unclip = model.eval().requires_grad_(False).to(device), painter.to(device)
+        if not 0 <= options.noise_level < self.unclip.noise_levels:
+            raise ValueError(f"noise_level {options.noise_level}: expected 0 to {self.unclip.noise_levels - 1}")
+
+    def _load(self) -> tuple[SeedModel, unclip.UnCLIP]:
+        """Both networks on the CPU, with their weights."""
+        quantizer, vit, *pipeline = [locate(source) for source in self.weights(self.options)]
+        model, folder = _load_model(self.CONFIG, quantizer, vit), common_folder(pipeline)
+        painter = unclip.load(folder)
+        if painter.embedding_dim != self.CONFIG.image_features_dim:
+            raise WeightsError(
+                f"{folder} takes image embeddings of {painter.embedding_dim} values, "
+                f"expected {self.CONFIG.image_features_dim}: it is another unCLIP model than {self.UNCLIP}"
+            )
+        return model, painter
+
+    @classmethod
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
+        """The quantizer, the ViT, then each file of the painter's folder."""
+        quantizer = cls.QUANTIZER if options.weights is None else LocalWeights(options.weights)
+        vit = cls.VIT if options.vit is None else LocalWeights(options.vit)
+        return quantizer, vit, *_pipeline_sources(cls.UNCLIP, options.unclip)
+
+    @property
+    def training(self) -> TrainingCompute:
+        """What the checkpoints' training cost."""
+        return TrainingCompute()
+
+    @property
+    def info(self) -> TokenizerInfo:
+        return TokenizerInfo(
+            family="SeedTok",
+            tokens_per_image=self.model.config.qformer.num_query_token,
+            codebook_size=self.model.config.n_embed,
+            input_size=self.model.config.vit.img_size,
+            output_size=self.unclip.output_size,
+            deterministic=False,
+            training=self.training,
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tokens:
+        """Pictures (B, 3, S, S) in [0, 1] to ids (B, 32). ValueError for another size.
+
+        The published processor squeezes any picture to S x S by a bicubic filter, its demo by a bilinear one.
+        """
+        size = self.model.config.vit.img_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}): the positions are fixed; "
+                "the protocol resizes to info.input_size"
+            )
+        return Tokens(self.model.encode(normalise(images)).ids)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
+        """Ids (B, 32) to pictures (B, 3, S, S) in [0, 1]; both noises of picture i follow from seeds[i] alone.
+
+        Raises ValueError for ids that are none.
+        """
+        ids, count, size = tokens.ids, self.model.config.qformer.num_query_token, self.model.config.n_embed
+        if ids is None or ids.shape[1:] != (count,):
+            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
+            raise ValueError(f"{seen}, expected ids of shape (B, {count})")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1}")
+        if len(seeds) != len(ids):
+            raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
+        # picture by picture, so that none depends on what else is in the batch
+        rows = [self.model.image_embeds(self.model.lift(one[None])).float() for one in ids]
+        embeds = torch.cat([*rows, torch.empty(0, self.model.config.image_features_dim, device=ids.device)])
+        return self.unclip.paint(embeds, seeds, self.sampling).float()
+
+
+class SeedTokMini(SeedTok):
+    """The same networks in miniature, by the bundled trainer; EfficientNet-Lite2's features in place of CLIP's."""
+
+    Options = SeedTokMiniOptions
+    TOGETHER = 8  # guidance is weak
+    path_options = ("weights", "autoencoder")
+    scale = "mini"
+    weights_licence = LICENCE
+
+    @classmethod
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
+        return MINI.source(options.weights), autoencoder.MINI.source(options.autoencoder)
+
+    @property
+    def training(self) -> TrainingCompute:
+        return self._training
+
+    def _load(self) -> tuple[SeedModel, unclip.UnCLIP]:
+        mini, made = MINI.load(lambda made: SeedMini(made.build_config(SeedMiniConfig)), self.options.weights)
+        mini.eval().requires_grad_(False)
+        vae, config, of_vae = autoencoder.load_mini_autoencoder(self.options.autoencoder)
+        self._training = made.training.on_top_of(of_vae.training)
+        return mini.tokenizer, build_unclip(mini.unet, vae, config, mini.tokenizer.config.image_features_dim)
+
+
+def _pipeline_sources(repo: str, folder: str | None) -> list[WeightsSource]:
+    """Each file of the painter: of the hub's published form, or of a local folder whatever form its tokenizer has."""
+    if folder is not None:
+        root = Path(folder).expanduser()
+        tokenizer = sorted(path for path in (root / "tokenizer").glob("*") if path.is_file())
+        return [LocalWeights(str(path)) for path in (*(root / file for file in unclip.NETWORK_FILES), *tokenizer)]
+    files = (*unclip.NETWORK_FILES, *unclip.TOKENIZER_FILES)
+    otherwise = (
+        f"get all of it by `hf download {repo} {' '.join(files)} --local-dir DIR` "
+        "and name the folder by options.seedtok.unclip=DIR"
+    )
+    return [HubWeights(repo, file, otherwise=otherwise) for file in files]
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder in whose folders the painter's files lie. Raises WeightsError when it is not one (other revisions)."""
+    folder = paths[0].parent.parent
+    if strays := [path for path in paths if path.parent.parent != folder]:
+        raise WeightsError(
+            f"{', '.join(map(str, strays[:3]))}: not in {folder}, hence of another revision of the pipeline; "
+            "download all files of one revision, or name one folder by options.seedtok.unclip=DIR"
+        )
+    return folder
+
+
+def _load_model(config: SeedConfig, quantizer: Path, vit: Path) -> SeedModel:
+    """The model of both files, on the CPU. Raises CheckpointMismatch naming the files and what does not fit.
+
+    What the files hold beyond the manifest, by names that are not known, is said in a warning.
+    """
+    state = {f"{VIT_PREFIX}{name}": tensor for name, tensor in _tensors(vit).items()} | _tensors(quantizer)
+    try:
+        model = meta_model(config)
+        return load_official(model, without_strangers(state, model, str(quantizer)))
+    except CheckpointMismatch as error:
+        raise CheckpointMismatch(f"{quantizer} with {vit}: {error}") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The published state dict, which is flat. Raises WeightsError when there stands something else than tensors."""
+    state: dict[str, Any] = load_state_dict(path)
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise WeightsError(
+            f"{path}: under {', '.join(map(repr, other[:3]))} stands something else than a tensor; "
+            "expected the published flat mapping of names to tensors"
+        )
+    return state
+
+
+def without_strangers(state: Mapping[str, Tensor], model: SeedModel, where: str) -> Mapping[str, Tensor]:
+    """`state` without names that nothing here knows, all of which a warning names.
+
+    The published file is known to hold 146 names that its class ignores, not all of which are known. They stay where a
+    name that the model needs is missing, so that the mismatch lists both.
+    """
+    wanted = official_shapes(model)
+    strangers = [name for name in used(state, model) if name not in wanted]
+    if not strangers or any(name not in state for name in wanted):
+        return state
+    warnings.warn(f"{where}: {len(strangers)} unknown entries are ignored: {', '.join(strangers)}", stacklevel=2)
+    return {name: tensor for name, tensor in state.items() if name not in strangers}

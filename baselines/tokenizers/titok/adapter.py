@@ -1,0 +1,132 @@
+"""TiTok-S-128 behind the benchmark's interface: the published checkpoint, and the miniature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from baselines.tokenizers.titok.keymap import load_official, meta_model
+from baselines.tokenizers.titok.model import TiTok, TiTokConfig
+from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
+from lactok.tokenizers.miniature import LICENCE, Miniature
+from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate, override
+
+MINI = Miniature(
+    "titok-mini.safetensors",
+    sha256="89a7810a6656b0e156943ed290ad3e153a5d5bf9500a7346b3f7e89b62760963",
+    command="python -m lactok.train recipe=titok scale=mini data.root=DIR",
+)
+
+
+@dataclass
+class TiTokOptions:
+    """weights: a local checkpoint instead of the hub's.
+
+    Both published forms are taken: `model.safetensors`, and the pickled `tokenizer_titok_s128.bin`.
+    """
+
+    weights: str | None = None
+
+
+@dataclass
+class TiTokMiniOptions:
+    """weights: a local checkpoint instead of the one that ships with the package."""
+
+    weights: str | None = None
+
+
+class TiTokS128(Tokenizer):
+    """TiTok-S-128 trained on ImageNet at 256 pixels: 128 ids of 4096, decoded by MaskGIT-VQGAN's pixel decoder."""
+
+    Options: ClassVar[type] = TiTokOptions
+    scale = "paper"
+    code_licence = "Apache-2.0"
+    weights_licence = "Apache-2.0 by the model class; the repository's readme says research use only (ImageNet)"
+    SOURCE: ClassVar[HubWeights] = HubWeights("yucornetto/tokenizer_titok_s128_imagenet", "model.safetensors")
+    TRAINING: ClassVar[TrainingCompute] = TrainingCompute(data="ImageNet train")
+    CONFIG: ClassVar[TiTokConfig] = TiTokConfig()
+
+    def __init__(self, options: Any, device: torch.device) -> None:
+        super().__init__(options, device)
+        model, self._training = self._load()
+        self.model = model.eval().requires_grad_(False).to(device)
+
+    @classmethod
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
+        return (override(cls.SOURCE, options.weights),)
+
+    def _load(self) -> tuple[TiTok, TrainingCompute | None]:
+        """The model on the CPU, and what its training cost."""
+        (source,) = self.weights(self.options)
+        path = locate(source)
+        checkpoint = load_state_dict(path)
+        try:
+            model = load_official(meta_model(self.CONFIG), official_tensors(checkpoint))
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
+        return model, self.TRAINING
+
+    @property
+    def info(self) -> TokenizerInfo:
+        config = self.model.config
+        return TokenizerInfo(
+            family="TiTok",
+            tokens_per_image=config.num_latent_tokens,
+            codebook_size=config.codebook_size,
+            input_size=config.image_size,
+            output_size=config.output_size,
+            training=self._training,
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tokens:
+        """Pictures (B, 3, S, S) in [0, 1], no normalisation, to ids (B, N). ValueError for another size."""
+        size = self.model.config.image_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}): the positions are fixed; "
+                "the protocol resizes to info.input_size"
+            )
+        return Tokens(self.model.encode(images).ids.flatten(1))
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
+        """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
+        ids, config = tokens.ids, self.model.config
+        if ids is None or ids.shape[1:] != (config.num_latent_tokens,):
+            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
+            raise ValueError(f"{seen}, expected ids of shape (B, {config.num_latent_tokens})")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.codebook_size:
+            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {config.codebook_size - 1}")
+        return self.model.decode_ids(ids.unsqueeze(1)).float()
+
+
+class TiTokMini(TiTokS128):
+    """The same network in miniature, by the bundled trainer: narrower, a pixel decoder on patches."""
+
+    Options = TiTokMiniOptions
+    scale = "mini"
+    weights_licence = LICENCE
+
+    @classmethod
+    def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
+        return (MINI.source(options.weights),)
+
+    def _load(self) -> tuple[TiTok, TrainingCompute | None]:
+        model, metadata = MINI.load(lambda made: TiTok(made.build_config(TiTokConfig)), self.options.weights)
+        return model, metadata.training
+
+
+def official_tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The published state dict, which is flat. Raises WeightsError when there stands something else than tensors."""
+    other = [name for name, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if other:
+        raise WeightsError(
+            f"under {', '.join(map(repr, other[:3]))} stands something else than a tensor; "
+            "expected the published flat mapping of names to tensors"
+        )
+    return checkpoint

@@ -1,0 +1,289 @@
+"""The files of which LacTok in miniature is put together, each shared by all rows that need it.
+
+The VQ encoder is llamagen-mini's, the autoencoder autoencoder-mini's; the diffusion UNet is stored once, beside the two
+adapters that make it few-step, and one copy for each training. A file says which others it was trained with, by the
+sha256 of their tensors, and nothing else is put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lactok import registry
+from lactok.checkpoint_file import CheckpointMetadata, Config, read_checkpoint, tensors_sha256
+from lactok.interface import TrainingCompute
+from lactok.models import autoencoder
+from lactok.models.autoencoder import AutoencoderConfig
+from lactok.models.lactok import LacTok, LacTokConfig
+from lactok.models.ladd import LatentDecoder, LatentDecoderConfig, build_controlnet, build_unet
+from lactok.models.latent_diffusion import LatentDiffusionConfig
+from lactok.models.lora import A_WEIGHT, B_WEIGHT, LoRAConfig, add_to_weights
+from lactok.models.vq import VQConfig, VQEncoder
+from lactok.tokenizers.miniature import Miniature
+from lactok.weights import WeightsError, WeightsSource, locate, require_entries
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+
+_COMMAND = "python -m lactok.train recipe={} scale=mini data.root=DIR"
+
+LDM = Miniature(
+    "ldm-mini.safetensors",
+    sha256="20816e3cd9f97b3b49519b91d09a344ed12d6adc3ab532fa583cf9589ce6a93f",
+    command=_COMMAND.format("ldm"),
+)
+"""The diffusion UNet."""
+
+ADAPTERS = {
+    "hypersd": Miniature(
+        "hypersd-mini.safetensors",
+        sha256="594579a5dbbe04ea1653fec89f2bf402ab8963e0a036af53d96c4ca621eaf625",
+        command=_COMMAND.format("accelerator accelerator=hypersd"),
+    ),
+    "tlcm": Miniature(
+        "tlcm-mini.safetensors",
+        sha256="eb232b204ab0aea4dea849f508c62262820413e3cf584a748e2f2513da41973e",
+        command=_COMMAND.format("accelerator accelerator=tlcm"),
+    ),
+}
+"""By accelerator: what cuts the UNet to one step, or to few."""
+
+FIRST_STAGE = Miniature(
+    "vq-ladd-mini.safetensors",
+    sha256="ef3c64ddfb16dc7ffe500386f2e7029cde1d56ccf9fe52feb1305f5148a02d9b",
+    command=_COMMAND.format("diffusion"),
+)
+"""The copy after the paper's stage 1."""
+
+SECOND_STAGE = {
+    "hypersd": Miniature(
+        "lactok-h-mini.safetensors",
+        sha256="fcd82d834d0bb4a9ab4bb6d3caa9491bd75df7b78686502dab53693cb718f847",
+        command=_COMMAND.format("pixel accelerator=hypersd"),
+    ),
+    "tlcm": Miniature(
+        "lactok-t-mini.safetensors",
+        sha256="09c09c7156bac3c60c5d552aac8f0b208c67f3f8ec7395e0aaeecef214a4f2c7",
+        command=_COMMAND.format("pixel accelerator=tlcm"),
+    ),
+}
+"""By accelerator: the copy after stage 2."""
+
+
+@dataclass(frozen=True)
+class LDMFileConfig:
+    """Header of the UNet's file. autoencoder: sha256 of the tensors of the one whose latents it knows."""
+
+    model: LatentDiffusionConfig
+    autoencoder: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, Mapping):
+            object.__setattr__(self, "model", LatentDiffusionConfig(**self.model))
+
+
+@dataclass(frozen=True)
+class AdapterFileConfig:
+    """Header of an adapter's file. timesteps: at which it was trained to be evaluated; base: the UNet's tensors."""
+
+    lora: LoRAConfig
+    accelerator: str
+    timesteps: tuple[int, ...]
+    base: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lora, Mapping):
+            object.__setattr__(self, "lora", LoRAConfig(**self.lora))
+        object.__setattr__(self, "timesteps", tuple(self.timesteps))
+
+
+@dataclass(frozen=True)
+class CopyFileConfig:
+    """Header of a copy's file: its sizes, and the tensors of the parts beside which it was trained.
+
+    adapter: None where it was trained without one (stage 1). timesteps: of the chain that it was trained in, () there.
+    """
+
+    decoder: LatentDecoderConfig
+    vq: str
+    base: str
+    adapter: str | None = None
+    timesteps: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if isinstance(self.decoder, Mapping):
+            object.__setattr__(self, "decoder", LatentDecoderConfig(**self.decoder))
+        object.__setattr__(self, "timesteps", tuple(self.timesteps))
+
+
+@dataclass(frozen=True)
+class Located:
+    """A part's file. tensors: their sha256."""
+
+    path: Path
+    tensors: str
+    metadata: CheckpointMetadata
+
+
+def _read(source: WeightsSource) -> tuple[dict[str, Tensor], Located]:
+    path = locate(source)
+    state, metadata = read_checkpoint(path)
+    return state, Located(path, tensors_sha256(path), metadata)
+
+
+def vq_source(path: str | None) -> WeightsSource:
+    """llamagen-mini's checkpoint, or the local one."""
+    tokenizer = registry.load("tokenizers", "llamagen-mini")
+    return tokenizer.weights(tokenizer.Options(weights=path))[0]
+
+
+def load_vq(path: str | None = None) -> tuple[VQEncoder, Located]:
+    """The half of llamagen-mini that encodes, frozen. Raises WeightsError for a file of another kind."""
+    state, file = _read(vq_source(path))
+    with torch.device("meta"):
+        model = VQEncoder(_config(file, VQConfig))
+    kept = {name: state[name] for name in model.state_dict() if name in state}
+    _assign(model, kept, file, "VQ encoder")
+    return model.eval().requires_grad_(False), file
+
+
+def load_ldm(path: str | None = None) -> tuple[UNet2DConditionModel, LDMFileConfig, Located]:
+    """The diffusion UNet, frozen. Raises WeightsError for a file of another kind."""
+    state, file = _read(LDM.source(path))
+    config = _config(file, LDMFileConfig)
+    with torch.device("meta"):
+        model = build_unet(config.model.unet)
+    _assign(model, state, file, "diffusion UNet")
+    return model.eval().requires_grad_(False), config, file
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank update. layers: A and B by the UNet's layer."""
+
+    config: AdapterFileConfig
+    layers: dict[str, tuple[Tensor, Tensor]]
+    file: Located
+
+    def merge(self, unet: UNet2DConditionModel) -> None:
+        """Add it to the weights of a plain `unet`, in place. Raises WeightsError for layers that it lacks."""
+        try:
+            add_to_weights(unet, self.layers, self.config.lora.scale)
+        except ValueError as error:
+            raise WeightsError(f"{self.file.path} is no adapter of this UNet: {error}") from error
+
+
+def load_adapter(accelerator: str, path: str | None = None) -> Adapter:
+    """The adapter of that accelerator. Raises WeightsError for a file of another kind, or of the other accelerator."""
+    state, file = _read(ADAPTERS[accelerator].source(path))
+    config = _config(file, AdapterFileConfig)
+    if config.accelerator != accelerator:
+        raise WeightsError(f"{file.path} is an adapter of accelerator {config.accelerator}, expected {accelerator}")
+    layers = [name.removesuffix(A_WEIGHT) for name in state if name.endswith(A_WEIGHT)]
+    try:
+        pairs = {layer: (state.pop(layer + A_WEIGHT), state.pop(layer + B_WEIGHT)) for layer in layers}
+    except KeyError as error:
+        raise WeightsError(f"{file.path} lacks {error}") from error
+    return Adapter(config, pairs, file)
+
+
+def load_copy(source: WeightsSource) -> tuple[ControlNetModel, CopyFileConfig, Located]:
+    """A trained copy, frozen. Raises WeightsError for a file of another kind."""
+    state, file = _read(source)
+    config = _config(file, CopyFileConfig)
+    with torch.device("meta"):
+        model = build_controlnet(config.decoder)
+    _assign(model, state, file, "control copy")
+    return model.eval().requires_grad_(False), config, file
+
+
+def _config(file: Located, config_class: type[Config]) -> Config:
+    try:
+        return file.metadata.build_config(config_class)
+    except WeightsError as error:
+        raise WeightsError(f"{file.path}: {error}") from error
+
+
+def _assign(model: torch.nn.Module, state: Mapping[str, Tensor], file: Located, what: str) -> None:
+    try:
+        require_entries(state, {name: tuple(t.shape) for name, t in model.state_dict().items()}, f"this {what}")
+    except WeightsError as error:
+        raise WeightsError(f"{file.path}: {error}") from error
+    model.load_state_dict(state, strict=True, assign=True)
+
+
+def require_made_with(file: Located, what: str, expected: str, part: Located) -> None:
+    """Raises WeightsError unless `part` holds the tensors that `file` was trained with."""
+    if part.tensors != expected:
+        raise WeightsError(
+            f"{file.path} was trained with another {what}: tensors with sha256 {expected[:12]}..., those of "
+            f"{part.path} have {part.tensors[:12]}...; name the file that it was trained with, or train it anew"
+        )
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The latent diffusion model: its UNet without an adapter, the autoencoder of its latents, the files of both."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    model: LatentDiffusionConfig
+    autoencoder: AutoencoderConfig
+    file: Located
+    vae_file: Located
+
+
+def load_diffusion(base: str | None, vae: str | None) -> Diffusion:
+    """From the miniatures that ship, or from local files; frozen. Raises WeightsError when they don't fit."""
+    unet, config, file = load_ldm(base)
+    network, sizes, metadata = autoencoder.load_mini_autoencoder(vae)
+    path = locate(autoencoder.MINI.source(vae))
+    vae_file = Located(path, tensors_sha256(path), metadata)
+    require_made_with(file, "autoencoder", config.autoencoder, vae_file)
+    return Diffusion(unet, network, config.model, sizes, file, vae_file)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What every LacTok in miniature shares: all but the copy."""
+
+    vq: VQEncoder
+    vq_file: Located
+    diffusion: Diffusion
+
+
+def decoder_config(
+    model: LatentDiffusionConfig, vq: VQEncoder, condition_widths: tuple[int, ...]
+) -> LatentDecoderConfig:
+    """Of a copy for that UNet, which reads the codes of `vq`."""
+    shared = {name: getattr(model, name) for name in ("text_positions", "pixels_per_latent", "prediction")}
+    return LatentDecoderConfig(model.unet, vq.config.codebook_embed_dim, condition_widths, **shared)
+
+
+def load_base(vq: str | None, base: str | None, vae: str | None) -> Base:
+    """The shared parts from the miniatures that ship, or from local files. Raises WeightsError when they don't fit."""
+    diffusion = load_diffusion(base, vae)
+    return Base(*load_vq(vq), diffusion)
+
+
+def put_together(base: Base, copy: ControlNetModel, made: CopyFileConfig, file: Located) -> LacTok:
+    """A LacTok of the shared parts and a copy. Raises WeightsError when the copy was trained beside others."""
+    require_made_with(file, "VQ encoder", made.vq, base.vq_file)
+    require_made_with(file, "diffusion UNet", made.base, base.diffusion.file)
+    config = LacTokConfig(base.vq.config, made.decoder, base.diffusion.autoencoder)
+    decoder = LatentDecoder(made.decoder, base.diffusion.unet, copy)
+    return LacTok(config, base.vq, decoder, base.diffusion.vae)
+
+
+def training_of(copy: Located, *parts: Located) -> TrainingCompute:
+    """What a copy's training cost, with the hours of the parts that were trained before it."""
+    total = copy.metadata.training
+    for part in parts:
+        total = total.on_top_of(part.metadata.training)
+    return total
