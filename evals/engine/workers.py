@@ -56,6 +56,11 @@ def worker_count(config: RunConfig, chunk: int) -> int:
     return max(1, min(cores // threads(), fitting, useful))
 
 
+def attach_place() -> bool:
+    """Whether another process started this one as a worker; its output goes to a log that the other one reads."""
+    return PLACE in os.environ
+
+
 def attach() -> Ranks | None:
     """This process's place among the workers that another one started; None where it is no worker."""
     place = os.environ.get(PLACE)
