@@ -65,7 +65,8 @@ def test_a_name_means_its_miniature_under_mini_and_the_published_one_under_paper
 
 
 def test_all_takes_what_belongs_to_the_preset():
-    mini, paper = labels("all", {}), labels("all", {}, "paper")
+    mini, paper = labels("all", {}, calibration=True), labels("all", {}, "paper", calibration=True)
+    assert not {"identity", "resize-64", "downsample-bits", "mean-colour"} & set(labels("all", {})), "not asked for"
     assert {"llamagen-mini", "swept", "identity", "resize-64"} <= set(mini)
     assert {"llamagen", "titok", "flextok", "seedtok", "sdxl-vae", "resize-256"} <= set(paper)
     assert not {"llamagen", "resize-256"} & set(mini)
