@@ -65,7 +65,7 @@ def surroundings(plugin: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Runs:
-    """The folders of finished runs by name, and pieces in the store at each kill."""
+    """The folders of finished runs by name, and entries in the cache at each kill."""
 
     folders: dict[str, Path]
     counts: dict[str, list[int]]
@@ -107,7 +107,7 @@ def test_several_ranks_give_the_table_of_one(name: str, runs: Runs):
 def test_ten_kills_change_nothing(runs: Runs):
     counts = runs.counts["killed"]
     assert len(counts) == 10
-    assert counts == sorted(counts), "a kill loses no finished piece"
+    assert counts == sorted(counts), "a kill loses no finished work"
     assert len(set(counts)) > 5, "kills fell at different points of the work"
     assert_same(runs.folders["killed"], runs)
 
@@ -236,10 +236,10 @@ def test_a_rank_that_stops_is_named_and_no_table_is_written(
 
 
 @pytest.mark.usefixtures("toy")
-def test_damaged_pieces_are_made_anew_by_all(data: Path, tmp_path: Path):
+def test_damaged_entries_are_made_anew_by_all(data: Path, tmp_path: Path):
     given = arguments(data, f"out={tmp_path / 'out'}")
     before, _ = together(given)
-    for path in (tmp_path / "out" / "cache").glob("scores-psnr/*/data.safetensors"):
+    for path in (tmp_path / "out" / "cache").glob("scores/*/data.safetensors"):
         path.write_bytes(path.read_bytes()[:-3])
     after, errors = together(given)
     assert errors == []
@@ -318,4 +318,4 @@ def test_progress_adds_up_all_ranks():
         other.advance("titok-mini", 16, worked=False)
         now[0] = 4.0
         live.advance("llamagen-mini", 16, worked=True)
-        assert live.line(4.0) == ("llamagen-mini, titok-mini: 3/10 chunks, 8.0 pictures/s, 2 processes, 14 s left")
+        assert live.line(4.0) == ("llamagen-mini, titok-mini: 3/10 chunks, 8.0 images/s, 2 processes, 14 s left")
