@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 VERDICTS = ("holds", "holds in part", "does not hold", "differs", "open")
 COLUMNS = ("finding", "check", "where", "says", "found", "verdict", "source")
@@ -47,7 +47,8 @@ def parse(text: str) -> tuple[Fact, ...]:
         place = f"facts.csv, line {reader.line_num}"
         if None in line or not all(line.values()):
             raise FactsError(f"{place}: expected {len(COLUMNS)} fields, none of them empty")
-        fact = Fact(**line)
+        fields: dict[str, Any] = line
+        fact = Fact(**fields)
         if fact.check not in ("computed", "stated"):
             raise FactsError(f"{place}: check {fact.check!r}: expected computed or stated")
         if fact.verdict not in VERDICTS:

@@ -104,7 +104,7 @@ def _sign(metric: str, one: PublishedFigure, other: PublishedFigure) -> str:
     """ "better", "equal" or "worse": `one` than `other`."""
     if one.value == other.value:
         return "equal"
-    return "better" if (one.value < other.value) == (metric in LOWER) else "worse"
+    return "better" if (one.number < other.number) == (metric in LOWER) else "worse"
 
 
 def _pair(name: str, one: PublishedFigure, other: PublishedFigure) -> str:
@@ -152,7 +152,7 @@ def _ratio() -> Computed:
 def _table_6_row() -> Computed:
     row = "LacTokGen-T*"
     ours = tuple(_score(row, metric).printed for metric in PREFERENCE)
-    scales = {}
+    scales: dict[str, list[str]] = {}
     for figure in published(6):
         scales.setdefault(figure.row.split("scale ")[1], []).append(figure.printed)
     equal = [scale for scale, printed in scales.items() if tuple(printed) == ours]
@@ -183,7 +183,7 @@ def _against_llamagen() -> Computed:
 def _psnr_against_llamagen() -> Computed:
     pairs = [(_of("LacTok-H", dataset, "PSNR"), _of("LlamaGen", dataset, "PSNR")) for dataset in DATASETS]
     worse = [dataset for dataset, pair in zip(DATASETS, pairs) if _sign("PSNR", *pair) == "worse"]
-    gaps = [f"{one.value - other.value:+.2f}" for one, other in pairs]
+    gaps = [f"{one.number - other.number:+.2f}" for one, other in pairs]
     return Computed(f"lower on {len(worse)} of 4 datasets, by {', '.join(gaps)} dB", "open")
 
 
@@ -224,7 +224,12 @@ def _more_tokens() -> Computed:
     rows = list(dict.fromkeys(figure.row for figure in published(5)))
     return _compared(
         [
-            (f"{metric} {more.split(', ')[1]}", metric, *(_figure(5, row, "mjhq-5k", metric) for row in (more, fewer)))
+            (
+                f"{metric} {more.split(', ')[1]}",
+                metric,
+                _figure(5, more, "mjhq-5k", metric),
+                _figure(5, fewer, "mjhq-5k", metric),
+            )
             for fewer, more in pairwise(rows)
             for metric in RECONSTRUCTION
         ]
@@ -303,17 +308,17 @@ def _no_plain_t() -> Computed:
 
 def _best_geneval() -> Computed:
     others = list(dict.fromkeys(f.row for f in published(3) if f.printed and not f.row.startswith("LacTokGen")))
-    best = max((_score(row, "GenEval overall") for row in others), key=lambda figure: figure.value)
+    best = max((_score(row, "GenEval overall") for row in others), key=lambda figure: figure.number)
     ours = _score("LacTokGen-T*", "GenEval overall")
     return Computed(
         f"{ours.printed}; the next of Table 3 is {best.row} with {best.printed}",
-        "holds" if ours.value > best.value else "does not hold",
+        "holds" if ours.number > best.number else "does not hold",
     )
 
 
 def _geneval_gaps() -> Computed:
-    ours = _score("LacTokGen-T*", "GenEval overall").value
-    gaps = {row: round(ours - _score(row, "GenEval overall").value, 2) for row in ("LlamaGen", "SDXL")}
+    ours = _score("LacTokGen-T*", "GenEval overall").number
+    gaps = {row: round(ours - _score(row, "GenEval overall").number, 2) for row in ("LlamaGen", "SDXL")}
     found = ", ".join(f"{row} by {gap:.2f}" for row, gap in gaps.items())
     return Computed(found, "holds" if gaps == {"LlamaGen": 0.41, "SDXL": 0.18} else "does not hold")
 
@@ -336,7 +341,7 @@ def _better_data() -> Computed:
 def _guidance() -> Computed:
     slower, failed = [], []
     for metric in PREFERENCE:
-        values = [figure.value for figure in published(6) if figure.metric == metric]
+        values = [figure.number for figure in published(6) if figure.metric == metric]
         before, *after = (round(b - a, 3) for a, b in pairwise(values))
         slower.append(f"{metric} {before:+g} then {', '.join(f'{step:+g}' for step in after)}")
         if max(after) > before:
