@@ -69,7 +69,7 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
     if tokens is not None:
         record.keys["tokens"] = [artifact.key for c in job.chunks if (artifact := job.task.tokens(run, c))]
         for of_tokens in job.metrics.tokens:
-            record.cells |= _token_cells(of_tokens, tokens, run.info)
+            record.cells |= _token_cells(run, of_tokens, tokens)
     record.speed = _speed(job, run, reading)
     record.origins = [Origin(**origin) for origin in reading.origins]
     return record, per_image
@@ -209,12 +209,15 @@ def _set_cells(
         return {name: Value(**fields) for name, fields in entry.meta["cells"].items()}
     scores, references = reading.scores(of), reading.reference_features(of)
     kept = torch.from_numpy(scores.kept)
-    cells = set_cells(
-        plan.cls(),
-        [features[kept] for features in scores.features],
-        references[kept],
-        [c for c, keep in zip(clusters, scores.kept) if keep],
-    )
+    try:
+        cells = set_cells(
+            plan.cls(),
+            [features[kept] for features in scores.features],
+            references[kept],
+            [c for c, keep in zip(clusters, scores.kept) if keep],
+        )
+    except Exception as error:  # a plugin may fail in any way; nothing of it is kept
+        return _failed(run, plan, error)
     job.cache.write(artifact, {}, {"cells": {name: dataclasses.asdict(cell) for name, cell in cells.items()}})
     return cells
 
@@ -222,7 +225,10 @@ def _set_cells(
 def set_cells(
     metric: SetMetric, features: Sequence[Tensor], references: Tensor, clusters: Sequence[str]
 ) -> dict[str, Value]:
-    """A set metric with its interval and the note of one too noisy for its N. features: one (N, D) a seed index."""
+    """A set metric with its interval and the note of one too noisy for its N. features: one (N, D) a seed index.
+
+    One that is not defined for these sets (ValueError) is a cell without a value; other errors are the metric's own.
+    """
     shown = metric.columns[0].name
     sets = features if metric.paired else [torch.cat(list(features))]
     try:
@@ -230,8 +236,6 @@ def set_cells(
         low, high = metric.interval(sets, references, clusters)
     except ValueError as error:  # not defined for these sets, such as a single image
         return {shown: Value(None, count=len(references), note=str(error))}
-    except Exception as error:  # a plugin may fail in any way
-        return {shown: Value(None, count=len(references), note=f"{type(error).__name__}: {error}")}
     cells = {}
     for name in computed[0]:
         values = [found[name] for found in computed]
@@ -241,13 +245,21 @@ def set_cells(
     return cells
 
 
-def _token_cells(plan: MetricPlan[TokenMetric], tokens: Tokens, info: Any) -> dict[str, Value]:
+def _token_cells(run: ModelRun, plan: MetricPlan[TokenMetric], tokens: Tokens) -> dict[str, Value]:
+    assert isinstance(run.info, TokenizerInfo)
     try:
-        found = plan.cls().compute(tokens, info)
+        found = plan.cls().compute(tokens, run.info)
+        return {name: Value(float(value), count=len(tokens)) for name, value in found.items()}
+    except ValueError as error:  # not defined for these tokens
+        return {column.name: Value(None, count=len(tokens), note=str(error)) for column in plan.cls.columns}
     except Exception as error:  # a plugin may fail in any way
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        return {column.name: Value(None, count=len(tokens), note=reason) for column in plan.cls.columns}
-    return {name: Value(float(value), count=len(tokens)) for name, value in found.items()}
+        return _failed(run, plan, error)
+
+
+def _failed(run: ModelRun, plan: MetricPlan[Any], error: Exception) -> dict[str, Value]:
+    """The empty cells of a metric that failed on a row, which is noted in it."""
+    run.metric_errors[plan.name] = reason = f"{type(error).__name__}: {error}"
+    return {column.name: Value(None, note=reason) for column in plan.cls.columns}
 
 
 def _speed(job: Job, run: ModelRun, reading: _Reading) -> dict[str, Speed]:
