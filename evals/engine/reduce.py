@@ -60,7 +60,10 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         scores = reading.scores(plan)
         artifacts = [job.scores(run, c, s, plan) for s in run.seed_indices(job.seeds) for c in job.chunks]
         record.keys[f"scores-{plan.name}"] = [artifact.key for artifact in artifacts]
-        record.cells |= image_cells(plan, scores.values, items, scores.kept)
+        try:
+            record.cells |= image_cells(plan, scores.values, items, scores.kept)
+        except Exception as error:  # a plugin's summary may fail in any way
+            record.cells |= _failed(run, plan, error)
         for name, values in scores.values.items():
             per_image.values[name] = np.where(scores.kept, values, np.nan)
     for of_sets in job.metrics.sets:
@@ -70,6 +73,7 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         record.keys["tokens"] = [artifact.key for c in job.chunks if (artifact := job.task.tokens(run, c))]
         for of_tokens in job.metrics.tokens:
             record.cells |= _token_cells(run, of_tokens, tokens)
+    record.refused = {item.id: run.refused[item.id] for item in items if item.id in run.refused}
     record.speed = _speed(job, run, reading)
     record.origins = [Origin(**origin) for origin in reading.origins]
     return record, per_image
@@ -121,6 +125,8 @@ class _Reading:
                 [self.entry(job.scores(run, chunk, seed_index, plan)) for chunk in job.chunks]
                 for seed_index in run.seed_indices(job.seeds)
             ]
+            for entries in by_seed:
+                self._note_refused(entries)
             names = [name for name in by_seed[0][0].arrays if name not in ("features", "refused")]
             values = {name: np.stack([_joined(e, name).astype(np.float64) for e in by_seed]) for name in names}
             features = [torch.from_numpy(_joined(e, "features")) for e in by_seed if "features" in e[0].arrays]
@@ -135,15 +141,23 @@ class _Reading:
         entries = [self.entry(self.job.reference_features(chunk, plan)) for chunk in self.job.chunks]
         return torch.from_numpy(_joined(entries, "features"))
 
+    def _note_refused(self, entries: Sequence[Entry]) -> None:
+        """The reasons of refused items, which this process did not see where another one did the work."""
+        for chunk, entry in zip(self.job.chunks, entries):
+            for place, reason in entry.meta.get("refused", {}).items():
+                self.run.refused[chunk.items[int(place)].id] = reason
+
     def tokens(self) -> Tokens | None:
         """All tokens of the row but those of refused items; None where it has none."""
         artifacts = [self.job.task.tokens(self.run, chunk) for chunk in self.job.chunks]
         entries = [self.entry(artifact) for artifact in artifacts if artifact is not None]
+        self._note_refused(entries)
+        entries = [e for e in entries if len(e.meta["refused"]) < len(e.arrays["ids"])]
         if not entries:
             return None
         kept = np.concatenate(
             [[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries]
-        ).astype(bool)
+        )
         ids = torch.from_numpy(_joined(entries, "ids")[kept]).long()
         has_lengths = "lengths" in entries[0].arrays
         return Tokens(ids, torch.from_numpy(_joined(entries, "lengths")[kept]).long() if has_lengths else None)
