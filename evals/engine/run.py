@@ -192,9 +192,10 @@ def _reduced(job: Job, run: ModelRun, ends: tuple[type[Exception], ...]) -> tupl
 def _name_failed_metrics(record: RunRecord, job: Job) -> None:
     """A line a metric that failed, with its reason; one that failed on every measured row has no columns."""
     measured = [run for run in job.runs if run.status == "ok"]
-    for metric in (*job.metrics.image, *job.metrics.sets):
-        of = metric.cls.features_of if issubclass(metric.cls, SetMetric) else metric.name
-        errors = {r.row.label: reason for r in measured if (reason := job.why_not_scored(r, of))}
+    for metric in (*job.metrics.image, *job.metrics.sets, *job.metrics.tokens):
+        of = [metric.name] + ([metric.cls.features_of] if issubclass(metric.cls, SetMetric) else [])
+        reasons = {r.row.label: [reason for name in of if (reason := job.why_not_scored(r, name))] for r in measured}
+        errors = {label: found[0] for label, found in reasons.items() if found}
         if not errors:
             continue
         reason = next(iter(errors.values()))
