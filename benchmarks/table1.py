@@ -46,7 +46,7 @@ from lactok.weights import LocalWeights
 
 NAMES = ("seedtok", "titok", "llamagen", "flextok", "lactok-h", "lactok-t")
 """Table 1's; the starred rows are networks of the same size."""
-WORK = ("wait for pictures", "encode", "decode", "write", "rest")
+WORK = ("wait for images", "encode", "decode", "write", "rest")
 """Parts that are no metric."""
 
 
@@ -104,7 +104,7 @@ def measure(
                 engine(compose_config([*given, "limit=2", f"out='{folder / 'warm'}'"]), Clock())  # kernels, imports
                 clock = Clock()
                 job = engine(compose_config([*given, f"out='{folder / 'out'}'"]), clock)
-                failed += [f"{name}: {work.error}" for work in job.rows if work.status != "ok"]
+                failed += [f"{name}: {work.error}" for work in job.runs if work.status != "ok"]
                 if not failed or not failed[-1].startswith(f"{name}:"):
                     clocks[name] = clock
                     print(f"{name} done", file=sys.stderr, flush=True)
