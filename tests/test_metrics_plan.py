@@ -110,7 +110,7 @@ def test_the_default_table():
         *("codebook use", "perplexity", "entropy"),
     ]
     kinds = {planned.column.name: planned.kind for planned in found.columns}
-    assert (kinds["PSNR-pooled"], kinds["FD-effnet"], kinds["entropy"]) == ("image", "set", "tokens")
+    assert (kinds["PSNR-pooled"], kinds["FD-effnet"], kinds["entropy"]) == ("image", "set", "token")
     hidden = [planned.column.name for planned in found.columns if not planned.column.shown]
     assert hidden == ["brightness-dl", "codebook use", "perplexity", "entropy"]
 

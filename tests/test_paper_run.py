@@ -138,7 +138,7 @@ def test_table_one_from_twin_and_seeded_checkpoints(
             "seedtok", "titok", "llamagen", "flextok", "lactok-h", "lactok-t", "lactok-h-star", "lactok-t-star",
         )
     }  # fmt: skip
-    assert (record.dataset, record.pictures, record.protocol["eval_size"]) == ("imagenet-val", PICTURES, 1024)
+    assert (record.dataset, record.items, record.protocol["eval_size"]) == ("imagenet-val", PICTURES, 1024)
     assert "the paper has 50,000" in told + (the_run(out) / "report.md").read_text()
 
     assert report(["table1", "--out", str(out)]) == 0, "every figure of the table is there"

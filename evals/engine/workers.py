@@ -114,9 +114,7 @@ def started(count: int, argv: Sequence[str]) -> Iterator[Ranks]:
         try:
             yield Ranks(0, count, 0, store, watch, started_here=True)
         finally:
-            for (
-                worker
-            ) in workers:  # nothing is left to do, or all of it is for the next run: entries are whole or absent
+            for worker in workers:  # all is done, or left to the next run: an entry is whole or absent
                 worker.terminate()
             for worker in workers:
                 worker.wait()
