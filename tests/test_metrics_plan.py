@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ class Conventions:
 
 
 PROTOCOL = Conventions()
+TASK = SimpleNamespace(protocol=PROTOCOL, has_references=True)
 CPU = torch.device("cpu")
 PLUGIN = """
 import torch
@@ -100,7 +102,7 @@ def columns(found: planning.Plan) -> list[str]:
 
 
 def test_the_default_table():
-    found = plan("default", "effnet", PROTOCOL)
+    found = plan("default", "effnet", TASK)
     assert found.missing == []
     assert [p.name for p in found.image] == ["psnr", "ssim", "effnet", "colour"]
     assert [p.name for p in found.sets] == ["fd-effnet"]
@@ -116,7 +118,7 @@ def test_the_default_table():
 
 
 def test_columns_come_in_the_order_of_the_names():
-    assert columns(plan("codes,fd-effnet,psnr,codes", "effnet", PROTOCOL)) == [
+    assert columns(plan("codes,fd-effnet,psnr,codes", "effnet", TASK)) == [
         *("codebook use", "perplexity", "entropy", "FD-effnet", "PSNR", "PSNR-pooled")
     ]
 
@@ -126,7 +128,7 @@ def test_columns_come_in_the_order_of_the_names():
 )
 def test_a_set_metric_pulls_its_features_in(wanted: str, shown: bool):
     """Its image metric is computed once, and its columns are in the table only if it was named itself."""
-    found = plan(wanted, "effnet", PROTOCOL)
+    found = plan(wanted, "effnet", TASK)
     (source,) = found.image
     assert (source.name, source.columns_wanted) == ("effnet", shown)
     assert ("perc-effnet" in columns(found)) == shown
@@ -152,7 +154,7 @@ def test_an_unknown_name_gives_the_nearest():
 def test_missing_weights_are_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     gone = LocalWeights(str(tmp_path / "gone.pth"), otherwise="get it from a friend")
     monkeypatch.setattr("evals.metrics.image.effnet.LITE0", gone)
-    found = plan("default", "effnet", PROTOCOL)
+    found = plan("default", "effnet", TASK)
     assert [line.split(":")[0] for line in found.missing] == ["effnet", "fd-effnet"]
     assert all("get it from a friend" in line for line in found.missing)
     assert [p.name for p in found.image] == ["psnr", "ssim", "colour"]
@@ -162,7 +164,7 @@ def test_missing_weights_are_told_and_the_others_go_on(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("plugin")
 def test_third_party_metrics_that_can_not_be_used_are_named():
-    found = plan(["psnr", *NAMES, "ssim"], "effnet", PROTOCOL)
+    found = plan(["psnr", *NAMES, "ssim"], "effnet", TASK)
     assert [p.name for p in found.image] == ["psnr", "fine", "ssim"]
     assert (found.sets, found.tokens) == ([], [])
     reasons = {line.split(": ")[0]: line for line in found.missing}
@@ -223,3 +225,11 @@ def test_naming_metrics_imports_neither_networks_nor_other_metrics():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_metrics_that_compare_need_references():
+    alone = SimpleNamespace(protocol=PROTOCOL, has_references=False)
+    found = plan("psnr,fd-effnet,codes", "effnet", alone)
+    assert [line.split(":")[0] for line in found.missing] == ["psnr", "fd-effnet"]
+    assert all("reference images" in line for line in found.missing)
+    assert {planned.metric for planned in found.columns} == {"codes"}
