@@ -17,6 +17,7 @@ from evals.metrics import plan as planning
 from evals.metrics.base import ImageMetric, SetMetric
 from evals.metrics.plan import DEFAULTS, identity, metric_class, metric_names, plan
 from lactok import registry
+from lactok.registry import source_hash
 from lactok.weights import LocalWeights
 from tests.support import install_plugin
 
@@ -139,7 +140,11 @@ def test_identity_holds_what_determines_the_values(monkeypatch: pytest.MonkeyPat
     effnet = metric_class("effnet")
     found = identity(effnet, PROTOCOL)
     digest = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    assert found == {"name": "effnet", "version": 1, "protocol": {"effnet_size": 128}, "weights": [digest]}
+    assert found == {
+        "name": "effnet", "version": 1, "protocol": {"effnet_size": 128}, "weights": [digest],
+        "source": source_hash(effnet),
+    }  # fmt: skip
+    assert source_hash(effnet) != source_hash(metric_class("ssim")), "an edit of its code is another metric"
     monkeypatch.setattr(effnet, "version", 2)
     assert identity(effnet, PROTOCOL)["version"] == 2
     assert identity(metric_class("ssim"), PROTOCOL)["protocol"] == {"ssim_window": "uniform7"}

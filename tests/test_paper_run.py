@@ -96,14 +96,14 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def lactoks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The same for LacTok's four."""
+    """The same for LacTok's three."""
     monkeypatch.setattr(systems._Published, "CONFIG", LACTOK)
     monkeypatch.setattr(systems._Published, "LORA", ladd_support.LORA)
     released, trained = (
         seeded_lactok(tmp_path / name, wrapped)
         for name, wrapped in (("LaCTok-T.pth", True), ("lactok.safetensors", False))
     )
-    files = {"lactok-h": trained, "lactok-t": trained, "lactok-h-star": trained, "lactok-t-star": released}
+    files = {"lactok-h": trained, "lactok-h-star": trained, "lactok-t-star": released}
     return [f"options.{name}.weights='{path}'" for name, path in files.items()]
 
 
@@ -126,7 +126,8 @@ def test_table_one_from_twin_and_seeded_checkpoints(
     out = tmp_path / "out"
     command = [
         "suite=table1", "scale=paper", "dataset=imagenet-val", f"dataset.root='{data}'",
-        f"dataset.expect={twins.COUNT}", f"limit={PICTURES}", "calibration=false", "workers=1", f"out='{out}'", *checkpoints, *lactoks,
+        f"dataset.expect={twins.COUNT}", f"limit={PICTURES}", "calibration=false", "workers=1", f"out='{out}'",
+        *checkpoints, *lactoks,
     ]  # fmt: skip
     status = evals(command)
     told, errors = capsys.readouterr()
@@ -135,7 +136,7 @@ def test_table_one_from_twin_and_seeded_checkpoints(
     assert {row.name: (row.status, row.error) for row in record.rows} == {
         name: ("ok", "")
         for name in (
-            "seedtok", "titok", "llamagen", "flextok", "lactok-h", "lactok-t", "lactok-h-star", "lactok-t-star",
+            "seedtok", "titok", "llamagen", "flextok", "lactok-h", "lactok-h-star", "lactok-t-star",
         )
     }  # fmt: skip
     assert (record.dataset, record.items, record.protocol["eval_size"]) == ("imagenet-val", PICTURES, 1024)
