@@ -98,7 +98,7 @@ class Bench:
         return type(found.__name__, (found,), {"__new__": build, "weights": classmethod(lambda cls, options: ())})
 
     def run(self, name: str) -> Clock:
-        """One tokenizer over all pictures, after two that start kernels. Raises RuntimeError where it failed."""
+        """One tokenizer over all images, after two that start kernels. Raises RuntimeError where it failed."""
         given = [
             "suite=table1", f"tokenizers={name}", "calibration=false", "dataset=folder",
             f"dataset.root='{self.data}'", f"protocol.eval_size={self.side}", *self.more,
@@ -106,7 +106,7 @@ class Bench:
         engine(compose_config([*given, "limit=2", f"out='{self.folder / 'warm'}'"]), Clock())
         clock = Clock()
         job = engine(compose_config([*given, f"out='{self.folder / 'out'}'"]), clock)
-        if failed := [work.error for work in job.rows if work.status != "ok"]:
+        if failed := [work.error for work in job.runs if work.status != "ok"]:
             raise RuntimeError(f"{name}: {'; '.join(failed)}")
         return clock
 

@@ -196,17 +196,17 @@ def test_one_command_makes_the_papers_table(
     assert {run.dataset for run in runs} == set(suite.datasets)
     for run in runs:
         assert {row.name: (row.status, row.error) for row in run.rows} == dict.fromkeys(suite.tokenizers, ("ok", ""))
-        assert (run.pictures, run.protocol["eval_size"]) == (IMAGES, SIDES[name])
+        assert (run.items, run.protocol["eval_size"]) == (IMAGES, SIDES[name])
     rows, columns, cells = reported(out / "tables" / f"{name}.md")
     assert (rows, columns) == layout(suite.table)
     assert not [cell for cell in cells if NOT_MEASURED in cell or not cell[0].isdigit()]
-    not_the_papers = f"{IMAGES} pictures of imagenet-val; the paper has" if name == "table1" else "not paper-1024"
+    not_the_papers = f"{IMAGES} images of imagenet-val; the paper has" if name == "table1" else "not paper-1024"
     assert not_the_papers in told
     for form in ("tex", "html"):
         text = (out / "tables" / f"{name}.{form}").read_text()
         assert all(printed in text for printed in suite.datasets.values())
     if name == "table5":
-        assert [row.ids_per_image for row in runs[0].rows] == [196, 256, 324]
+        assert [row.tokens_per_image for row in runs[0].rows] == [196, 256, 324]
 
 
 def test_a_table_fills_up_over_runs_of_its_parts(

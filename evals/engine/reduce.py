@@ -70,7 +70,8 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         record.cells |= _set_cells(job, run, of_sets, reading, items)
     tokens = reading.tokens()
     if tokens is not None:
-        record.keys["tokens"] = [artifact.key for c in job.chunks if (artifact := job.task.tokens(run, c))]
+        artifacts = [artifact for c in job.chunks if (artifact := job.task.tokens(run, c))]
+        record.keys[artifacts[0].kind] = [artifact.key for artifact in artifacts]
         for of_tokens in job.metrics.tokens:
             record.cells |= _token_cells(run, of_tokens, tokens)
     record.refused = {item.id: run.refused[item.id] for item in items if item.id in run.refused}
