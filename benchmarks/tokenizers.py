@@ -47,7 +47,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tokenizer_networks import TOKENIZERS, Subject
 from evals.engine.environment import choose_device, describe_device, package_versions, precision
-from lactok.interface import Codes, Tokens
+from lactok.interface import Latents, Tokens
 from lactok.weights import MissingWeights
 
 PARTS = ("encode", "decode")
@@ -132,7 +132,7 @@ class Work:
         self.subject, self.settings = subject, settings
         size = 1, 3, subject.side, subject.side
         self.image = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(settings.device)
-        self._tokens: Tokens | None = None
+        self._codes: Tokens | Latents | None = None
 
     def call(self, part: str, batch: int, numbers: str | None = None) -> Callable[[], object]:
         """A call of `part` on `batch` pictures, in the settings' precision where no other is named."""
@@ -143,7 +143,7 @@ class Work:
         else:
             if self._codes is None:
                 self._codes = tokenizer.encode(self.image)
-            codes, seeds = Codes.cat([self._codes] * batch), list(range(batch))
+            codes, seeds = type(self._codes).cat([self._codes] * batch), list(range(batch))
             run = lambda: tokenizer.decode(codes, seeds)  # noqa: E731
 
         def within() -> object:
