@@ -31,7 +31,7 @@ class Work:
         self._encoded: Tokens | Latents | None = None
 
     def call(self, part: str, batch: int, numbers: str | None = None) -> Callable[[], object]:
-        """A call of `part` on `batch` pictures, in the settings' precision where no other is named."""
+        """A call of `part` on `batch` images, in the settings' precision where no other is named."""
         tokenizer = self.subject.tokenizer
         if part == "encode":
             images = self.image.repeat(batch, 1, 1, 1)
@@ -49,7 +49,7 @@ class Work:
         return within
 
     def flops(self, part: str) -> int:
-        """Of one picture, counted in float32: the counter takes products apart, past what autocast does to them."""
+        """Of one image, counted in float32: the counter takes products apart, past what autocast does to them."""
         call = self.call(part, 1, "fp32")
         with FlopCounterMode(display=False) as counter:
             call()

@@ -16,7 +16,7 @@ from lactok.weights import LocalWeights, MissingWeights, locate
 
 INCEPTION_MANIFEST = Path(__file__).parent.parent / "tests" / "golden" / "fid" / "manifest.json"
 CONV_GAIN = 1.5
-"""Without it the deep features of a seeded Inception-v3 hardly depend on the picture."""
+"""Without it the deep features of a seeded Inception-v3 hardly depend on the image."""
 LPIPS_NETWORKS = ("alex", "vgg")
 
 

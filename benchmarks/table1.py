@@ -57,7 +57,7 @@ def clamped(tokenizer: Tokenizer) -> Tokenizer:
 
 
 class Bench:
-    """Runs of suite=table1 over one folder of pictures in one store, each with one tokenizer; a context manager.
+    """Runs of suite=table1 over one folder of images in one store, each with one tokenizer; a context manager.
 
     loads: seconds of building each tokenizer. whose: whose weights each of the metrics' networks has.
     """

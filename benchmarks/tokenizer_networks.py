@@ -314,7 +314,7 @@ class DecodeFlops:
     copy: int
     autoencoder: int
 
-    def picture(self, evaluations: int) -> int:
+    def image(self, evaluations: int) -> int:
         """Of decoding one image in so many evaluations."""
         return evaluations * (self.unet + self.copy) + self.autoencoder
 

@@ -2,8 +2,8 @@
 
 Stages: diffusion is equation 4, hypersd and tlcm are equation 6 with that accelerator. Each is the recipe of
 `python -m lactok.train ... scale=paper` with its preset's precision (bf16 autocast), gradient checkpointing, AdamW and
-averaged weights. What differs: weights are drawn, not read (the time is the same), pictures are noise that lies on the
-device already, the batch is one picture, and the encoder always sees the middle one of its three sizes.
+averaged weights. What differs: weights are drawn, not read (the time is the same), images are noise that lies on the
+device already, the batch is one image, and the encoder always sees the middle one of its three sizes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Row:
-    """One stage on target pictures of `side` pixels; batch: of them in a step; steps: how many were timed.
+    """One stage on target images of `side` pixels; batch: of them in a step; steps: how many were timed.
 
     seconds_per_step: median of forward, backward, clipping, optimizer and average. flops_per_step: matrix products,
     convolutions and attention as they run on CUDA, what is computed again on the way back included, counted on the
@@ -57,7 +57,7 @@ class Row:
 
 
 def stage_config(stage: str, side: int, quick: bool) -> tuple[TrainConfig, type[Recipe]]:
-    """The preset of a stage with pictures of one size, one a step; reads no data and looks for none."""
+    """The preset of a stage with images of one size, one a step; reads no data and looks for none."""
     scale, encoder = ("mini", QUICK_ENCODER_SIZE) if quick else ("paper", ENCODER_SIZE)
     # the miniature's perceptual network comes in a package that a machine for this may lack; full size trains on LPIPS
     distance = ("options.perceptual=0", "options.pixel=1") if quick and stage != "diffusion" else ()
@@ -77,7 +77,7 @@ def build(config: TrainConfig, recipe_class: type[Recipe], device: torch.device)
 
 
 class Step:
-    """An optimizer step as the loop takes it (lactok/train/loop.py), again and again on one picture.
+    """An optimizer step as the loop takes it (lactok/train/loop.py), again and again on one image.
 
     loss: of the last one taken.
     """

@@ -17,15 +17,17 @@ from skimage import data
 from torch import Tensor
 
 from baselines.tokenizers.flextok import fsq
-from evals.datasets.base import Dataset, Sample
+from evals.datasets.base import DatasetNeeds, DatasetRequest, ImageDataset
 from evals.engine.batches import Batcher
 from evals.engine.environment import precision
 from evals.engine.job import chunks_of
-from evals.engine.load import Copier, read_chunks
+from evals.engine.load import Copier, load_ahead
 from evals.run import main
-from evals.tasks.protocol import Protocol
+from evals.tasks.protocol import ReconstructionProtocol
+from evals.tasks.reconstruction import Reconstruction
 from lactok import registry
 from lactok.conformance import GAP_MARGIN
+from lactok.interface import Item, Latents
 from lactok.models.quantizer import VectorQuantizer
 from tests.forked_ranks import free_port
 from tests.support import ROOT, environment, pictures, table, the_run
@@ -37,8 +39,8 @@ pytestmark = [
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MINIATURES = sorted(name for name in registry.entries("tokenizers") if name.endswith("-mini"))
-PICTURES_ATOL = 1e-4
-"""Of decoded pictures in [0, 1], float32 without TF32. Two ways of convolving on one CPU differ by 1e-6 at most."""
+IMAGES_ATOL = 1e-4
+"""Of decoded images in [0, 1], float32 without TF32. Two ways of convolving on one CPU differ by 1e-6 at most."""
 LATENTS_ATOL = 1e-3
 """Of latents of unit size or so; on one CPU 3e-6."""
 TABLE_ATOL = 2e-3
@@ -54,7 +56,7 @@ def photographs(side: int) -> Tensor:
 
 @contextmanager
 def near_ties(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """Inside, every search for codes notes where it was close: bool, in the order of the ids.
+    """Inside, every search for code embeddings notes where it was close: bool, in the order of the ids.
 
     Of a codebook, the best and the second best distance are closer than GAP_MARGIN (times the distances' mean where
     that is over 1); of scalar levels, a number lies that close to the middle between two.
@@ -85,43 +87,54 @@ def test_a_miniature_encodes_and_decodes_as_on_the_cpu(name: str, monkeypatch: p
     here, there = (cls(cls.Options(), device) for device in (CPU, CUDA))
     images = photographs(here.info.input_size or 128)
     with precision("fp32", CPU), near_ties(monkeypatch) as ties:
-        codes = here.encode(images)
-        decoded = here.decode(codes, [1, 2])
+        encoded = here.encode(images)
+        decoded = here.decode(encoded, [1, 2])
     with precision("fp32", CUDA):
         found = there.encode(images.to(CUDA))
-        pictured = there.decode(codes.to(CUDA), [1, 2])
-    if codes.ids is None:
-        torch.testing.assert_close(found.latents.cpu(), codes.latents, rtol=0, atol=LATENTS_ATOL)
+        painted = there.decode(encoded.to(CUDA), [1, 2])
+    if isinstance(encoded, Latents):
+        torch.testing.assert_close(found.values.cpu(), encoded.values, rtol=0, atol=LATENTS_ATOL)
     else:
-        differ = found.ids.cpu() != codes.ids
+        differ = found.ids.cpu() != encoded.ids
         close = torch.cat(ties).view_as(differ)
         assert not (differ & ~close).any(), f"{int((differ & ~close).sum())} of {differ.numel()} ids, none near a tie"
-    assert pictured.device.type == "cuda"
-    torch.testing.assert_close(pictured.cpu(), decoded, rtol=0, atol=PICTURES_ATOL)
+    assert painted.device.type == "cuda"
+    torch.testing.assert_close(painted.cpu(), decoded, rtol=0, atol=IMAGES_ATOL)
 
 
-class Numbered(Dataset):
-    """Pictures that are their number, large enough that a copy takes a while."""
+class Numbered(ImageDataset):
+    """Images that are their number, large enough that a copy takes a while."""
+
+    name = "numbered"
 
     def __init__(self, count: int) -> None:
-        self.name, self.left_out, self.notes = "numbered", [], []
-        self.samples = [Sample(str(i), str(i), str(i)) for i in range(count)]
+        self.left_out, self.notes = [], []
+        self.items = [Item(str(i), str(i), str(i)) for i in range(count)]
 
-    def read(self, sample: Sample) -> np.ndarray:
-        return np.full((512, 512, 3), int(sample.id), np.uint8)
+    @classmethod
+    def open(cls, request: DatasetRequest) -> ImageDataset:
+        raise NotImplementedError
+
+    @classmethod
+    def needs(cls) -> DatasetNeeds:
+        raise NotImplementedError
+
+    def read(self, item: Item) -> np.ndarray:
+        return np.full((512, 512, 3), int(item.id), np.uint8)
 
 
 def test_copies_beside_the_work_arrive_whole():
     """The device is kept busy, so that a chunk that is used before its copy has ended would hold something else."""
     dataset = Numbered(100)
-    chunks = chunks_of(dataset.samples)
+    task = Reconstruction(dataset, ReconstructionProtocol("test", 512, "squash"))
     busy = torch.randn(4096, 4096, device=CUDA)
     sums = []
-    for originals in read_chunks(dataset, chunks, Protocol("test", 512, "squash"), CUDA):
+    for batch in load_ahead(task, chunks_of(dataset.items), CUDA):
         for _ in range(20):
             busy = torch.nn.functional.normalize(busy @ busy)
-        sums.append(originals.evaluation.float().mean((1, 2, 3)))  # on the device's own stream, not waited for
-        del originals  # its memory may be given away, yet not before the sum is done
+        assert batch.references is not None
+        sums.append(batch.references.float().mean((1, 2, 3)))  # on the device's own stream, not waited for
+        del batch  # its memory may be given away, yet not before the sum is done
     assert torch.cat(sums).round().long().tolist() == list(range(100))
 
 

@@ -89,7 +89,7 @@ def test_all_of_it_in_miniature(tmp_path: Path):
     assert of_all["metrics"] == ["psnr", "ssim", "lpips-alex", "inception", "colour"]
     assert of_all["share"] == pytest.approx(of_all["seconds"] / of_all["decode_seconds"])
     for row in found["table1"]:
-        assert {"wait for pictures", "encode", "decode", "write", "rest", "inception"} <= row["seconds"].keys()
+        assert {"wait for images", "encode", "decode", "write", "rest", "inception"} <= row["seconds"].keys()
         assert row["load"] > 0
     assert [row["stage"] for row in found["training"]] == ["diffusion", "hypersd"]
     tests = [row for row in found["correctness"] if row["kind"] == "Test"]

@@ -243,7 +243,7 @@ def test_speeds_are_shown_with_the_machine_that_they_were_timed_on(
     run_on("Old machine", "toy")
     speed, report = run_on("New machine", "[toy,noisy]")
     decoding = speed[speed["step"] == "decode"]
-    assert dict(decoding["devices"]) == {"toy": "Old machine", "noisy": "New machine"}
+    assert dict(decoding["device"]) == {"toy": "Old machine", "noisy": "New machine"}
     assert set(speed["threads"]) == {2}
     lines = [line for line in report.splitlines() if line.startswith("| toy | fp32")]
     assert len(lines) == 2, "encoding and decoding"

@@ -1,4 +1,4 @@
-"""Part 4: how fast each metric looks at pictures, and what all of them cost beside a LacTok-H decode."""
+"""Part 4: how fast each metric looks at images, and what all of them cost beside a LacTok-H decode."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_METRICS = ("psnr", "ssim", "lpips-alex", "inception", "colour")
 
 @dataclass(frozen=True)
 class MetricRate:
-    """One metric on pairs of pictures, float32, both views of a pair counted. seconds: of a pair, median call."""
+    """One metric on pairs of images, float32, both views of a pair counted. seconds: of a pair, median call."""
 
     metric: str
     weights: str

@@ -1,4 +1,4 @@
-"""Part 5: suite=table1 end to end on synthetic pictures, and where the time of each tokenizer's run goes."""
+"""Part 5: suite=table1 end to end on synthetic images, and where the time of each tokenizer's run goes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from benchmarks.memory import synthetic
 from benchmarks.table1 import WORK, Bench, metrics_share
 
 NAMES = ("lactok-h", "llamagen", "titok")
-PICTURES, SIDE = 64, 1024
-QUICK_PICTURES, QUICK_SIDE = 3, 128
+IMAGES, SIDE = 64, 1024
+QUICK_IMAGES, QUICK_SIDE = 3, 128
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TableRun:
     """
 
     tokenizer: str
-    pictures: int
+    images: int
     side: int
     precision: str
     load: float
@@ -34,20 +34,20 @@ class TableRun:
     metrics_share: float
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{part} {1e3 * s / self.pictures:.3g}" for part, s in self.seconds.items())
+        parts = ", ".join(f"{part} {1e3 * s / self.images:.3g}" for part, s in self.seconds.items())
         return (
-            f"table1 {self.tokenizer}, {self.pictures} pictures of {self.side} px, {self.precision}: "
+            f"table1 {self.tokenizer}, {self.images} images of {self.side} px, {self.precision}: "
             f"{self.images_per_second:.4g} images/s; metrics {self.metrics_share:.1%} of decode; "
             f"load {self.load:.1f} s; ms an image: {parts}"
         )
 
 
 def measure(session: Session) -> None:
-    count, side = (QUICK_PICTURES, QUICK_SIDE) if session.quick else (PICTURES, SIDE)
+    count, side = (QUICK_IMAGES, QUICK_SIDE) if session.quick else (IMAGES, SIDE)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         more = [f"precision={session.settings.precision}", f"device={session.device}"]
-        with Bench(folder, synthetic(folder / "pictures", count, side), side, session.quick, more) as bench:
+        with Bench(folder, synthetic(folder / "images", count, side), side, session.quick, more) as bench:
             session.each([Job(f"table1 {name}", lambda name=name: run(session, bench, name, count)) for name in NAMES])
 
 
@@ -57,7 +57,7 @@ def run(session: Session, bench: Bench, name: str, count: int) -> Iterator[Table
     metrics = sum(seconds for part, seconds in clock.seconds.items() if part not in WORK)
     yield TableRun(
         tokenizer=name,
-        pictures=count,
+        images=count,
         side=bench.side,
         precision=session.settings.precision,
         load=bench.loads[name],
