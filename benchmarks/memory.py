@@ -3,7 +3,7 @@
     python benchmarks/memory.py                       100 and 400 images: minutes on two cores
     python benchmarks/memory.py --images 8,16 --side 256      seconds: shows that it works
 
-Each run is a process of its own with a store of its own, on the CPU. Images are synthetic: smooth noise of the
+Each run is a process of its own with a cache of its own, on the CPU. Images are synthetic: smooth noise of the
 given side, PNG, a seed each. Metrics: all whose networks are on this machine (named in the output). Exits 1 when the
 largest run's peak is more than 5 % above the smallest run's, or over 3 GB.
 """
@@ -32,7 +32,7 @@ METRICS = "psnr,ssim,ssim-gauss11,colour,effnet,fd-effnet,rfid,kid,lpips-alex,lp
 
 @dataclass(frozen=True)
 class Measured:
-    """One run. peak: bytes resident at most; stored: bytes of its store."""
+    """One run. peak: bytes resident at most; stored: bytes of its cache."""
 
     images: int
     peak: int
@@ -58,6 +58,7 @@ def measure(folder: Path, out: Path, side: int, metrics: str, more: list[str]) -
     settings = [
         "tokenizers=identity", "calibration=false", f"metrics=[{metrics}]", "dataset=folder",
         f"dataset.root='{folder}'", "protocol=paper-1024", f"protocol.eval_size={side}", f"out='{out}'", "device=cpu",
+        "workers=1",
     ]  # fmt: skip
     started = time.monotonic()
     process = subprocess.Popen(
@@ -84,12 +85,14 @@ def wait(process: subprocess.Popen) -> tuple[int, int, resource.struct_rusage]:
 
 def available() -> tuple[list[str], list[str]]:
     """Metrics that can be computed here, and why the others can't."""
-    from evals.engine import measures
+    from evals.metrics.plan import plan
     from evals.tasks.protocol import ReconstructionProtocol
+    from evals.tasks.reconstruction import Reconstruction
 
     names = METRICS.split(",")
-    plan = measures.plan(names, "effnet", ReconstructionProtocol("paper-1024", eval_size=1024, fit="squash"))
-    return [name for name in names if not any(line.startswith(name) for line in plan.missing)], list(plan.missing)
+    task = Reconstruction(None, ReconstructionProtocol("paper-1024", eval_size=1024, fit="squash"))  # reads nothing
+    missing = plan(names, "effnet", task).missing
+    return [name for name in names if not any(line.startswith(f"{name}:") for line in missing)], missing
 
 
 def main(argv: list[str]) -> int:
@@ -108,7 +111,7 @@ def main(argv: list[str]) -> int:
         found.append(run)
         print(
             f"{run.images} images of {args.side} px: peak {run.peak / 1e9:.2f} GB, {run.seconds:.0f} s "
-            f"({run.seconds / run.images:.2f} s an image), store {run.stored / run.images / 1e3:.1f} kB an image",
+            f"({run.seconds / run.images:.2f} s an image), cache {run.stored / run.images / 1e3:.1f} kB an image",
             flush=True,
         )
     few, many = found[0], found[-1]

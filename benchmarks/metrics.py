@@ -13,7 +13,6 @@ Networks have their published weights where these are in torch's cache, else see
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -25,12 +24,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import numpy as np
 import torch
 from PIL import Image
 from skimage import data
 from torch import Tensor
 
+from benchmarks.metric_networks import inception_file, seeded_backbone
 from evals.metrics.base import ImageMetric
 from evals.metrics.image.inception import Inception
 from evals.metrics.image.lpips import LpipsAlex
@@ -39,12 +42,9 @@ from evals.metrics.image.ssim import Ssim
 from evals.metrics.sets.frechet import Rfid
 from lactok.feature_extractors import inception, lpips
 from lactok.interface import Item
-from lactok.seeded import TensorSpec, manifest_of, seeded_state_dict
 from lactok.weights import MissingWeights, load_state_dict, locate
 
 BATCH = 2  # the engine's own choice for images of this size on a CPU
-INCEPTION_MANIFEST = Path(__file__).parent.parent / "tests" / "golden" / "fid" / "manifest.json"
-CONV_GAIN = 1.5  # without it the deep features of a seeded Inception-v3 hardly depend on the image
 
 Images = list[np.ndarray]  # uint8 (H, W, 3) each
 
@@ -180,45 +180,13 @@ def _batches(count: int) -> list[slice]:
     return [slice(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
 
 
-# --- Networks --------------------------------------------------------------------------------------------------------
-
-
 def lpips_backbone() -> tuple[Callable[[], torch.nn.Module], str]:
     """A way to build the network, and whose weights it has."""
     try:
         locate(lpips.BACKBONES["alex"], download=False)
         return lpips.load_alex, "published"
     except MissingWeights:
-        return lambda: lpips.build("alex", seeded_alexnet()), "seeded"
-
-
-def seeded_alexnet() -> dict[str, torch.Tensor]:
-    """Under LPIPS' names."""
-    manifest = manifest_of(lpips._empty("alex").net)
-    return seeded_state_dict({f"net.{name}": spec for name, spec in manifest.items()})
-
-
-def lpips_file(folder: Path) -> tuple[Path, str]:
-    """A file of AlexNet's weights as torchvision publishes it, and whose they are."""
-    try:
-        return locate(lpips.BACKBONES["alex"], download=False), "published"
-    except MissingWeights:
-        file = folder / "alexnet.pth"
-        named = {name.removeprefix("net."): tensor for name, tensor in seeded_alexnet().items()}
-        torch.save({lpips.torchvision_name(name): tensor for name, tensor in named.items()}, file)
-        return file, "seeded"
-
-
-def inception_file(folder: Path) -> tuple[Path, str]:
-    """A file of Inception-v3's weights that torch-fidelity reads, and whose they are."""
-    try:
-        return locate(inception.WEIGHTS, download=False), "published"
-    except MissingWeights:
-        entries = json.loads(INCEPTION_MANIFEST.read_text())
-        weights = seeded_state_dict({k: TensorSpec(tuple(e["shape"]), e["dtype"]) for k, e in entries.items()})
-        file = folder / "seeded.pth"
-        torch.save({k: w * CONV_GAIN if k.endswith(".conv.weight") else w for k, w in weights.items()}, file)
-        return file, "seeded"
+        return lambda: lpips.build("alex", seeded_backbone("alex")), "seeded"
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,17 +36,15 @@ from rich.table import Table
 
 from benchmarks.engine import Clock, engine, plot
 from benchmarks.memory import synthetic
-from benchmarks.metrics import inception_file, lpips_file
+from benchmarks.metric_networks import metric_networks
 from benchmarks.tokenizer_networks import TOKENIZERS
 from evals.config import compose_config
 from evals.engine.environment import choose_device, describe_device
 from lactok import registry
-from lactok.feature_extractors import inception, lpips
 from lactok.interface import Tokenizer
-from lactok.weights import LocalWeights
 
 NAMES = ("seedtok", "titok", "llamagen", "flextok", "lactok-h", "lactok-t")
-"""Table 1's; the starred rows are networks of the same size."""
+"""The networks of Table 1: LacTok-H* is one of the size of lactok-h, LacTok-T* of lactok-t."""
 WORK = ("wait for images", "encode", "decode", "write", "rest")
 """Parts that are no metric."""
 
@@ -57,33 +56,59 @@ def clamped(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-@contextmanager
-def seeded_networks(quick: bool, folder: Path) -> Iterator[dict[str, str]]:
-    """Tokenizers by their names, with seeded weights; yields whose weights the metrics' networks have."""
-    load = registry.load
-    kept: dict[str, Tokenizer] = {}
+class Bench:
+    """Runs of suite=table1 over one folder of images in one store, each with one tokenizer; a context manager.
 
-    def seeded(group: str, name: str) -> Any:
-        found = load(group, name)
+    loads: seconds of building each tokenizer. whose: whose weights each of the metrics' networks has.
+    """
+
+    def __init__(self, folder: Path, data: Path, side: int, quick: bool, more: Sequence[str] = ()) -> None:
+        self.folder, self.data, self.side, self.quick, self.more = folder, data, side, quick, more
+        self.loads: dict[str, float] = {}
+        self.whose: dict[str, str] = {}
+        self._kept: dict[str, Tokenizer] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Bench:
+        self._load = registry.load
+        self._stack.enter_context(mock.patch.object(registry, "load", self._seeded))
+        self.whose = self._stack.enter_context(metric_networks(self.folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.clear()
+        self._stack.close()
+
+    def _seeded(self, group: str, name: str) -> Any:
+        """In place of `registry.load`: tokenizers with drawn weights, which serve the warm-up and the run."""
+        found = self._load(group, name)
         if group != "tokenizers" or name not in NAMES:
             return found
 
         def build(cls: type[Tokenizer], options: Any, device: torch.device) -> Tokenizer:
-            if name not in kept:  # seeding billions of weights takes minutes, so they serve both runs
-                kept.clear()
-                kept[name] = clamped(TOKENIZERS[name](quick, device).tokenizer)
-            return kept[name]
+            if name not in self._kept:
+                self._kept.clear()
+                started = time.perf_counter()
+                self._kept[name] = clamped(TOKENIZERS[name](self.quick, device).tokenizer)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                self.loads[name] = time.perf_counter() - started
+            return self._kept[name]
 
         return type(found.__name__, (found,), {"__new__": build, "weights": classmethod(lambda cls, options: ())})
 
-    inception_weights, of_inception = inception_file(folder)
-    alexnet, of_alexnet = lpips_file(folder)
-    with (
-        mock.patch.object(registry, "load", seeded),
-        mock.patch.object(inception, "WEIGHTS", LocalWeights(str(inception_weights))),
-        mock.patch.dict(lpips.BACKBONES, {"alex": LocalWeights(str(alexnet))}),
-    ):
-        yield {"Inception-v3": of_inception, "AlexNet": of_alexnet}
+    def run(self, name: str) -> Clock:
+        """One tokenizer over all images, after two that start kernels. Raises RuntimeError where it failed."""
+        given = [
+            "suite=table1", f"tokenizers={name}", "calibration=false", "dataset=folder",
+            f"dataset.root='{self.data}'", f"protocol.eval_size={self.side}", *self.more,
+        ]  # fmt: skip
+        engine(compose_config([*given, "limit=2", f"out='{self.folder / 'warm'}'"]), Clock())
+        clock = Clock()
+        job = engine(compose_config([*given, f"out='{self.folder / 'out'}'"]), clock)
+        if failed := [work.error for work in job.runs if work.status != "ok"]:
+            raise RuntimeError(f"{name}: {'; '.join(failed)}")
+        return clock
 
 
 def measure(
@@ -93,21 +118,13 @@ def measure(
     clocks, failed = {}, []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        data = synthetic(folder / "images", count, side)
-        with seeded_networks(quick, folder) as whose:
-            print("weights: tokenizers seeded,", ", ".join(f"{n} {w}" for n, w in whose.items()), flush=True)
+        with Bench(folder, synthetic(folder / "images", count, side), side, quick, more) as bench:
+            print("weights: tokenizers drawn,", ", ".join(f"{n} {w}" for n, w in bench.whose.items()), flush=True)
             for name in names:
-                given = [
-                    "suite=table1", f"tokenizers={name}", "calibration=false", "dataset=folder",
-                    f"dataset.root='{data}'", f"protocol.eval_size={side}", *more,
-                ]  # fmt: skip
-                engine(compose_config([*given, "limit=2", f"out='{folder / 'warm'}'"]), Clock())  # kernels, imports
-                clock = Clock()
-                job = engine(compose_config([*given, f"out='{folder / 'out'}'"]), clock)
-                failed += [f"{name}: {work.error}" for work in job.rows if work.status != "ok"]
-                if not failed or not failed[-1].startswith(f"{name}:"):
-                    clocks[name] = clock
-                    print(f"{name} done", file=sys.stderr, flush=True)
+                try:
+                    clocks[name] = bench.run(name)
+                except RuntimeError as error:
+                    failed.append(str(error))
     return clocks, failed
 
 

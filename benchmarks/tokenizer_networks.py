@@ -1,4 +1,4 @@
-"""Each tokenizer at its published size with seeded weights, for benchmarks/tokenizers.py; no checkpoint is read.
+"""Each tokenizer at its published size with weights drawn on the device; no checkpoint is read.
 
 The adapters are the ones that the harness runs; only where their weights come from is another. A further tokenizer is
 one function here (see `TOKENIZERS`): build the adapter, name the networks that torch.compile takes.
@@ -26,12 +26,12 @@ from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, SeedMo
 from baselines.tokenizers.titok.adapter import TiTokOptions, TiTokS128
 from baselines.tokenizers.titok.model import TiTok, TiTokConfig
 from baselines.tokenizers.titok.vit import ViTSize
+from benchmarks.device_weights import draw_weights
 from lactok.interface import Tokenizer
 from lactok.models.autoencoder import AutoencoderConfig
 from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
 from lactok.models.vq import VQConfig, VQModel
-from lactok.seeded import manifest_of, seeded_state_dict
 from lactok.state_dict import meta_skeleton
 from lactok.tokenizers.published import LacTokH, LacTokOptions, LacTokT, LacTokTOptions
 from lactok.train.simulate import CudaKernels
@@ -50,10 +50,9 @@ class Subject:
     note: str = ""
 
 
-def seeded(model: Any) -> Any:
-    """The same model, off the meta device, with values that follow from its own names and shapes."""
-    model.load_state_dict(seeded_state_dict(manifest_of(model)), strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+def seeded(model: Any, device: torch.device) -> Any:
+    """The same model off the meta device, to be evaluated."""
+    return draw_weights(model, device).eval().requires_grad_(False)
 
 
 def llamagen(quick: bool, device: torch.device) -> Subject:
@@ -65,7 +64,7 @@ def llamagen(quick: bool, device: torch.device) -> Subject:
         CONFIG = config
 
         def _load(self) -> tuple[VQModel, int, None]:
-            return seeded(meta_skeleton(VQModel, config)), self.options.input_size, None
+            return seeded(meta_skeleton(VQModel, config), device), self.options.input_size, None
 
     tokenizer = Seeded(LlamaGenOptions(input_size=side), device)
     return Subject(tokenizer, side, (tokenizer.model.encoder, tokenizer.model.decoder))
@@ -89,7 +88,7 @@ def titok(quick: bool, device: torch.device) -> Subject:
 
     class Seeded(TiTokS128):
         def _load(self) -> tuple[TiTok, None]:
-            return seeded(meta_skeleton(TiTok, config)), None
+            return seeded(meta_skeleton(TiTok, config), device), None
 
     tokenizer = Seeded(TiTokOptions(), device)
     model = tokenizer.model
@@ -105,7 +104,7 @@ def flextok(quick: bool, device: torch.device) -> Subject:
 
     class Seeded(FlexTokD18D28):
         def _load(self) -> FlexTok:
-            return seeded(meta_skeleton(FlexTok, config))
+            return seeded(meta_skeleton(FlexTok, config), device)
 
     options = FlexTokOptions(keep_ids=8, steps=2) if quick else FlexTokOptions()
     tokenizer = Seeded(options, device)
@@ -135,7 +134,7 @@ def sdxl_vae(quick: bool, device: torch.device) -> Subject:
         def __init__(self, options: SDXLVAEOptions, device: torch.device) -> None:
             Tokenizer.__init__(self, options, device)
             self.factor = 2 ** (len(widths) - 1)
-            self.model = seeded(build(config)).to(device)
+            self.model = seeded(build(config), device)
 
     tokenizer = Seeded(SDXLVAEOptions(), device)
     return Subject(tokenizer, 64 if quick else 1024, (tokenizer.model.encoder, tokenizer.model.decoder))
@@ -161,8 +160,8 @@ def seedtok(quick: bool, device: torch.device) -> Subject:
         def __init__(self, options: SeedTokOptions, device: torch.device) -> None:
             Tokenizer.__init__(self, options, device)
             self.sampling = unclip.Sampling(options.steps, options.guidance_scale, options.noise_level)
-            self.model = seeded(meta_skeleton(SeedModel, config)).to(device)
-            self.unclip = unclip_pipeline(quick, config.image_features_dim).to(device)
+            self.model = seeded(meta_skeleton(SeedModel, config), device)
+            self.unclip = unclip_pipeline(quick, config.image_features_dim, device).to(device)
 
     tokenizer = Seeded(SeedTokOptions(steps=2) if quick else SeedTokOptions(), device)
     model, pipeline = tokenizer.model, tokenizer.unclip.pipeline
@@ -174,7 +173,7 @@ def seedtok(quick: bool, device: torch.device) -> Subject:
     )
 
 
-def unclip_pipeline(quick: bool, embedding_dim: int) -> unclip.UnCLIP:
+def unclip_pipeline(quick: bool, embedding_dim: int, device: torch.device) -> unclip.UnCLIP:
     """The stock pipeline with networks of the sizes in the configurations of stable-diffusion-2-1-unclip.
 
     Its words are cut down to what an empty prompt needs, and stand at the same length of text.
@@ -216,8 +215,9 @@ def unclip_pipeline(quick: bool, embedding_dim: int) -> unclip.UnCLIP:
         bos_token_id=2,
         eos_token_id=3,
     )
-    text_encoder = CLIPTextModel(text).eval().requires_grad_(False)  # has buffers that no state dict holds
-    text_encoder.load_state_dict(seeded_state_dict(manifest_of(text_encoder)), strict=False)
+    with torch.device("meta"):
+        text_encoder = CLIPTextModel(text)
+    text_encoder = seeded(text_encoder, device)
     return unclip.UnCLIP(
         StableUnCLIPImg2ImgPipeline(
             feature_extractor=None,
@@ -226,7 +226,7 @@ def unclip_pipeline(quick: bool, embedding_dim: int) -> unclip.UnCLIP:
             image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
             tokenizer=CLIPTokenizer(vocab=words, merges=[], model_max_length=77, pad_token="!"),
             text_encoder=text_encoder,
-            unet=seeded(unet),
+            unet=seeded(unet, device),
             scheduler=DDIMScheduler(
                 beta_schedule="scaled_linear",
                 beta_start=0.00085,
@@ -236,7 +236,7 @@ def unclip_pipeline(quick: bool, embedding_dim: int) -> unclip.UnCLIP:
                 steps_offset=1,
                 prediction_type="v_prediction",
             ),
-            vae=seeded(vae),
+            vae=seeded(vae, device),
         )
     )
 
@@ -292,7 +292,7 @@ def _lactok_sizes(quick: bool) -> tuple[LacTokConfig, tuple[int, int]]:
 
 def _seeded_lactok(config: LacTokConfig, device: torch.device) -> LacTok:
     """On a GPU in the layout in which its convolutions run on tensor cores without being transposed."""
-    model = seeded(meta_skeleton(build_lactok, config))
+    model = seeded(meta_skeleton(build_lactok, config), device)
     return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
@@ -314,7 +314,7 @@ class DecodeFlops:
     copy: int
     autoencoder: int
 
-    def picture(self, evaluations: int) -> int:
+    def image(self, evaluations: int) -> int:
         """Of decoding one image in so many evaluations."""
         return evaluations * (self.unet + self.copy) + self.autoencoder
 

@@ -29,11 +29,9 @@ import argparse
 import dataclasses
 import gc
 import json
-import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,30 +41,12 @@ if __name__ == "__main__":  # the repository, not this folder, where `tokenizers
 import torch
 from rich.console import Console
 from rich.table import Column, Table
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.tokenizer_networks import TOKENIZERS, Subject
-from evals.engine.environment import choose_device, describe_device, package_versions, precision
-from lactok.interface import Latents, Tokens
+from benchmarks.coding import PARTS, Work
+from benchmarks.measuring import DTYPES, Settings, call_times, gib, machine, matrix_rate, names, peak_bytes
+from benchmarks.tokenizer_networks import TOKENIZERS
+from evals.engine.environment import choose_device
 from lactok.weights import MissingWeights
-
-PARTS = ("encode", "decode")
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
-RISE = 1.03  # a doubling that gains less than this ends the search for the batch
-LARGEST_BATCH = 1024
-MATRIX = {"cuda": 16384, "cpu": 4096}  # side of the matrix product
-MOST_CALLS = 50  # timed, however short
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all rows share. seconds: how long each part is timed, at least one call."""
-
-    device: torch.device
-    precision: str
-    compile: bool
-    quick: bool
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -91,95 +71,6 @@ class Row:
     peak_bytes_one: int | None
     search: str
     note: str
-
-
-def call_times(call: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
-    """Seconds of each call until `seconds` have passed, at least one; who wants to warm up calls before."""
-    times: list[float] = []
-    while not times or (sum(times) < seconds and len(times) < MOST_CALLS):
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return times
-
-
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Most memory of the device allocated at once in one call, what was there before included; None on the CPU."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
-
-
-def matrix_rate(settings: Settings) -> float:
-    """FLOPs/s of a square matrix product: what the device gives at best, in practice."""
-    side = 512 if settings.quick else MATRIX[settings.device.type]
-    a, b = (torch.randn(side, side, device=settings.device, dtype=DTYPES[settings.precision]) for _ in range(2))
-    with precision(settings.precision, settings.device):
-        call_times(lambda: a @ b, settings.device, 0)
-        return 2 * side**3 / min(call_times(lambda: a @ b, settings.device, settings.seconds))
-
-
-class Work:
-    """The calls of one subject; inputs are made once a batch size."""
-
-    def __init__(self, subject: Subject, settings: Settings) -> None:
-        self.subject, self.settings = subject, settings
-        size = 1, 3, subject.side, subject.side
-        self.image = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(settings.device)
-        self._tokens: Tokens | Latents | None = None
-
-    def call(self, part: str, batch: int, numbers: str | None = None) -> Callable[[], object]:
-        """A call of `part` on `batch` images, in the settings' precision where no other is named."""
-        tokenizer = self.subject.tokenizer
-        if part == "encode":
-            images = self.image.repeat(batch, 1, 1, 1)
-            run = lambda: tokenizer.encode(images)  # noqa: E731
-        else:
-            if self._tokens is None:
-                self._tokens = tokenizer.encode(self.image)
-            tokens, seeds = type(self._tokens).cat([self._tokens] * batch), list(range(batch))
-            run = lambda: tokenizer.decode(tokens, seeds)  # noqa: E731
-
-        def within() -> object:
-            with precision(numbers or self.settings.precision, self.settings.device):
-                return run()
-
-        return within
-
-    def flops(self, part: str) -> int:
-        """Of one image, counted in float32: the counter takes products apart, past what autocast does to them."""
-        call = self.call(part, 1, "fp32")
-        with FlopCounterMode(display=False) as counter:
-            call()
-        return counter.get_total_flops()
-
-    def best_batch(self, part: str) -> tuple[int, str]:
-        """The batch after which doubling no longer pays, and why the search ended. Not compiled: it would take long."""
-        best, rate, batch = 1, 0.0, 1
-        while batch <= LARGEST_BATCH:
-            try:
-                call = self.call(part, batch)
-                call_times(call, self.settings.device, 0)
-                times = call_times(call, self.settings.device, self.settings.seconds)
-            except RuntimeError as error:  # of memory, or of a kernel's largest tensor
-                if batch == 1:
-                    raise
-                return best, f"{batch} does not fit: {str(error).splitlines()[0]}"
-            finally:
-                call = None
-                if self.settings.device.type == "cuda":
-                    torch.cuda.empty_cache()
-            seen = batch / statistics.median(times)
-            if seen < RISE * rate:
-                return best, f"{batch} gives {seen:.4g} images/s, {best} gives {rate:.4g}, not compiled"
-            best, rate, batch = batch, seen, 2 * batch
-        return best, f"{LARGEST_BATCH} is the largest that is tried"
 
 
 def measure(name: str, parts: Sequence[str], settings: Settings, rate: float) -> list[Row]:
@@ -210,24 +101,6 @@ def measure(name: str, parts: Sequence[str], settings: Settings, rate: float) ->
 
 
 # --- What is printed -------------------------------------------------------------------------------------------------
-
-
-def machine(settings: Settings, rate: float) -> dict[str, object]:
-    return {
-        "device": describe_device(settings.device),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "packages": package_versions(),
-        "precision": settings.precision,
-        "compiled": settings.compile,
-        "quick": settings.quick,
-        "matrix_flops_per_second": rate,
-    }
-
-
-def gib(size: int | None) -> str:
-    return "-" if size is None else f"{size / 2**30:.2f}"
 
 
 def show(console: Console, facts: dict[str, object], rows: Sequence[Row]) -> None:
@@ -262,15 +135,6 @@ def show(console: Console, facts: dict[str, object], rows: Sequence[Row]) -> Non
             console.print(f"{row.tokenizer} {row.part}: batch {row.batch}; {row.search}", soft_wrap=True)
     for name, note in {row.tokenizer: row.note for row in rows if row.note}.items():
         console.print(f"{name}: {note}", soft_wrap=True)
-
-
-def names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        if unknown := [name for name in text.split(",") if name not in known]:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} not known; known: {', '.join(known)}")
-        return text.split(",")
-
-    return parse
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`python -m evals COMMAND`: list, data, check, compare, report, conformance, run (which is `python -m evals.run`)."""
+"""`python -m evals COMMAND`, the commands of COMMANDS; `run` is the same as `python -m evals.run`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ COMMANDS = {
     ),
     "compare": ("evals.cli.compare", "paired tests between two tokenizers of one run or of two: compare RUN_A RUN_B"),
     "report": ("evals.cli.report", "a table of the paper from the newest runs that fit each other: report table1"),
+    "lint-paper": ("evals.cli.lint_paper", "where the paper disagrees with itself or its release, computed anew"),
     "conformance": ("evals.cli.conformance", "run ports on golden cases: conformance FOLDER..."),
 }
 

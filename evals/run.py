@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from evals.engine.ranks import Ranks
     from evals.engine.run import Finished
 
+# What is logged: with -v also what is done without being asked for, with --quiet errors alone and no progress.
+VERBOSITY = {"-v": logging.INFO, "--verbose": logging.INFO, "--quiet": logging.ERROR}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a benchmark; returns the exit status that `--help` explains."""
@@ -22,16 +26,20 @@ def main(argv: list[str] | None = None) -> int:
 
         print(TEXT, end="")
         return 0
+    told = [a for a in argv if a in VERBOSITY]
+    argv = [a for a in argv if a not in VERBOSITY]
     from evals.config import ConfigError, compose_runs
     from evals.datasets.base import DatasetError
     from evals.engine.job import CHUNK
     from evals.engine.ranks import RankError, join
     from evals.engine.store import StoreError
-    from evals.engine.workers import attach, started, worker_count
-    from evals.streams import spell_standard_streams
+    from evals.engine.workers import attach, attach_place, started, worker_count
+    from evals.streams import log_to_stderr, spell_standard_streams
     from lactok.registry import RegistryError
 
     spell_standard_streams()
+    log_to_stderr(VERBOSITY[told[-1]] if told else logging.WARNING)
+    quiet, ranks = "--quiet" in told, None
     try:
         runs = compose_runs(argv)
         if runs[0].launcher == "slurm":
@@ -41,23 +49,24 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         ranks = attach() or join()
         if ranks.size > 1 or "WORLD_SIZE" in os.environ:
-            return _measure(runs, ranks, argv)
+            return _measure(runs, ranks, argv, quiet)
         with started(worker_count(runs[0], CHUNK), argv) as ranks:
-            return _measure(runs, ranks, argv)
+            return _measure(runs, ranks, argv, quiet)
     except (ConfigError, DatasetError, StoreError, RegistryError, RankError) as error:
-        if os.environ.get("RANK", "0") == "0":  # rank 0 tells what stopped another one, too
+        if ranks is None or ranks.rank == 0 or attach_place():  # rank 0 says what stopped another one, too
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", "evals.run", *argv])
-        print(f"\nstopped; all finished work is kept, and this goes on from there:\n  {command}", file=sys.stderr)
+        if not attach_place():
+            command = shlex.join(["python", "-m", "evals.run", *argv])
+            print(f"\nstopped; all finished work is kept, and this resumes:\n  {command}", file=sys.stderr)
         return 130
 
 
-def _measure(runs: list[RunConfig], ranks: Ranks, argv: list[str]) -> int:
+def _measure(runs: list[RunConfig], ranks: Ranks, argv: list[str], quiet: bool) -> int:
     """The runs in turn, then the paper's table that they belong to; raises as `engine.run` does.
 
-    What all runs lack is told before the first one begins.
+    What all runs lack is reported before the first one begins.
     """
     from evals.engine import run as engine
 
@@ -69,7 +78,7 @@ def _measure(runs: list[RunConfig], ranks: Ranks, argv: list[str]) -> int:
     try:
         if len(runs) > 1:
             engine.require_inputs(runs)
-        status = max([publish(engine.run(run, ranks=parts[run.dataset.name]), argv) for run in runs])
+        status = max([publish(engine.run(run, quiet, parts[run.dataset.name]), argv) for run in runs])
     finally:
         for part in parts.values():  # where one has failed, the ranks that wait for the next ones end, too
             part.end()

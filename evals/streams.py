@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import re
 import sys
 
@@ -24,6 +25,24 @@ def spell_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a test's or a notebook's stream may be of another kind
             stream.reconfigure(errors=_registered())
+
+
+class _Stderr(logging.Handler):
+    """To what sys.stderr is at the time, which a live progress display redirects."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def log_to_stderr(level: int) -> None:
+    """Show what the package logs at `level` and above: halved batches, removed entries, retried downloads, workers."""
+    logger = logging.getLogger("lactok")
+    logger.setLevel(level)
+    logger.propagate = False
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        logger.addHandler(handler)
 
 
 def _registered() -> str:

@@ -3,6 +3,9 @@
 A port registers a runner `run(case: CaseFolder) -> Iterator[CheckLine]` under the entry-point group
 `lactok.conformance`, by the name of its model's folder. A case is a folder (`config.json`, `case.safetensors`, and a
 `manifest.json` here or in the folder above) or a `.jsonl` file next to such folders. Nothing in a case is ever run.
+
+A runner works on `case.device`: the case's tensors and seeded weights lie there, and what a runner makes anew it puts
+there. Comparisons are made on the CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from lactok.seeded import TensorSpec, seeded_state_dict
+from lactok.seeded import Manifest, TensorSpec, seeded_state_dict
 
 REL_TOLERANCE = 1e-4
 """Of float tensors, relative to the largest absolute value of the expected tensor."""
@@ -54,10 +57,14 @@ Runner = Callable[["CaseFolder"], Iterator[CheckLine]]
 
 
 class CaseFolder:
-    """One golden case: `path` is its folder, or a `.jsonl` file. Files are read when they are first asked for."""
+    """One golden case: `path` is its folder, or a `.jsonl` file. Files are read when they are first asked for.
 
-    def __init__(self, path: str | Path) -> None:
+    device: where its tensors are given, and where the port runs.
+    """
+
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
         self.path = Path(path)
+        self.device = torch.device(device)
 
     def __repr__(self) -> str:
         return f"CaseFolder({str(self.path)!r})"
@@ -94,7 +101,11 @@ class CaseFolder:
 
     def seeded_weights(self, filename: str = "manifest.json") -> dict[str, Tensor]:
         """The weights of the case by the rule of lactok/seeded.py, with `weights_seed` of its configuration."""
-        return seeded_state_dict(self.manifest(filename), self.setting("weights_seed"))
+        return self.seeded(self.manifest(filename), self.setting("weights_seed"))
+
+    def seeded(self, manifest: Manifest, seed: int) -> dict[str, Tensor]:
+        """Weights by the rule of lactok/seeded.py on the case's device; the values are the same on every one."""
+        return {name: value.to(self.device) for name, value in seeded_state_dict(manifest, seed).items()}
 
     def setting(self, key: str) -> Any:
         """A value of `config.json` that the case can't do without. Raises CaseError when it is not there."""
@@ -121,10 +132,10 @@ class CaseFolder:
         return name in self.names
 
     def __getitem__(self, name: str) -> Tensor:
-        """A stored tensor, on the CPU. Raises CaseError when there is none of that name."""
+        """A stored tensor, on the case's device. Raises CaseError when there is none of that name."""
         if name not in self:
             raise CaseError(f"{self.path / 'case.safetensors'} has no tensor {name!r}; it has {', '.join(self.names)}")
-        return self._file.get_tensor(name)
+        return self._file.get_tensor(name).to(self.device)
 
     @overload
     def get(self, name: str, default: Tensor) -> Tensor: ...
@@ -163,7 +174,7 @@ def compare_floats(name: str, got: Tensor, want: Tensor, rel: float = REL_TOLERA
     """
     if got.shape != want.shape:
         return _wrong_shape(name, got, want)
-    got, want = got.detach().cpu().double(), want.double()
+    got, want = got.detach().cpu().double(), want.cpu().double()
     same = (got == want) | (got.isnan() & want.isnan())
     error = torch.where(same, 0.0, (got - want).abs()).nan_to_num(nan=torch.inf)
     largest = want[want.isfinite()].abs().max().item() if want.isfinite().any() else 0.0
@@ -180,8 +191,8 @@ def compare_ids(
     """Compare integers: equal, except where `gap` (same shape: the lead of the best code) is below `margin`."""
     if got.shape != want.shape:
         return _wrong_shape(name, got, want)
-    differs = got.detach().cpu().long() != want.long()
-    close = torch.zeros_like(differs) if gap is None else gap < margin
+    differs = got.detach().cpu().long() != want.cpu().long()
+    close = torch.zeros_like(differs) if gap is None else gap.cpu() < margin
     wrong = int((differs & ~close).sum())
     allowed = int((differs & close).sum())
     notes = [f"{wrong} of {want.numel()} differ"] if wrong else []

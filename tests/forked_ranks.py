@@ -2,8 +2,8 @@
 
     python tests/forked_ranks.py RANKS:KILLS:OUT,... ARGUMENT...
 
-KILLS times a random rank gets SIGKILL when a random number of new pieces has been written; the others are then ended
-as torchrun and srun do it. Then all run to the end. Prints OUT and the pieces there were at each kill.
+KILLS times a random rank gets SIGKILL when a random number of new cache entries has been written; the others are then
+ended as torchrun and srun do it. Then all run to the end. Prints OUT and the entries there were at each kill.
 """
 
 import contextlib
@@ -47,15 +47,15 @@ def start(ranks: int, arguments: list[str]) -> list[int]:
     return children
 
 
-def pieces(out: Path) -> int:
+def entries(out: Path) -> int:
     return sum(1 for _ in out.glob("cache/*/*/meta.json"))
 
 
 def killed(ranks: int, chance: random.Random, out: Path, arguments: list[str]) -> None:
     """A run of which one rank is killed; returns when all are gone."""
-    until, children = pieces(out) + chance.randrange(1, 6), start(ranks, arguments)
+    until, children = entries(out) + chance.randrange(1, 6), start(ranks, arguments)
     running = set(children)
-    while pieces(out) < until and running == set(children):
+    while entries(out) < until and running == set(children):
         running = {child for child in children if os.waitpid(child, os.WNOHANG)[0] == 0}
         time.sleep(0.002)
     victim = chance.choice(children)
@@ -74,7 +74,7 @@ def main_process(plans: list[str], arguments: list[str]) -> int:
         given = [*arguments, f"out={out}"]
         for _ in range(int(kills)):
             killed(int(ranks), chance, out, given)
-            counts.append(pieces(out))
+            counts.append(entries(out))
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in start(int(ranks), given)]
         if any(statuses):
             return max(statuses)

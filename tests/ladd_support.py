@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lactok.models.autoencoder import AutoencoderConfig
 from lactok.models.lactok import LacTokConfig, build_lactok
 from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
-from lactok.models.lora import LoRAConfig
+from lactok.models.lora import LoRAConfig, add_lora
 from lactok.models.vq import VQConfig
 from lactok.seeded import TensorSpec, seeded_state_dict
 from lactok.state_dict import meta_skeleton
@@ -41,3 +47,21 @@ def weights(wrapped: bool) -> dict[str, Tensor]:
         if name.startswith(CONDITION) and name.endswith(".weight"):
             state[name] = state[name] * 3
     return state
+
+
+def write_adapters(unet: UNet2DConditionModel, folder: Path) -> dict[str, Path]:
+    """One drawn adapter of `unet`, which gets it, in the published files of both accelerators: "tlcm", "hypersd"."""
+    add_lora(unet, LORA)
+    state, generator = {}, torch.Generator().manual_seed(0)
+    for name, parameter in unet.named_parameters():
+        if ".lora_" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            state[name.replace(".default", "")] = parameter.data
+    tlcm = folder / "adapter_model.safetensors"
+    save_file({f"base_model.model.{name}": tensor for name, tensor in state.items()}, tlcm)
+    settings = {"r": LORA.rank, "lora_alpha": LORA.alpha, "target_modules": list(LORA.targets)}
+    tlcm.with_name("adapter_config.json").write_text(json.dumps(settings))
+    hypersd = folder / "Hyper-SDXL-1step-lora.safetensors"
+    scaled = {name: tensor * LORA.scale if "lora_B" in name else tensor for name, tensor in state.items()}
+    save_file({f"unet.{name}": tensor for name, tensor in scaled.items()}, hypersd)
+    return {"tlcm": tlcm, "hypersd": hypersd}

@@ -31,8 +31,8 @@ class Toy(Tokenizer):
     def encode(self, images):
         return Tokens((F.adaptive_avg_pool2d(images.mean(1), 8) * 255).round().long().flatten(1))
 
-    def decode(self, codes, seeds):
-        grey = (codes.ids.view(-1, 1, 8, 8).float() / 255).expand(-1, 3, 8, 8)
+    def decode(self, encoded, seeds):
+        grey = (encoded.ids.view(-1, 1, 8, 8).float() / 255).expand(-1, 3, 8, 8)
         images = F.interpolate(grey, size=64, mode="bilinear")
         if self.noise:
             draws = [torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -75,9 +75,12 @@ def environment(*plugins: Path) -> dict[str, str]:
 
 
 def evals(*arguments: object, plugins: tuple[Path, ...] = (), module: str = "evals.run", **more: object):
-    """`python -m evals.run ...` as a user runs it."""
+    """`python -m evals.run ...` as a user runs it, in one process unless the arguments say otherwise."""
+    given = [str(argument) for argument in arguments]
+    if module == "evals.run" and not any(argument.startswith("workers=") for argument in given):
+        given.append("workers=1")
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", module, *given],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -12,6 +12,7 @@ from tests.support import TOY, pictures
 BUFFERS = (
     TOY
     + """
+from lactok.interface import Latents
 
 class Reuses(Toy):
     kept = {}
@@ -26,32 +27,32 @@ class Reuses(Toy):
     def encode(self, images):
         ids = super().encode(images).ids
         lengths = (ids[:, 0] % 64) + 1
-        return Codes(ids=self.own("ids", ids), lengths=self.own("lengths", lengths))
+        return Tokens(self.own("ids", ids), self.own("lengths", lengths))
 
-    def decode(self, codes, seeds):
+    def decode(self, tokens, seeds):
         for field in ("ids", "lengths"):
-            self.own(field, torch.zeros_like(getattr(codes, field)))
-        return self.own("images", super().decode(codes, seeds))
+            self.own(field, torch.zeros_like(getattr(tokens, field)))
+        return self.own("images", super().decode(tokens, seeds))
 
 class Fresh(Reuses):
     def own(self, name, tensor):
         return tensor
 
-class Latents(Toy):
+class Continuous(Toy):
     @property
     def info(self):
-        return TokenizerInfo("toy", ids_per_image=None, vocabulary=None, input_size=64, output_size=64)
+        return TokenizerInfo("toy", tokens_per_image=None, codebook_size=None, input_size=64, output_size=64)
 
     def own(self, name, tensor):
         return tensor
 
     def encode(self, images):
-        return Codes(latents=self.own("latents", F.adaptive_avg_pool2d(images, 16)))
+        return Latents(self.own("latents", F.adaptive_avg_pool2d(images, 16)))
 
-    def decode(self, codes, seeds):
-        return self.own("images", F.interpolate(codes.latents, size=64))
+    def decode(self, latents, seeds):
+        return self.own("images", F.interpolate(latents.values, size=64))
 
-class ReusesLatents(Latents):
+class ReusesLatents(Continuous):
     kept = {}
     own = Reuses.own
 
@@ -59,13 +60,13 @@ class Writes(Fresh):
     noise = True
 
     def encode(self, images):
-        codes = super().encode(images)
+        tokens = super().encode(images)
         images.zero_()
-        return codes
+        return tokens
 
-    def decode(self, codes, seeds):
-        images = super().decode(codes, seeds)
-        codes.ids.zero_(), codes.lengths.zero_()
+    def decode(self, tokens, seeds):
+        images = super().decode(tokens, seeds)
+        tokens.ids.zero_(), tokens.lengths.zero_()
         seeds.clear()
         return images
 
@@ -73,7 +74,7 @@ class ReadsOnly(Fresh):
     noise = True
 """
 )
-PAIRS = [("reuses", "Reuses", "Fresh"), ("reuses", "ReusesLatents", "Latents"), ("writes", "Writes", "ReadsOnly")]
+PAIRS = [("reuses", "Reuses", "Fresh"), ("reuses", "ReusesLatents", "Continuous"), ("writes", "Writes", "ReadsOnly")]
 
 
 @pytest.fixture(scope="module")

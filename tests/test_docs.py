@@ -94,7 +94,7 @@ def test_the_dataset_of_the_docs_is_listed_and_read_as_written(tmp_path: Path):
     assert len(snippet(text, "python").splitlines()) < 30
     done = evals("list", "datasets", plugins=(plugin,), module="evals")
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"{name} +40 computed gradients +yes", done.stdout)
+    assert re.search(rf"{name} +40 computed gradients +gradient_images +yes", done.stdout)
     code = (
         "import sys; from pathlib import Path; from evals.datasets.base import DatasetRequest; "
         "from evals.datasets.registry import open_dataset; "

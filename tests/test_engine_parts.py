@@ -1,15 +1,21 @@
 """The engine's small parts: batches, what plugins may return, seeds, chunks, keys."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
-from evals.engine.seeds import image_seed
 
+from baselines.tokenizers.calibration.adapter import MeanColour
 from evals.engine.batches import Batcher
-from evals.engine.checks import PluginError, check_codes, check_images
-from evals.engine.job import CHUNK, Conditions, Keys, chunks_of
+from evals.engine.checks import PluginError, check_encoded, check_image_list, check_images
+from evals.engine.job import CHUNK, Artifact, Chunk, Job, chunks_of, item_seed
+from evals.engine.models import Conditions, ModelRun
+from evals.engine.rows import Identity, Row
+from evals.engine.store import Cache
+from evals.metrics.plan import plan
 from evals.tasks.protocol import ReconstructionProtocol
+from evals.tasks.reconstruction import Reconstruction
 from lactok.interface import Item, Latents, TokenizerInfo, Tokens
 
 INFO = TokenizerInfo("test", tokens_per_image=4, codebook_size=10, input_size=8, output_size=8)
@@ -49,30 +55,42 @@ def test_out_of_memory_at_batch_one_and_other_errors_are_raised():
 
 
 @pytest.mark.parametrize(
-    ("codes", "message"),
+    ("encoded", "message"),
     [
-        (Tokens(torch.full((2, 4), 10)), "below the vocabulary, 10"),
+        (Tokens(torch.full((2, 4), 10)), "below the codebook size, 10"),
         (Tokens(torch.full((2, 4), -1)), "ids from -1"),
-        (Tokens(torch.zeros(2, 5, dtype=torch.int64)), "5 ids an image"),
+        (Tokens(torch.zeros(2, 5, dtype=torch.int64)), "5 tokens an image"),
         (Tokens(torch.zeros(2, 4, dtype=torch.int32)), "torch.int32"),
-        (Tokens(torch.zeros(3, 4, dtype=torch.int64)), "3 pictures for a batch of 2"),
+        (Tokens(torch.zeros(3, 4, dtype=torch.int64)), "3 images' tokens for a batch of 2"),
         (Latents(torch.full((2, 4), torch.nan)), "NaN"),
-        (Tokens(torch.zeros(2, 4, dtype=torch.int64), lengths=torch.tensor([5, 4])), "at most 4"),
-        (torch.zeros(2, 4), "expected lactok.interface.Codes"),
+        (Tokens(torch.zeros(2, 4, dtype=torch.int64), lengths=torch.tensor([5, 4])), "from 0 to 4"),
+        (Latents(torch.zeros(2, 4)), "latents, but info.tokens_per_image is 4"),
+        (torch.zeros(2, 4), "expected lactok.interface.Tokens"),
     ],
 )
-def test_wrong_codes_are_named(codes: object, message: str):
+def test_a_wrong_result_of_encode_is_named(encoded: object, message: str):
     with pytest.raises(PluginError, match=message):
-        check_codes(codes, 2, INFO)
+        check_encoded(encoded, 2, INFO)
 
 
-def test_right_codes_pass():
-    codes = Tokens(torch.tensor([[0, 9, 3, 4], [1, 2, 3, 4]]), lengths=torch.tensor([4, 1]))
-    assert check_codes(codes, 2, INFO) is codes
+def test_right_tokens_pass_as_a_copy():
+    tokens = Tokens(torch.tensor([[0, 9, 3, 4], [1, 2, 3, 4]]), lengths=torch.tensor([4, 1]))
+    passed = check_encoded(tokens, 2, INFO)
+    assert isinstance(passed, Tokens)
+    assert torch.equal(passed.ids, tokens.ids)
+    assert torch.equal(passed.lengths, tokens.lengths)
+    assert {passed.ids.data_ptr(), passed.lengths.data_ptr()}.isdisjoint(
+        {tokens.ids.data_ptr(), tokens.lengths.data_ptr()}
+    )
     pairs = dataclasses.replace(INFO, codebook_size=(10, 3), tokens_per_image=4)
-    assert check_codes(Tokens(torch.tensor([[[9, 2], [0, 0]]])), 1, pairs)
+    assert check_encoded(Tokens(torch.tensor([[[9, 2], [0, 0]]])), 1, pairs)
     with pytest.raises(PluginError):
-        check_codes(Tokens(torch.tensor([[[2, 9], [0, 0]]])), 1, pairs)
+        check_encoded(Tokens(torch.tensor([[[2, 9], [0, 0]]])), 1, pairs)
+    latents = Latents(torch.rand(2, 4))
+    continuous = dataclasses.replace(INFO, codebook_size=None, tokens_per_image=None)
+    assert torch.equal(check_encoded(latents, 2, continuous).values, latents.values)
+    with pytest.raises(PluginError, match="states no codebook_size"):
+        check_encoded(tokens, 2, continuous)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +105,7 @@ def test_right_codes_pass():
         ([1, 2], "list"),
     ],
 )
-def test_wrong_pictures_are_named(images: object, message: str):
+def test_wrong_images_are_named(images: object, message: str):
     with pytest.raises(PluginError, match=message):
         check_images(images, 2, 8)
 
@@ -97,35 +115,122 @@ def test_a_little_overshoot_is_not_an_error():
     assert check_images(images, 2, 8) is images
 
 
-def test_seeds_depend_on_seed_repeat_and_content_alone():
-    assert image_seed(0, 0, "a") == image_seed(0, 0, "a")
-    assert len({image_seed(s, r, c) for s in range(3) for r in range(3) for c in "abc"}) == 27
-    assert all(0 <= image_seed(s, 0, "x") < 2**63 for s in range(100))
+def test_images_of_several_sizes_pass_one_by_one():
+    images = [torch.rand(3, 8, 8), torch.rand(3, 4, 6)]
+    assert all(a is b for a, b in zip(check_image_list(images, 2, "generate"), images, strict=True))
+    assert len(check_image_list(torch.rand(2, 3, 8, 8), 2, "generate")) == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([torch.rand(3, 8, 8)], "1 images for a batch of 2"),
+        (7, "int for a batch of 2"),
+        ([torch.rand(3, 8, 8), torch.rand(1, 8, 8)], r"\(1, 8, 8\), expected float \(3, H, W\)"),
+        ([torch.rand(3, 8, 8), "x"], "an image that is str"),
+        ([torch.rand(3, 8, 8), torch.full((3, 8, 8), torch.inf)], "NaN or infinite"),
+        ([torch.rand(3, 8, 8), torch.rand(3, 8, 8) * 255], r"expected RGB in \[0, 1\]"),
+    ],
+)
+def test_wrong_lists_of_images_are_named(images: object, message: str):
+    with pytest.raises(PluginError, match=f"generate returned .*{message}"):
+        check_image_list(images, 2, "generate")
+
+
+def test_seeds_depend_on_seed_index_and_content_alone():
+    assert item_seed(0, 0, "a") == item_seed(0, 0, "a")
+    assert len({item_seed(s, i, c) for s in range(3) for i in range(3) for c in "abc"}) == 27
+    assert all(0 <= item_seed(s, 0, "x") < 2**63 for s in range(100))
 
 
 def test_chunks_are_consecutive_and_a_longer_run_shares_them():
-    samples = [Item(f"{i}", "c", f"{i:064}") for i in range(40)]
-    chunks = chunks_of(samples)
+    items = [Item(f"{i}", "c", f"{i:064}") for i in range(40)]
+    chunks = chunks_of(items)
     assert [len(c) for c in chunks] == [CHUNK, CHUNK, 40 - 2 * CHUNK]
-    assert [s for c in chunks for s in c.samples] == samples
-    assert chunks_of(samples[:CHUNK])[0] == chunks[0]
+    assert [item for c in chunks for item in c.items] == items
+    assert chunks_of(items[:CHUNK])[0] == chunks[0]
 
 
-def test_keys_change_with_what_determines_a_piece():
-    chunk = chunks_of([Item("a", "a", "1" * 64)])[0]
-    other = chunks_of([Item("a", "a", "2" * 64)])[0]
-    protocol = ReconstructionProtocol("p", 128, "squash")
-    keys = Keys(protocol, Conditions("cpu", "fp32", 0))
-    assert keys.ids(chunk, {"v": 1}) != keys.ids(other, {"v": 1})
-    assert keys.ids(chunk, {"v": 1}) != keys.ids(chunk, {"v": 2})
-    rounding = Keys(dataclasses.replace(protocol, rounding="truncate"), keys.conditions)
-    assert rounding.ids(chunk, {}) == keys.ids(chunk, {}), "ids do not depend on the way back"
-    assert rounding.pictures(chunk, {}, None) != keys.pictures(chunk, {}, None)
-    seed = Keys(protocol, Conditions("cpu", "fp32", 1))
-    assert seed.pictures(chunk, {}, None) == keys.pictures(chunk, {}, None), "no noise, no seed"
-    assert seed.pictures(chunk, {}, 0) != keys.pictures(chunk, {}, 0)
-    assert seed.contact(chunk, {}, None, [0]) == keys.contact(chunk, {}, None, [0])
-    assert seed.contact(chunk, {}, 0, [0]) != keys.contact(chunk, {}, 0, [0])
-    assert keys.pictures(chunk, {}, 1) != keys.pictures(chunk, {}, 0)
-    renamed = chunks_of([Item("b", "b", "1" * 64)])[0]
-    assert keys.scores(renamed, {}, None, {}) == keys.scores(chunk, {}, None, {}), "a name determines nothing"
+# --- keys
+
+
+PROTOCOL = ReconstructionProtocol("p", 128, "squash")
+
+
+def the_chunk(name: str = "a", content: str = "1") -> Chunk:
+    return chunks_of([Item(name, name, content * 64)])[0]
+
+
+def a_run(seed: int = 0, noise: bool = False, **parts: object) -> ModelRun:
+    """A row with a made-up identity; noise: whether its decoder draws any."""
+    run = ModelRun(Row("a", "a", MeanColour), Conditions(CPU, "fp32", seed), 1)
+    run.identity, run.info = Identity({"v": 1, **parts}, ()), dataclasses.replace(INFO, deterministic=not noise)
+    return run
+
+
+def task(round_trips: int = 1, **changes: object) -> Reconstruction:
+    return Reconstruction(None, dataclasses.replace(PROTOCOL, **changes), round_trips)
+
+
+def a_job(tmp_path: Path, task: Reconstruction, runs: list[ModelRun]) -> Job:
+    return Job(task, None, runs, plan(["psnr"], "effnet", task), Cache(tmp_path), CPU, 1, shown=frozenset({0}))
+
+
+def test_a_key_depends_on_content_not_on_order():
+    nodes = Artifact("x"), Artifact("y")
+    assert Artifact("k", {"a": 1, "b": {"x": 1, "y": 2}}).key == Artifact("k", {"b": {"y": 2, "x": 1}, "a": 1}).key
+    keys = [
+        Artifact("k", {"a": 1}).key, Artifact("k", {"a": 2}).key, Artifact("l", {"a": 1}).key,
+        Artifact("k", {"a": 1}, nodes).key, Artifact("k", {"a": 1}, nodes[::-1]).key,
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+    assert all(len(key) == 32 for key in keys)
+
+
+def test_keys_of_tokens_change_with_what_determines_them():
+    chunk, other, plain = the_chunk(), the_chunk(content="2"), task()
+    assert plain.tokens(a_run(), chunk).key != plain.tokens(a_run(), other).key
+    assert plain.tokens(a_run(), chunk).key != plain.tokens(a_run(v=2), chunk).key
+    assert task(rounding="truncate").tokens(a_run(), chunk).key == plain.tokens(a_run(), chunk).key, "the way back"
+    assert task(native_filter="bilinear").tokens(a_run(), chunk).key != plain.tokens(a_run(), chunk).key
+    half = ModelRun(Row("a", "a", MeanColour), Conditions(CPU, "bf16", 0), 1)
+    half.identity, half.info = a_run().identity, INFO
+    assert plain.tokens(half, chunk).key != plain.tokens(a_run(), chunk).key
+
+
+def test_keys_of_images_change_with_the_way_back_the_noise_and_the_round_trips():
+    chunk, plain = the_chunk(), task()
+
+    def key(run: ModelRun, seed_index: int = 0, of: Reconstruction = plain) -> str:
+        return of.images(run, chunk, seed_index).key
+
+    assert key(a_run(), of=task(rounding="truncate")) != key(a_run())
+    assert key(a_run(seed=1)) == key(a_run()), "no noise, no seed"
+    assert key(a_run(seed=1, noise=True)) != key(a_run(noise=True))
+    assert key(a_run(noise=True), 1) != key(a_run(noise=True), 0)
+    twice = task(round_trips=2)
+    assert key(a_run(), of=twice) != key(a_run())
+    assert twice.tokens(a_run(), chunk).key == plain.tokens(a_run(), chunk).key, "the first encoding is the same"
+
+
+def test_keys_of_scores_and_contact_images_follow_those_of_the_images(tmp_path: Path):
+    runs = [a_run(), a_run(seed=1), a_run(noise=True), a_run(seed=1, noise=True)]
+    job = a_job(tmp_path, task(), runs)
+    (psnr,) = job.metrics.image
+    for of in (lambda run: job.scores(run, the_chunk(), 0, psnr).key, lambda run: job.contact(run, the_chunk()).key):
+        assert of(runs[0]) == of(runs[1]), "no noise, no seed"
+        assert of(runs[2]) != of(runs[3])
+    scores = {job.scores(runs[2], the_chunk(), seed_index, psnr).key for seed_index in (0, 1)}
+    assert len(scores) == 2
+    assert job.scores(runs[0], the_chunk("b"), 0, psnr).key == job.scores(runs[0], the_chunk("a"), 0, psnr).key, (
+        "a name determines nothing"
+    )
+    version = dataclasses.replace(psnr, identity={**psnr.identity, "version": 99})
+    assert job.scores(runs[0], the_chunk(), 0, version).key != job.scores(runs[0], the_chunk(), 0, psnr).key
+
+
+def test_a_deterministic_model_has_one_output_of_an_item():
+    assert a_run().seed_indices(3) == [0]
+    assert a_run(noise=True).seed_indices(3) == [0, 1, 2]
+    assert a_run().noise(0) is None
+    assert a_run(seed=5, noise=True).noise(2) == [5, 2]

@@ -13,16 +13,16 @@ BROKEN = (
     + """
 
 class NotANumber(Toy):
-    def decode(self, codes, seeds):
-        return super().decode(codes, seeds) * float("nan")
+    def decode(self, encoded, seeds):
+        return super().decode(encoded, seeds) * float("nan")
 
 class WrongShape(Toy):
-    def decode(self, codes, seeds):
-        return super().decode(codes, seeds)[:, :, :32]
+    def decode(self, encoded, seeds):
+        return super().decode(encoded, seeds)[:, :, :32]
 
 class WrongRange(Toy):
-    def decode(self, codes, seeds):
-        return super().decode(codes, seeds) * 255
+    def decode(self, encoded, seeds):
+        return super().decode(encoded, seeds) * 255
 
 class OutOfCodebook(Toy):
     def encode(self, images):
@@ -55,7 +55,7 @@ def test_broken_tokenizers_are_named_and_the_others_come(tmp_path: Path, folder:
     assert rows["toy"].status == rows["identity"].status == "ok"
     reasons = {
         "not-a-number": "NaN or infinite", "wrong-shape": "(4, 3, 32, 64)", "wrong-range": "[0, 1]",
-        "out-of-codebook": "below the vocabulary, 256", "raises": "KeyError: 'no such layer'",
+        "out-of-codebook": "below the codebook size, 256", "raises": "KeyError: 'no such layer'",
         "unimportable": "a_module_that_is_not_here",
     }  # fmt: skip
     report = (the_run(out) / "report.md").read_text()
@@ -131,7 +131,7 @@ def test_bad_requests_exit_2_with_a_way_out(tmp_path: Path, arguments: list[str]
     assert message in capsys.readouterr().err
 
 
-def test_bad_pictures_stop_the_run_with_the_whole_list_or_are_left_out(tmp_path: Path):
+def test_bad_images_stop_the_run_with_the_whole_list_or_are_left_out(tmp_path: Path):
     folder = pictures(tmp_path / "pictures", 5)
     (folder / "broken.png").write_bytes((folder / "picture 00.png").read_bytes()[:300])
     (folder / "sub").mkdir()
@@ -145,7 +145,7 @@ def test_bad_pictures_stop_the_run_with_the_whole_list_or_are_left_out(tmp_path:
     done = evals(*common, "on_bad_image=skip")
     assert done.returncode == 0, done.stderr
     record = read(the_run(out) / "run.json")
-    assert record.pictures == 5
+    assert record.items == 5
     assert len(record.left_out) == 2
     assert "broken.png" in (the_run(out) / "report.md").read_text()
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from evals.engine.isolation import isolated
-from evals.engine.rows import resolve_rows
+from evals.engine.rows import Wanted, resolve_rows
 from lactok import registry
+from lactok.interface import Tokenizer
 from tests.plugin_runs import plugin, rows, run
 from tests.support import TOY, evals, install_plugin, pictures, table, the_run
 
@@ -53,12 +54,12 @@ class Rude(Toy):
         return info
 
     def encode(self, images):
-        codes = super().encode(images)
+        tokens = super().encode(images)
         rude()
-        return codes
+        return tokens
 
-    def decode(self, codes, seeds):
-        images = super().decode(codes, seeds).float()
+    def decode(self, encoded, seeds):
+        images = super().decode(encoded, seeds).float()
         rude()
         return images
 
@@ -76,7 +77,7 @@ class ExitsInEncode(Toy):
         sys.exit("no licence")
 
 class Cancelled(Toy):
-    def decode(self, codes, seeds):
+    def decode(self, encoded, seeds):
         raise asyncio.CancelledError("cancelled")
 
 class ExitsInWeights(Toy):
@@ -210,7 +211,7 @@ def test_what_a_plugin_sets_when_it_is_imported_is_undone(tmp_path: Path, monkey
     torch.set_float32_matmul_precision("highest")
     before = state()
     try:
-        (row,) = resolve_rows("toy", "mini", False, {})
+        (row,) = resolve_rows(Wanted("tokenizers", "toy", "mini", False, {}, (Tokenizer,)))
         assert row.cls.__module__ == "rudeimport"
         assert state() == before
     finally:

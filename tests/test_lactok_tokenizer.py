@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from lactok import registry
 from lactok.interface import Latents, Tokens
 from lactok.models.lactok import LacTokConfig, build_lactok
 from lactok.models.lactok_state_dict import LacTokStateDict
-from lactok.models.lora import add_lora, merge
+from lactok.models.lora import merge
 from lactok.models.samplers import consistency, image_noise
 from lactok.state_dict import meta_skeleton
 from lactok.tokenizers import published
 from lactok.weights import MissingWeights, WeightsError
-from tests.ladd_support import LORA, SMALL, weights
+from tests.ladd_support import LORA, SMALL, weights, write_adapters
 
 CPU = torch.device("cpu")
 NAMES = ["lactok-h", "lactok-h-star", "lactok-t", "lactok-t-star", "vq-ladd", "vq-ladd-hypersd", "vq-ladd-tlcm"]
@@ -227,26 +226,11 @@ def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path
     with torch.device("cpu"):
         adapted = build_lactok(SMALL)
     adapted = LacTokStateDict().load(adapted, weights(wrapped=False))
-    add_lora(adapted.decoder.unet, LORA)
-    state = {}
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in adapted.decoder.unet.named_parameters():
-        if ".lora_" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-            state[name.replace(".default", "")] = parameter.data
+    files = write_adapters(adapted.decoder.unet, tmp_path)
     merged = dict(adapted.decoder.unet.state_dict())
     merge(merged, LORA.scale)
-
-    path = tmp_path / "adapter_model.safetensors"
-    save_file({f"base_model.model.{name}": tensor for name, tensor in state.items()}, path)
-    settings = {"r": LORA.rank, "lora_alpha": LORA.alpha, "target_modules": list(LORA.targets)}
-    path.with_name("adapter_config.json").write_text(json.dumps(settings))
-    tlcm = make(published.VQLADDTLCM, weights=first_stage, accelerator=str(path))
-
-    path = tmp_path / "Hyper-SDXL-1step-lora.safetensors"
-    scaled = {name: tensor * LORA.scale if "lora_B" in name else tensor for name, tensor in state.items()}
-    save_file({f"unet.{name}": tensor for name, tensor in scaled.items()}, path)
-    hypersd = make(published.VQLADDHyperSD, weights=first_stage, accelerator=str(path))
+    tlcm = make(published.VQLADDTLCM, weights=first_stage, accelerator=str(files["tlcm"]))
+    hypersd = make(published.VQLADDHyperSD, weights=first_stage, accelerator=str(files["hypersd"]))
 
     for tokenizer in (tlcm, hypersd):
         for name, tensor in tokenizer.model.decoder.unet.state_dict().items():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from evals.metrics.psnr import Psnr
 
 from evals.engine.batches import Batcher
 from evals.engine.progress import State
 from evals.engine.store import Cache
+from evals.metrics.image.psnr import Psnr
+from lactok.interface import Item
 from tests.plugin_runs import plugin, run
 from tests.support import TOY, pictures
 
@@ -22,22 +24,21 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 def test_a_size_that_is_too_large_for_a_metric_is_tried_once_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    data, sizes, view = pictures(tmp_path / "data", 40), [], Psnr.view
+    data, sizes, embed = pictures(tmp_path / "data", 40), [], Psnr.embed
 
-    def limited(self: Psnr, images: torch.Tensor) -> torch.Tensor:
+    def limited(self: Psnr, images: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
         sizes.append(len(images))
         if len(images) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return view(self, images)
+        return embed(self, images, items)
 
-    monkeypatch.setattr(Psnr, "view", limited)
+    monkeypatch.setattr(Psnr, "embed", limited)
     with plugin(tmp_path / "plugin", TOY, {"toy": "Toy"}):
         finished = run(data, tmp_path / "out", "tokenizers=toy", "metrics=[psnr]")
     assert [s for s in sizes if s > 5] == [16, 8], "each size that fails is tried in one chunk alone"
-    pieces = [
-        Cache(tmp_path / "out" / "cache").read("scores-psnr", k) for k in finished.record.rows[0].keys["scores-psnr"]
-    ]
-    assert [p.meta["batch"] for p in pieces] == [4, 4, 4]
+    (row,), job, cache = finished.job.runs, finished.job, Cache(tmp_path / "out" / "cache")
+    entries = [cache.read(job.scores(row, chunk, 0, job.metrics.image[0])) for chunk in job.chunks]
+    assert [entry.meta["batch"] for entry in entries] == [4, 4, 4]
 
 
 class FakeCuda:

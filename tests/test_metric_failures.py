@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from evals.metrics.colour import Colour
-from evals.metrics.frechet import FdEffnet
-from evals.metrics.psnr import Psnr
-from evals.metrics.ssim import Ssim
 
 from evals.engine import run as engine
+from evals.metrics.image.colour import Colour
+from evals.metrics.image.effnet import EffnetMetric
+from evals.metrics.image.lpips import LpipsAlex
+from evals.metrics.image.psnr import Psnr
+from evals.metrics.image.ssim import Ssim
+from evals.metrics.sets.frechet import FdEffnet
 from evals.record import read, to_json
 from evals.run import publish
 from tests.plugin_runs import plugin, rows, run
@@ -23,13 +25,13 @@ PLUGIN = (
     TOY
     + """
 class Grey(Toy):
-    def decode(self, codes, seeds):
+    def decode(self, encoded, seeds):
         return torch.full((len(seeds), 3, 64, 64), 0.25)
 
 class Empty(Toy):
     def encode(self, images):
         ids = super().encode(images).ids
-        return Codes(ids=ids, lengths=torch.zeros(len(ids), dtype=torch.int64))
+        return Tokens(ids, lengths=torch.zeros(len(ids), dtype=torch.int64))
 """
 )
 NAMES = {"toy": "Toy", "grey": "Grey", "empty": "Empty"}
@@ -56,7 +58,7 @@ def refuse(*_: object) -> None:
 def test_a_metric_that_fails_everywhere_is_missing_and_the_others_come(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
 ):
-    monkeypatch.setattr(Ssim, "view", refuse)
+    monkeypatch.setattr(Ssim, "embed", refuse)
     finished = run(data, tmp_path / "out", BOTH, "metrics=[psnr,ssim,codes]", ranks=ranks)
     assert [row.status for row in finished.record.rows] == ["ok", "ok"]
     (line,) = finished.record.missing_metrics
@@ -76,15 +78,15 @@ def test_a_metric_that_fails_everywhere_is_missing_and_the_others_come(
 def test_a_metric_that_fails_on_some_rows_leaves_their_cells_empty_with_the_reason(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
 ):
-    compare = Colour.compare
+    score = Colour.score
 
-    def picky(self: Colour, originals: object, reconstructions: object) -> dict:
-        found = compare(self, originals, reconstructions)
-        if found["colour-de00"].max() > 0 and torch.unique(reconstructions.lab[0], dim=0).shape[0] < 3:
+    def picky(self: Colour, reference: object, embedding: object, items: object) -> dict:
+        found = score(self, reference, embedding, items)
+        if found["colour-de00"].max() > 0 and torch.unique(embedding.lab[0], dim=0).shape[0] < 3:
             raise RuntimeError("a flat image")
         return found
 
-    monkeypatch.setattr(Colour, "compare", picky)
+    monkeypatch.setattr(Colour, "score", picky)
     finished = run(data, tmp_path / "out", BOTH, "metrics=[psnr,colour]", ranks=ranks)
     found = rows(finished)
     assert found["toy"].cells["colour-de00"].value > 0
@@ -101,16 +103,7 @@ def test_a_metric_that_fails_on_some_rows_leaves_their_cells_empty_with_the_reas
 
 @pytest.mark.usefixtures("installed")
 def test_a_network_that_does_not_load_is_named(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
-    from evals.metrics import registry
-
-    make = registry.make_probe
-
-    def broken(name: str, *more: object, **rest: object) -> object:
-        if name == "effnet":
-            sys.exit("no such driver")
-        return make(name, *more, **rest)
-
-    monkeypatch.setattr(registry, "make_probe", broken)
+    monkeypatch.setattr(EffnetMetric, "build", lambda *_: sys.exit("no such driver"))
     finished = run(data, tmp_path / "out", BOTH, "metrics=[effnet,fd-effnet,psnr]")
     lines = finished.record.missing_metrics
     assert [line.split(":")[0] for line in lines] == ["effnet", "fd-effnet"]
@@ -119,7 +112,7 @@ def test_a_network_that_does_not_load_is_named(tmp_path: Path, data: Path, monke
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_distance_that_fails_is_named_and_not_kept(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_set_metric_that_fails_is_named_and_not_kept(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patched:
         patched.setattr(FdEffnet, "compute", refuse)
         finished = run(data, tmp_path / "out", BOTH, "metrics=[psnr,fd-effnet]")
@@ -135,17 +128,9 @@ def test_lpips_of_images_that_are_too_small(tmp_path: Path, data: Path, monkeypa
     """The real network, on 16 px: AlexNet has no pixels left."""
     from lpips import LPIPS
 
-    from evals.engine import measures
-    from evals.metrics import registry
-
     network = LPIPS(net="alex", pnet_rand=True, lpips=True, pretrained=False, verbose=False).eval()
-    monkeypatch.setattr("lactok.feature_extractors.lpips.load_alex", lambda device: network)
-    identity = measures._identity
-    monkeypatch.setattr(
-        measures, "_identity",
-        lambda name, spec, protocol: {"name": name} if name == "lpips-alex" else identity(name, spec, protocol),
-    )  # fmt: skip
-    assert registry.METRICS["lpips-alex"].kind == "probe"
+    monkeypatch.setattr(LpipsAlex, "build", classmethod(lambda cls, device, settings: cls(network)))
+    monkeypatch.setattr(LpipsAlex, "weights", classmethod(lambda cls: ()))
     more = ["metrics=[psnr,lpips-alex]", "protocol.eval_size=16", "limit=4"]
     finished = run(data, tmp_path / "out", BOTH, *more)
     (line,) = finished.record.missing_metrics
@@ -154,11 +139,11 @@ def test_lpips_of_images_that_are_too_small(tmp_path: Path, data: Path, monkeypa
 
 
 @pytest.mark.usefixtures("installed")
-def test_codes_of_which_none_counts_have_no_use(tmp_path: Path, data: Path):
+def test_tokens_of_which_none_counts_have_no_use(tmp_path: Path, data: Path):
     finished = run(data, tmp_path / "out", "tokenizers=[toy,empty]", "metrics=[psnr,codes]")
     cell = rows(finished)["empty"].cells["entropy"]
     assert cell.value is None
-    assert "no id to count" in cell.note
+    assert "no token to count" in cell.note
     assert rows(finished)["empty"].cells["PSNR"].value > 0
     assert rows(finished)["toy"].cells["entropy"].value > 0
 
@@ -166,15 +151,15 @@ def test_codes_of_which_none_counts_have_no_use(tmp_path: Path, data: Path):
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_nan_fails_the_row_by_name(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, ranks: int):
-    compare = Psnr.compare
+    score = Psnr.score
 
-    def undefined(self: Psnr, originals: torch.Tensor, reconstructions: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = compare(self, originals, reconstructions)
-        if reconstructions.float().std() == 0:
+    def undefined(self: Psnr, reference: torch.Tensor, images: torch.Tensor, items: object) -> dict[str, torch.Tensor]:
+        found = score(self, reference, images, items)
+        if images.float().std() == 0:
             found["PSNR"][-1] = torch.nan
         return found
 
-    monkeypatch.setattr(Psnr, "compare", undefined)
+    monkeypatch.setattr(Psnr, "score", undefined)
     found = rows(run(data, tmp_path / "out", BOTH, "metrics=[psnr,ssim]", ranks=ranks))
     assert found["toy"].status == "ok"
     assert found["grey"].status == "failed"
@@ -186,10 +171,10 @@ def test_nan_fails_the_row_by_name(tmp_path: Path, data: Path, monkeypatch: pyte
 def test_a_row_that_can_not_be_reduced_fails_alone(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
     reduce_row = engine.reduce_row
 
-    def broken(job: object, work: object, *more: object) -> object:
-        if work.row.name == "grey":
+    def broken(job: object, of: object) -> object:
+        if of.row.name == "grey":
             raise ZeroDivisionError("x")
-        return reduce_row(job, work, *more)
+        return reduce_row(job, of)
 
     monkeypatch.setattr(engine, "reduce_row", broken)
     found = rows(run(data, tmp_path / "out", BOTH, "metrics=[psnr]"))
@@ -256,6 +241,7 @@ def test_options_that_are_no_plain_json_end_no_run(tmp_path: Path, data: Path, r
 def test_a_console_that_is_not_utf_8_gets_the_table(tmp_path: Path, data: Path, surroundings: dict[str, str]):
     folder = install_plugin(tmp_path / "plugin", "testplugin", PLUGIN, NAMES)
     arguments = ["dataset=folder", f"dataset.root={data}", "metrics=[psnr,colour,fd-effnet]", f"out={tmp_path / 'out'}"]
+    arguments.append("workers=1")
     command = [sys.executable, "-m", "evals.run", "tokenizers=toy", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment(folder) | surroundings, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

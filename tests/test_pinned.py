@@ -1,4 +1,4 @@
-"""Every step's output on a real picture, pinned with the step's version.
+"""Every step's output on a real image, pinned with the step's version.
 
 A test here fails when a step gives another result under the same version: stored results of the old code would then be
 mixed with new ones. When the change is wanted, raise the version in the code and pin the new output here. Floats are
@@ -13,7 +13,7 @@ import torch
 from skimage import data
 
 from baselines.tokenizers.calibration.adapter import DownsampleBits, MeanColour, ThumbnailOptions
-from evals.engine import work
+from evals.tasks import reconstruction as steps
 from evals.tasks.protocol import ReconstructionProtocol, evaluation_image, native_images, reconstruction, to_tensor
 from lactok.interface import NoOptions
 from lactok.registry import load
@@ -23,40 +23,40 @@ MINI = ReconstructionProtocol("mini-128", eval_size=128, fit="squash", effnet_si
 
 
 @pytest.fixture(scope="module")
-def original() -> torch.Tensor:
+def evaluation() -> torch.Tensor:
     """uint8 (2, 3, 128, 128): the cat and the coffee cup."""
     return to_tensor([evaluation_image(p, MINI) for p in (data.chelsea(), data.coffee())])
 
 
 @pytest.fixture(scope="module")
-def small(original: torch.Tensor) -> torch.Tensor:
+def small(evaluation: torch.Tensor) -> torch.Tensor:
     """What comes back from 64 pixels: uint8 (2, 3, 128, 128)."""
-    return reconstruction(native_images(original, [], 64, MINI), MINI)
+    return reconstruction(native_images(evaluation, [], 64, MINI), MINI)
 
 
 def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
-def test_evaluation_image(original: torch.Tensor):
-    assert (work.EVALUATION_STEP, digest(original.numpy())) == (1, EVALUATION)
+def test_evaluation_image(evaluation: torch.Tensor):
+    assert (steps.EVALUATION_STEP, digest(evaluation.numpy())) == (1, EVALUATION)
 
 
-def test_native_picture(original: torch.Tensor):
-    native = native_images(original, [], 64, MINI)
+def test_native_image(evaluation: torch.Tensor):
+    native = native_images(evaluation, [], 64, MINI)
     seen = [round(float(v), 6) for v in (native.mean(), native.std(), native[0, 0, 10, 20], native[1, 2, 40, 7])]
-    assert work.ENCODE_STEP == 1
+    assert steps.ENCODE_STEP == 1
     assert seen == pytest.approx(NATIVE, rel=1e-5)
 
 
 def test_reconstruction(small: torch.Tensor):
     seen = [float(small.double().mean()), float(small.double().std())]
-    assert work.DECODE_STEP == 1
+    assert steps.DECODE_STEP == 1
     assert seen == pytest.approx(BACK, rel=1e-5)
 
 
-def test_calibration_rows(original: torch.Tensor):
-    images = original.float() / 255
+def test_calibration_rows(evaluation: torch.Tensor):
+    images = evaluation.float() / 255
     for cls, options in ((MeanColour, NoOptions()), (DownsampleBits, ThumbnailOptions(640))):
         version, want = IDS[cls.__name__]
         assert cls.version == version
@@ -64,10 +64,10 @@ def test_calibration_rows(original: torch.Tensor):
 
 
 @pytest.mark.parametrize("name", ["llamagen-mini", "titok-mini", "flextok-mini", "seedtok-mini"])
-def test_miniatures(name: str, original: torch.Tensor):
+def test_miniatures(name: str, evaluation: torch.Tensor):
     cls = load("tokenizers", name)
     with torch.inference_mode():
-        ids = cls(cls.Options(), CPU).encode(native_images(original, [], 64, MINI)).ids
+        ids = cls(cls.Options(), CPU).encode(native_images(evaluation, [], 64, MINI)).ids
     version, want = IDS[cls.__name__]
     assert cls.version == version
     different = int((ids.ravel() != torch.tensor([int(i) for i in want.split()])).sum())

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from evals.config import ConfigError, compose_config
+from evals.config import ConfigError, compose_config, compose_runs
 from evals.engine import execute
+from evals.engine.missing import MissingInputs
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import RankError, Ranks, join
 from evals.engine.store import StoreError
 from evals.record import read
-from evals.run import main
+from evals.run import _measure, main
 from lactok import registry
+from tests import twins
 from tests.plugin_runs import together
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 
@@ -63,7 +65,7 @@ def surroundings(plugin: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Runs:
-    """The folders of finished runs by name, and pieces in the store at each kill."""
+    """The folders of finished runs by name, and entries in the cache at each kill."""
 
     folders: dict[str, Path]
     counts: dict[str, list[int]]
@@ -105,9 +107,59 @@ def test_several_ranks_give_the_table_of_one(name: str, runs: Runs):
 def test_ten_kills_change_nothing(runs: Runs):
     counts = runs.counts["killed"]
     assert len(counts) == 10
-    assert counts == sorted(counts), "a kill loses no finished piece"
+    assert counts == sorted(counts), "a kill loses no finished work"
     assert len(set(counts)) > 5, "kills fell at different points of the work"
     assert_same(runs.folders["killed"], runs)
+
+
+@pytest.fixture(scope="module")
+def table_of_two_datasets(tmp_path_factory) -> list[str]:
+    """A paper's table on twins of both its datasets, of the toy tokenizers."""
+    root = tmp_path_factory.mktemp("twins")
+    return [
+        "suite=table1", "tokenizers=[toy,noisy]", "metrics=[psnr]", "protocol.eval_size=64", "calibration=false",
+        f"roots.imagenet-val={twins.imagenet(root / 'imagenet', 'flat')}", f"dataset.expect={twins.COUNT}",
+        f"roots.coco-val2017={twins.coco(root / 'coco', 'folder')}",
+    ]  # fmt: skip
+
+
+def test_a_table_of_two_datasets_by_several_ranks(plugin: Path, table_of_two_datasets: list[str], tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "tests/forked_ranks.py", f"1:0:{tmp_path}/one,3:0:{tmp_path}/three", *table_of_two_datasets],
+        cwd=ROOT,
+        env=surroundings(plugin),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").glob("runs/*"))
+    datasets = {read(tmp_path / "three" / run / "run.json").dataset for run in runs}
+    assert datasets == {"imagenet-val", "coco-val2017"}
+    for run in runs:
+        for name in TABLES:
+            assert (tmp_path / "one" / run / name).read_bytes() == (tmp_path / "three" / run / name).read_bytes()
+    assert (tmp_path / "three" / "tables" / "table1.md").is_file()
+
+
+@pytest.mark.usefixtures("toy")
+def test_what_a_table_lacks_ends_every_rank(table_of_two_datasets: list[str], tmp_path: Path):
+    lacking = [o for o in table_of_two_datasets if not o.startswith("roots.coco")]
+    runs, store, seen = compose_runs([*lacking, f"out={tmp_path / 'out'}"]), HashStore(), []
+
+    def other() -> None:
+        try:
+            _measure(runs, Ranks(1, 2, 1, store), [])
+        except RankError as error:
+            seen.append(str(error))
+
+    thread = threading.Thread(target=other, name="rank-1")
+    thread.start()
+    with pytest.raises(MissingInputs, match="dataset coco-val2017"):
+        _measure(runs, Ranks(0, 2, 0, store), [])
+    thread.join(30)
+    assert seen == ["rank 0 has ended"]
+    assert not list((tmp_path / "out").glob("runs/*")), "nothing began"
 
 
 def test_torchrun(plugin: Path, data: Path, runs: Runs, tmp_path: Path):
@@ -178,16 +230,16 @@ def test_a_rank_that_stops_is_named_and_no_table_is_written(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(execute, "_run_chunk", on_rank_1(execute._run_chunk, StoreError("the disk is full")))
-    with pytest.raises(RankError, match=r"rank 1 on \S+ stopped: the disk is full\n.*the same command goes on"):
+    with pytest.raises(RankError, match=r"rank 1 on \S+ stopped: the disk is full\n.*the same command resumes"):
         together(arguments(data, f"out={tmp_path / 'out'}"))
     assert not list((tmp_path / "out").glob("runs/*"))
 
 
 @pytest.mark.usefixtures("toy")
-def test_damaged_pieces_are_made_anew_by_all(data: Path, tmp_path: Path):
+def test_damaged_entries_are_made_anew_by_all(data: Path, tmp_path: Path):
     given = arguments(data, f"out={tmp_path / 'out'}")
     before, _ = together(given)
-    for path in (tmp_path / "out" / "cache").glob("scores-psnr/*/data.safetensors"):
+    for path in (tmp_path / "out" / "cache").glob("scores/*/data.safetensors"):
         path.write_bytes(path.read_bytes()[:-3])
     after, errors = together(given)
     assert errors == []
@@ -266,4 +318,4 @@ def test_progress_adds_up_all_ranks():
         other.advance("titok-mini", 16, worked=False)
         now[0] = 4.0
         live.advance("llamagen-mini", 16, worked=True)
-        assert live.line(4.0) == ("llamagen-mini, titok-mini: 3/10 chunks, 8.0 pictures/s, 2 processes, 14 s left")
+        assert live.line(4.0) == ("llamagen-mini, titok-mini: 3/10 chunks, 8.0 images/s, 2 processes, 14 s left")

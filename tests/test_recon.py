@@ -69,7 +69,7 @@ def test_calibration_rows_bound_the_others(mini: engine.Finished):
     assert abs(resized["brightness-dl"]) < abs(mini_row["brightness-dl"])
 
 
-def test_the_thumbnail_spends_what_the_ids_cost(mini: engine.Finished):
+def test_the_thumbnail_spends_what_the_tokens_cost(mini: engine.Finished):
     bits = {r.label: r.bits_per_image for r in mini.record.rows}
     assert bits["llamagen-mini"] == 640
     assert 600 < bits["downsample-bits"] <= 640
@@ -80,12 +80,12 @@ def test_a_record_says_how_it_was_made(mini: engine.Finished, capsys: pytest.Cap
     assert publish(mini, ["limit=20"]) == 0
     record = read(mini.folder / "run.json")
     assert record.protocol_hash == compose_config([]).make_protocol().hash
-    assert (record.pictures, record.clusters) == (20, 5)
+    assert (record.items, record.clusters) == (20, 5)
     row = next(r for r in record.rows if r.label == "llamagen-mini")
     assert [len(w.sha256) for w in row.weights] == [64]
     assert row.weights[0].pinned
     assert "core-h" in row.training
-    assert row.conditions["precision"] == "fp32"
+    assert row.precision == "fp32"
     report = (mini.folder / "report.md").read_text()
     assert "never compare" in report
     assert record.protocol_hash in report
@@ -132,19 +132,19 @@ def test_a_longer_run_shares_whole_chunks(folder: Path, tmp_path: Path):
         run(longer, tmp_path / "out", "tokenizers=toy", "metrics=[psnr]")
     finally:
         toyplugin.Toy.encode = encode
-    assert sum(encoded) == 4, "16 of the 20 pictures were encoded in the shorter run"
+    assert sum(encoded) == 4, "16 of the 20 images were encoded in the shorter run"
 
 
 def test_bf16_is_a_condition_of_its_own(folder: Path, tmp_path: Path):
     full = run(folder, tmp_path / "out", "tokenizers=llamagen", "metrics=[psnr]").record
     half = run(folder, tmp_path / "out", "tokenizers=llamagen", "metrics=[psnr]", "precision=bf16").record
     assert full.config_hash != half.config_hash
-    assert half.rows[2].conditions["precision"] == "bf16"
+    assert half.rows[2].precision == "bf16"
     assert cells(half, "llamagen-mini")["PSNR"] != cells(full, "llamagen-mini")["PSNR"]
     assert cells(half, "llamagen-mini")["PSNR"] == pytest.approx(cells(full, "llamagen-mini")["PSNR"], abs=0.5)
 
 
-def test_one_picture_alone_has_no_distance_and_says_so(folder: Path, tmp_path: Path):
+def test_one_image_alone_has_no_distance_and_says_so(folder: Path, tmp_path: Path):
     record = run(folder, tmp_path / "out", "tokenizers=toy", "limit=1").record
     cell = next(r for r in record.rows if r.label == "toy").cells["FD-effnet"]
     assert cell.value is None

@@ -96,3 +96,15 @@ def test_the_same_entry_seen_twice_is_one(monkeypatch, tmp_path: Path):
     for folder in ("a", "b"):  # an editable install and its build leave two copies
         put_on_path(monkeypatch, install_plugin(tmp_path / folder, "toy_twice", TOY, {"toy": "Toy"}), "toy_twice")
     assert issubclass(registry.load("tokenizers", "toy"), Tokenizer)
+
+
+def test_the_list_shows_other_names_and_no_row_of_their_own(capsys):
+    from evals.__main__ import main
+
+    assert main(["list", "tokenizers", "suites"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name, other in (("lactok-t", "also lactok-l"), ("lactok-t-star", "also lactok-l-star")):
+        (place,) = [i for i, line in enumerate(lines) if line.split(" ")[0] == name]
+        assert lines[place + 1].startswith(other)
+    assert not [line for line in lines if line.startswith("lactok-l")]
+    assert any(line.startswith("table2") and "MJHQ-5K and FLUX-5K" in line for line in lines)

@@ -17,7 +17,6 @@ from evals.report.console import print_run
 from evals.report.contact import LABELS, contact_sheet, wrapped
 from evals.report.markdown import MOST_LEFT_OUT, cell, render, write_report
 from evals.report.rate import rate_columns, rate_points
-from evals.report.symbols import printable
 from evals.report.table import interval_text, number_text, raw_frame, shown_table
 
 PSNR = ColumnRecord("PSNR", "higher", 2, "dB", "mean over images")
@@ -422,7 +421,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_old_report(tmp_path, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("evals.engine.store._write_synced", full)
+    monkeypatch.setattr("lactok.files.write_synced", full)
     with pytest.raises(StoreError, match="the disk is full"):
         write_report(make_run(complete=False), tmp_path)
     assert (tmp_path / "report.md").read_text() == before
@@ -587,23 +586,20 @@ def test_the_title_is_the_suites(suite):
     assert render(make_run(suite=suite)).startswith(title[suite])
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "no-such-encoding"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_a_console_without_the_symbols_shows_ascii(encoding):
-    """Every character must be one that the stream takes, and no figure may vanish."""
-    known = "ascii" if encoding == "no-such-encoding" else encoding
-    file = io.TextIOWrapper(io.BytesIO(), encoding=known, write_through=True)
-    console = Console(file=file, width=160, color_system=None)
+    """Every line is laid out as it is shown, and no figure vanishes."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
     run = make_run(missing_metrics=["rfid: ↯"], dataset="фото")
-    print_run(run, console)
-    text = file.buffer.getvalue().decode(known)
+    print_run(run, Console(file=file, width=160, color_system=None))
+    text = file.buffer.getvalue().decode(encoding)
     assert "22.49" in text
-    assert "+-1.2" in text
     assert "->0 closer to 0" in text
-    assert "210.00(1)" in text
-    assert "200 images of ????" in text
-    assert printable("22.49¹ ±0.5 − фото", encoding) == "22.49(1) +-0.5 - ????"
+    assert "c-mini missing[3]" in text or "c-mini missing³" in text
+    assert "\\u0444\\u043e" in text
+    assert max(map(len, text.splitlines())) <= 160
 
 
 def test_a_utf8_console_shows_the_symbols():
-    assert printable("22.49¹ ±0.5 − фото", "utf-8") == "22.49¹ ±0.5 − фото"
     assert "±1.2" in printed(make_run())
+    assert "210.00¹" in printed(make_run())

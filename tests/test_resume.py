@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from evals import store
 from evals.config import compose_config
 from evals.engine import run as engine
+from evals.engine import store
+from evals.metrics.image.effnet import EffnetMetric
 from evals.report.markdown import write_report
 from evals.run import main
 from lactok import registry
@@ -39,7 +40,7 @@ def test_killed_at_any_moment_gives_the_same_table_to_the_last_digit(tmp_path: P
     lines = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["clean"], ["killed"])]
     counts = {name: [int(c) for c in found] for name, *found in lines}
     (total,) = counts["clean"]
-    assert counts["killed"] == sorted(counts["killed"]), "a kill loses no finished piece"
+    assert counts["killed"] == sorted(counts["killed"]), "a kill loses no finished work"
     assert counts["killed"][-2:] == [total - 1, total]
     for name in TABLES:
         assert (the_run(killed) / name).read_bytes() == (the_run(clean) / name).read_bytes(), name
@@ -74,14 +75,12 @@ def test_a_second_run_does_no_model_work(tmp_path: Path, monkeypatch: pytest.Mon
     first = run(tmp_path, "tokenizers=[toy,noisy]", "seeds=2")
     import toyplugin
 
-    from evals.metrics import registry as metrics
-
     def no_work(*_: object, **__: object) -> None:
         raise AssertionError("model work in a second run")
 
     monkeypatch.setattr(toyplugin.Toy, "encode", no_work)
     monkeypatch.setattr(toyplugin.Toy, "decode", no_work)
-    monkeypatch.setattr(metrics, "make_probe", no_work)
+    monkeypatch.setattr("evals.engine.job.Job.metric", no_work)
     second = run(tmp_path, "tokenizers=[toy,noisy]", "seeds=2")
     assert [r.status for r in second.record.rows] == ["ok"] * len(first.record.rows)
     assert [r.cells for r in second.record.rows] == [r.cells for r in first.record.rows]
@@ -91,7 +90,7 @@ def test_a_second_run_does_no_model_work(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_metric_added_later_never_encodes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool):
-    run(tmp_path, "tokenizers=toy", "metrics=[psnr]", f"save_pictures={saved}")
+    run(tmp_path, "tokenizers=toy", "metrics=[psnr]", f"save_images={saved}")
     import toyplugin
 
     def again(*_: object) -> None:
@@ -104,29 +103,31 @@ def test_a_metric_added_later_never_encodes_again(tmp_path: Path, monkeypatch: p
     row = next(r for r in run(tmp_path, "tokenizers=toy", "metrics=[psnr,ssim]").record.rows if r.name == "toy")
     assert row.status == "ok", row.error
     assert 0 < row.cells["SSIM"].value < 1
-    assert bool(decoded) != saved, "stored pictures are used where there are some, else stored ids are decoded"
+    assert bool(decoded) != saved, "stored images are used where there are some, else stored tokens are decoded"
 
 
 @pytest.mark.usefixtures("toy")
-def test_originals_are_looked_at_once_for_all_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from evals.metrics.effnet import EffnetProbe
-
-    looks = []
-    view = EffnetProbe.view
-    monkeypatch.setattr(EffnetProbe, "view", lambda self, images: looks.append(len(images)) or view(self, images))
+def test_references_are_embedded_once_for_all_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    embed = EffnetMetric.embed
+    monkeypatch.setattr(EffnetMetric, "embed", lambda self, x, items: seen.append(len(x)) or embed(self, x, items))
     run(tmp_path, "tokenizers=toy", "calibration=false", "metrics=[effnet,fd-effnet]")
-    assert sum(looks) == 4 + 4
-    looks.clear()
-    rows = len(run(tmp_path, "tokenizers=[toy,noisy]", "calibration=false", "metrics=[fd-effnet]").record.rows)
-    assert rows == 2
-    kinds = [p.parent.name for p in (tmp_path / "out" / "cache").glob("originals-effnet/*")]
-    assert len(kinds) == 1, "one chunk of originals, one piece of their features"
+    assert sum(seen) == 4 + 4
+    seen.clear()
+    both = ("tokenizers=[toy,noisy]", "calibration=false", "metrics=[effnet,fd-effnet]")
+    assert len(run(tmp_path, *both).record.rows) == 2
+    assert sum(seen) == 4 + 4, "the tokenizer that is done costs nothing"
+    seen.clear()
+    run(tmp_path, *both, f"out='{tmp_path / 'another'}'")
+    assert sum(seen) == 4 + 4 + 4
+    stored = list((tmp_path / "out" / "cache").glob("reference-features/*"))
+    assert len(stored) == 1, "one chunk of references, one entry of their features"
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_damaged_piece_is_made_again(tmp_path: Path):
+def test_a_damaged_entry_is_made_again(tmp_path: Path):
     before = run(tmp_path, "tokenizers=toy").record
-    for path in (tmp_path / "out" / "cache").glob("scores-psnr/*/data.safetensors"):
+    for path in (tmp_path / "out" / "cache").glob("scores/*/data.safetensors"):
         path.write_bytes(path.read_bytes()[:-3])
     after = run(tmp_path, "tokenizers=toy").record
     assert [r.cells for r in after.rows] == [r.cells for r in before.rows]
@@ -139,8 +140,8 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
     import errno
 
     folder = pictures(tmp_path / "pictures", 20)
-    command = ["tokenizers=toy", "dataset=folder", f"dataset.root='{folder}'", f"out='{tmp_path / 'out'}'"]
-    write = store._write_synced
+    command = ["tokenizers=toy", "dataset=folder", f"dataset.root='{folder}'", f"out='{tmp_path / 'out'}'", "workers=1"]
+    write = store.write_synced
     written = []
 
     def full(path: Path, content: bytes) -> None:
@@ -149,12 +150,12 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
         written.append(path)
         write(path, content)
 
-    monkeypatch.setattr(store, "_write_synced", full)
+    monkeypatch.setattr(store, "write_synced", full)
     assert main(command) == 2
     assert "disk is full" in capsys.readouterr().err
     kept = commits(tmp_path / "out")
     assert kept > 0
-    monkeypatch.setattr(store, "_write_synced", write)
+    monkeypatch.setattr(store, "write_synced", write)
     assert main(command) == 0
     assert commits(tmp_path / "out") > kept
 
@@ -164,6 +165,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path):
     plugin = install_plugin(tmp_path / "plugin", "slowplugin", slow, {"slow": "Toy"})
     folder = pictures(tmp_path / "pictures", 40)
     command = ["tokenizers=slow", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path / 'out'}", "batch_size=1"]
+    command.append("workers=1")
     process = subprocess.Popen(
         [sys.executable, "-m", "evals.run", *command],
         cwd=ROOT,
@@ -173,7 +175,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob("cache/ids/*/meta.json")) and time.monotonic() < deadline:
+    while not list((tmp_path / "out").glob("cache/tokens/*/meta.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
@@ -185,8 +187,8 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path):
 def test_a_stale_index_is_dropped_and_the_run_goes_on_with_the_right_content(
     tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch
 ):
-    """A file system whose stamps tell nothing, and a picture replaced between two runs."""
-    monkeypatch.setattr("evals.datasets.preflight.file_stamp", lambda path: (1, 2, 3, 4))
+    """A file system whose stamps tell nothing, and an image replaced between two runs."""
+    monkeypatch.setattr("evals.datasets.images.preflight.file_stamp", lambda path: (1, 2, 3, 4))
     folder = pictures(tmp_path / "pictures", 3)
     spare = pictures(tmp_path / "spare", 6) / "picture 05.png"
 
@@ -207,7 +209,7 @@ def test_a_seed_makes_nothing_anew_of_a_deterministic_tokenizer(tmp_path: Path, 
     what = ["dataset=folder", f"dataset.root='{folder}'", "calibration=false", "metrics=psnr", f"out='{out}'"]
 
     def kept() -> set[str]:
-        kinds = ("contact", "ids", "timing", "scores-psnr")
+        kinds = ("contact", "tokens", "timing", "scores")
         return {p.parent.name for kind in kinds for p in (tmp_path / "out" / "cache" / kind).glob("*/meta.json")}
 
     engine.run(compose_config([*what, "tokenizers=toy"]), quiet=True)
@@ -230,8 +232,8 @@ def test_speeds_are_shown_with_the_machine_that_they_were_timed_on(
     what = ["dataset=folder", f"dataset.root='{folder}'", "calibration=false", "metrics=psnr", f"out='{out}'"]
 
     def run_on(machine: str, tokenizers: str) -> tuple[pd.DataFrame, str]:
-        for module in ("evals.engine.execute", "evals.engine.run"):
-            monkeypatch.setattr(f"{module}.describe_device", lambda device: f"{machine}, 2 threads")
+        monkeypatch.setattr("evals.engine.environment._processor", lambda: machine)
+        monkeypatch.setattr("torch.get_num_threads", lambda: 2)
         finished = engine.run(compose_config([*what, f"tokenizers={tokenizers}"]), quiet=True)
         assert finished.record.device == f"{machine}, 2 threads"
         write_report(finished.record, finished.folder)
@@ -240,6 +242,9 @@ def test_speeds_are_shown_with_the_machine_that_they_were_timed_on(
 
     run_on("Old machine", "toy")
     speed, report = run_on("New machine", "[toy,noisy]")
-    assert dict(speed["device"]) == {"toy": "Old machine, 2 threads", "noisy": "New machine, 2 threads"}
-    (line,) = (line for line in report.splitlines() if line.startswith("| toy | fp32"))
-    assert "Old machine, 2 threads" in line
+    decoding = speed[speed["step"] == "decode"]
+    assert dict(decoding["device"]) == {"toy": "Old machine", "noisy": "New machine"}
+    assert set(speed["threads"]) == {2}
+    lines = [line for line in report.splitlines() if line.startswith("| toy | fp32")]
+    assert len(lines) == 2, "encoding and decoding"
+    assert all("Old machine" in line for line in lines)

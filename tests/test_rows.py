@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from evals.config import ConfigError, compose_config
-from evals.engine.rows import Row, identify, resolve_rows
+from evals.engine.rows import Row, Wanted, identify, resolve_rows
 from lactok import registry
+from lactok.interface import Recorded, Tokenizer
 from lactok.registry import hashed_files
 from tests.support import TOY, install_plugin
 
@@ -19,7 +20,7 @@ SWEPT = (
 
 @dataclass
 class Options:
-    keep_ids: int = 64
+    keep_tokens: int = 64
     steps: int = 2
     sizes: list[int] = field(default_factory=list)
     tiled: bool = False
@@ -48,8 +49,12 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     registry.entries.cache_clear()
 
 
+def resolved(tokenizers: object, preset: str, calibration: bool, options: dict) -> list[Row]:
+    return resolve_rows(Wanted("tokenizers", tokenizers, preset, calibration, options, (Tokenizer, Recorded)))
+
+
 def labels(tokenizers: object, options: dict, preset: str = "mini", calibration: bool = False) -> list[str]:
-    return [r.label for r in resolve_rows(tokenizers, preset, calibration, options)]
+    return [r.label for r in resolved(tokenizers, preset, calibration, options)]
 
 
 def test_a_name_means_its_miniature_under_mini_and_the_published_one_under_paper():
@@ -60,7 +65,8 @@ def test_a_name_means_its_miniature_under_mini_and_the_published_one_under_paper
 
 
 def test_all_takes_what_belongs_to_the_preset():
-    mini, paper = labels("all", {}), labels("all", {}, "paper")
+    mini, paper = labels("all", {}, calibration=True), labels("all", {}, "paper", calibration=True)
+    assert not {"identity", "resize-64", "downsample-bits", "mean-colour"} & set(labels("all", {})), "not asked for"
     assert {"llamagen-mini", "swept", "identity", "resize-64"} <= set(mini)
     assert {"llamagen", "titok", "flextok", "seedtok", "sdxl-vae", "resize-256"} <= set(paper)
     assert not {"llamagen", "resize-256"} & set(mini)
@@ -92,56 +98,56 @@ def test_another_name_of_a_tokenizer_is_the_same_row():
     every = labels("all", {}, "paper")
     assert every.count("lactok-t") == 1
     assert not [name for name in every if name.startswith("lactok-l")]
-    (row,) = resolve_rows("lactok-l-star", "paper", False, {"lactok-l-star": {"steps": 2}})
+    (row,) = resolved("lactok-l-star", "paper", False, {"lactok-l-star": {"steps": 2}})
     assert (row.label, row.options.steps) == ("lactok-t-star[steps=2]", 2)
     with pytest.raises(ConfigError, match="lactok-t has got steps under another of its names"):
-        resolve_rows("lactok-l", "paper", False, {"lactok-l": {"steps": 1}, "lactok-t": {"steps": 2}})
+        resolved("lactok-l", "paper", False, {"lactok-l": {"steps": 1}, "lactok-t": {"steps": 2}})
 
 
 def test_options_of_a_name_are_those_of_its_miniature():
-    (row,) = resolve_rows("llamagen", "mini", False, {"llamagen": {"weights": "/x"}})
+    (row,) = resolved("llamagen", "mini", False, {"llamagen": {"weights": "/x"}})
     assert row.name == "llamagen-mini"
     assert row.options.weights == "/x"
 
 
 def test_a_list_of_values_is_a_row_a_value_in_the_order_given():
-    rows = resolve_rows("swept", "mini", False, {"swept": {"keep_ids": [1, 4, 16, 64]}})
-    assert [r.options.keep_ids for r in rows] == [1, 4, 16, 64]
-    assert [r.label for r in rows] == ["swept[keep_ids=1]", "swept[keep_ids=4]", "swept[keep_ids=16]", "swept"]
-    grid = labels("swept", {"swept": {"keep_ids": [1, 2], "steps": [3, 4]}})
+    rows = resolved("swept", "mini", False, {"swept": {"keep_tokens": [1, 4, 16, 64]}})
+    assert [r.options.keep_tokens for r in rows] == [1, 4, 16, 64]
+    assert [r.label for r in rows] == ["swept[keep_tokens=1]", "swept[keep_tokens=4]", "swept[keep_tokens=16]", "swept"]
+    grid = labels("swept", {"swept": {"keep_tokens": [1, 2], "steps": [3, 4]}})
     assert len(set(grid)) == 4
 
 
 def test_an_option_that_takes_a_list_is_no_sweep():
-    (row,) = resolve_rows("swept", "mini", False, {"swept": {"sizes": [1, 2]}})
+    (row,) = resolved("swept", "mini", False, {"swept": {"sizes": [1, 2]}})
     assert row.options.sizes == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"swept": {"keep_id": 3}}, "options.swept.keep_ids"),
-        ({"swept": {"keep_ids": "many"}}, "keep_ids: int"),
-        ({"swept": {"keep_ids": [1, "many"]}}, "keep_ids: int"),
+        ({"swept": {"keep_id": 3}}, "options.swept.keep_tokens"),
+        ({"swept": {"keep_tokens": "many"}}, "keep_tokens: int"),
+        ({"swept": {"keep_tokens": [1, "many"]}}, "keep_tokens: int"),
         ({"identity": {"x": 1}}, "the rows of this run|has no options"),
         ({"nothing": {"x": 1}}, "unknown tokenizer 'nothing'"),
     ],
 )
 def test_options_that_are_not_declared_are_refused(options: dict, message: str):
     with pytest.raises(ConfigError, match=message):
-        resolve_rows("swept", "mini", False, options)
+        resolved("swept", "mini", False, options)
 
 
 @pytest.mark.parametrize(
     ("given", "seen"),
     [
-        ({"tiled": "no"}, False), ({"tiled": "on"}, True), ({"tiled": 1}, True), ({"keep_ids": "7"}, 7),
-        ({"keep_ids": 7.0}, 7), ({"seed": None}, None), ({"seed": "3"}, 3), ({"scale": 2}, 2.0), ({"path": 5}, "5"),
+        ({"tiled": "no"}, False), ({"tiled": "on"}, True), ({"tiled": 1}, True), ({"keep_tokens": "7"}, 7),
+        ({"keep_tokens": 7.0}, 7), ({"seed": None}, None), ({"seed": "3"}, 3), ({"scale": 2}, 2.0), ({"path": 5}, "5"),
         ({"way": "median"}, "median"),
     ],
 )  # fmt: skip
 def test_values_of_options_have_the_declared_type(given: dict, seen: object):
-    (row,) = resolve_rows("swept", "mini", False, {"swept": given})
+    (row,) = resolved("swept", "mini", False, {"swept": given})
     value = getattr(row.options, *given)
     assert (value, type(value)) == (seen, type(seen))
 
@@ -149,16 +155,16 @@ def test_values_of_options_have_the_declared_type(given: dict, seen: object):
 @pytest.mark.parametrize(
     "given",
     [
-        {"tiled": "maybe"}, {"tiled": 2}, {"tiled": None}, {"keep_ids": 1.5}, {"keep_ids": None}, {"keep_ids": True},
-        {"seed": True}, {"scale": False}, {"scale": "wide"}, {"path": True}, {"sizes": 3}, {"sizes": [1.5]},
-        {"sizes": [True]}, {"way": "mode"}, {"steps": 1001},
+        {"tiled": "maybe"}, {"tiled": 2}, {"tiled": None}, {"keep_tokens": 1.5}, {"keep_tokens": None},
+        {"keep_tokens": True}, {"seed": True}, {"scale": False}, {"scale": "wide"}, {"path": True}, {"sizes": 3},
+        {"sizes": [1.5]}, {"sizes": [True]}, {"way": "mode"}, {"steps": 1001},
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_refused(given: dict):
     (name,) = given
     with pytest.raises(ConfigError, match=rf"options\.swept\.{name}=|steps=1001") as error:
-        resolve_rows("swept", "mini", False, {"swept": given})
-    assert "declared: keep_ids: int" in str(error.value)
+        resolved("swept", "mini", False, {"swept": given})
+    assert "declared: keep_tokens: int" in str(error.value)
 
 
 def test_calibration_rows_frame_the_table():
@@ -169,7 +175,7 @@ def test_calibration_rows_frame_the_table():
 
 def test_a_path_is_shown_by_its_last_part_where_that_is_enough():
     def labels(*paths: str) -> list[str]:
-        rows = resolve_rows("titok", "paper", False, {"titok": {"weights": list(paths)}})
+        rows = resolved("titok", "paper", False, {"titok": {"weights": list(paths)}})
         return [row.label for row in rows]
 
     assert labels("/a/long/way/model.safetensors") == ["titok[weights=model.safetensors]"]

@@ -1,4 +1,4 @@
-"""The store: a piece is whole or absent, whatever happens."""
+"""The cache: an entry is whole or absent, whatever happens."""
 
 import errno
 import json
@@ -12,42 +12,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals import store
-from evals.engine.store import Cache, StoreError, key_of, write_atomically
+from evals.engine import store
+from evals.engine.job import Artifact
+from evals.engine.store import Cache, StoreError, write_atomically
+
+ONE, OTHER = Artifact("kind", {"of": 1}), Artifact("kind", {"of": 2})
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
+    return Cache(tmp_path / "cache", {"device": "a processor", "threads": 1})
 
 
 def test_round_trip(cache: Cache):
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], np.int32)}
-    cache.write("kind", "key", arrays, {"seconds": 1.5})
-    piece = cache.read("kind", "key")
-    assert piece.meta == {"seconds": 1.5}
-    assert all(np.array_equal(piece.arrays[k], v) and piece.arrays[k].dtype == v.dtype for k, v in arrays.items())
-    assert cache.has("kind", "key")
-    assert not cache.has("kind", "other")
-    assert cache.read("kind", "other") is None
+    cache.write(ONE, arrays, {"seconds": 1.5})
+    entry = cache.read(ONE)
+    assert entry.meta == {"seconds": 1.5}
+    assert entry.origin == {"device": "a processor", "threads": 1}, "who made it"
+    assert all(np.array_equal(entry.arrays[k], v) and entry.arrays[k].dtype == v.dtype for k, v in arrays.items())
+    assert cache.has(ONE)
+    assert not cache.has(OTHER)
+    assert cache.read(OTHER) is None
 
 
 def test_arrays_come_in_one_order(cache: Cache):
     names = [f"column {i}" for i in range(20)]
-    cache.write("kind", "key", {name: np.zeros(1, np.float32) for name in reversed(names)}, {})
-    assert all(list(cache.read("kind", "key").arrays) == sorted(names) for _ in range(20))
-
-
-def test_key_depends_on_content_not_on_order():
-    assert key_of(a=1, b={"x": 1, "y": 2}) == key_of(b={"y": 2, "x": 1}, a=1)
-    assert key_of(a=1) != key_of(a=2)
+    cache.write(ONE, {name: np.zeros(1, np.float32) for name in reversed(names)}, {})
+    assert all(list(cache.read(ONE).arrays) == sorted(names) for _ in range(20))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "meta"])
-def test_a_damaged_piece_is_absent_and_can_be_made_again(cache: Cache, damage: str):
-    cache.write("kind", "key", {"a": np.zeros(100, np.float32)}, {})
-    data = cache.root / "kind" / "key" / "data.safetensors"
-    meta = cache.root / "kind" / "key" / "meta.json"
+def test_a_damaged_entry_is_absent_and_can_be_made_again(cache: Cache, damage: str):
+    cache.write(ONE, {"a": np.zeros(100, np.float32)}, {})
+    data = cache.root / "kind" / ONE.key / "data.safetensors"
+    meta = cache.root / "kind" / ONE.key / "meta.json"
     if damage == "truncate":
         data.write_bytes(data.read_bytes()[:-10])
     elif damage == "flip":
@@ -56,28 +55,29 @@ def test_a_damaged_piece_is_absent_and_can_be_made_again(cache: Cache, damage: s
         data.write_bytes(content)
     else:
         meta.write_text(meta.read_text()[:-20])
-    assert cache.read("kind", "key") is None
-    cache.write("kind", "key", {"a": np.ones(1, np.float32)}, {})
-    assert cache.read("kind", "key").arrays["a"][0] == 1
+    assert cache.read(ONE) is None
+    cache.write(ONE, {"a": np.ones(1, np.float32)}, {})
+    assert cache.read(ONE).arrays["a"][0] == 1
 
 
 def test_the_first_writer_stays(cache: Cache):
-    cache.write("kind", "key", {"a": np.zeros(1, np.float32)}, {})
-    cache.write("kind", "key", {"a": np.ones(1, np.float32)}, {})
-    assert cache.read("kind", "key").arrays["a"][0] == 0
-    assert [p.name for p in (cache.root / "kind").iterdir()] == ["key"]
+    cache.write(ONE, {"a": np.zeros(1, np.float32)}, {})
+    cache.write(ONE, {"a": np.ones(1, np.float32)}, {})
+    assert cache.read(ONE).arrays["a"][0] == 0
+    assert [p.name for p in (cache.root / "kind").iterdir()] == [ONE.key]
 
 
 def test_killed_in_the_middle_of_a_write(tmp_path: Path):
     """A process killed between writing the data and the rename leaves nothing that counts, and it is cleaned up."""
     code = textwrap.dedent("""
         import sys, time, numpy as np
-        from evals import store
+        from evals.engine import store
+        from evals.engine.job import Artifact
         def stop(path, content):
             path.write_bytes(content[: len(content) // 2]); print("half", flush=True); time.sleep(60)
         cache = store.Cache(sys.argv[1])
-        store._write_synced = stop
-        cache.write("kind", "key", {"a": np.zeros(1000, np.float32)}, {})
+        store.write_synced = stop
+        cache.write(Artifact("kind", {"of": 1}), {"a": np.zeros(1000, np.float32)}, {})
     """)
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "half\n"
@@ -85,7 +85,7 @@ def test_killed_in_the_middle_of_a_write(tmp_path: Path):
     process.wait()
     assert len(list((tmp_path / "kind").iterdir())) == 1
     cache = Cache(tmp_path)
-    assert cache.read("kind", "key") is None
+    assert cache.read(ONE) is None
     assert list((tmp_path / "kind").iterdir()) == []
 
 
@@ -94,13 +94,14 @@ def test_a_full_disk_is_explained_and_leaves_nothing(cache: Cache, monkeypatch: 
         path.write_bytes(content[:10])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store, "_write_synced", full)
+    monkeypatch.setattr(store, "write_synced", full)
+    monkeypatch.setattr("lactok.files.write_synced", full)
     with pytest.raises(StoreError, match=r"disk is full.*Finished work is kept"):
-        cache.write("kind", "key", {"a": np.zeros(10, np.float32)}, {})
+        cache.write(ONE, {"a": np.zeros(10, np.float32)}, {})
     with pytest.raises(StoreError, match="disk is full"):
         write_atomically(cache.root / "run.json", b"{}")
     monkeypatch.undo()
-    assert not cache.has("kind", "key")
+    assert not cache.has(ONE)
     assert [p for p in cache.root.rglob("*") if p.is_file()] == []
 
 
@@ -110,7 +111,7 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path):
         Cache(tmp_path / "file" / "cache")
 
 
-def test_pieces_of_living_processes_are_left_alone(tmp_path: Path):
+def test_entries_of_living_processes_are_left_alone(tmp_path: Path):
     import socket
 
     mine = tmp_path / "kind" / f".tmp-{socket.gethostname()}-{os.getpid()}-abc"

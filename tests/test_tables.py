@@ -1,4 +1,4 @@
-"""The paper's tables: as suites, put together from runs, with published figures beside measured ones that compare."""
+"""The paper's tables: as suites, put together from runs, with published figures compared with measured ones."""
 
 import re
 from dataclasses import replace
@@ -8,8 +8,8 @@ import pytest
 
 from evals import record
 from evals.cli.report import main
-from evals.config import ConfigError, compose_config, compose_runs
-from evals.engine.rows import resolve_rows
+from evals.config import ConfigError, RunConfig, compose_config, compose_runs
+from evals.engine.rows import Row, Wanted, resolve_rows
 from evals.published.tables import PublishedFigure, published
 from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Value, WeightsRecord
 from evals.report.comparison import compared, incomparable_run, paper_protocol, published_comparisons, row_key
@@ -20,6 +20,7 @@ from evals.report.table import raw_frame
 from evals.run import main as evals
 from evals.suites.catalog import PAPER_TABLES, suites
 from lactok import registry
+from lactok.interface import Tokenizer
 from tests.support import TOY, install_plugin, pictures, the_run
 
 PAPER = paper_protocol()
@@ -63,12 +64,17 @@ def titok_rfid(made):
 # --- suites
 
 
+def rows_of(config: RunConfig, options: dict) -> list[Row]:
+    """The rows of a table's run without calibration rows."""
+    return resolve_rows(Wanted("tokenizers", config.tokenizers, config.weights, False, options, (Tokenizer,)))
+
+
 @pytest.mark.parametrize("suite", PAPER_TABLES)
 def test_a_table_is_a_paper_scale_suite_of_the_layouts_tokenizers(suite: str):
     config = compose_config([f"suite={suite}", "dataset=folder"])
     assert (config.suite, config.scale, config.weights, config.features) == (suite, "paper", "paper", "inception")
     assert config.make_protocol() == PAPER
-    rows = resolve_rows(config.tokenizers, config.weights, calibration=False, options=config.options)
+    rows = rows_of(config, config.options)
     figures = published(PAPER_TABLES[suite].table)
     assert {r.label for r in rows} == {f.tokenizer for f in figures}
     assert list(PAPER_TABLES[suite].datasets) == list(dict.fromkeys(f.dataset for f in figures))
@@ -140,7 +146,7 @@ def test_what_all_parts_of_a_table_lack_is_told_at_once(tmp_path: Path, capsys):
     listed = re.findall(r"^  (\d+)\. (\w+) ([\w-]+): ", told, re.MULTILINE)
     assert [name for _, kind, name in listed if kind == "dataset"] == ["imagenet-val", "coco-val2017"]
     assert f"dataset=imagenet-val is not in {tmp_path}/nowhere" in told
-    assert len([line for line in listed if line[1:] == ("tokenizer", "lactok-h")]) == 1, "told once for both parts"
+    assert len([line for line in listed if line[1:] == ("model", "lactok-h")]) == 1, "told once for both parts"
     assert "roots.imagenet-val=DIR roots.coco-val2017=DIR" in told
     assert not (tmp_path / "out" / "runs").exists()
 
@@ -152,10 +158,10 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path, capsys):
     assert [int(n) for n, _, _ in listed] == list(range(1, len(listed) + 1))
     assert f"lacks {len(listed)}:" in told
     assert ("dataset", "folder") in [found[1:] for found in listed]
-    lacking = {name for _, kind, name in listed if kind == "tokenizer"}
+    missing = {name for _, kind, name in listed if kind == "model"}
     here = re.search("weights are here: (.*?)\\. ", told).group(1).split(", ")
-    assert lacking | set(here) - {"none"} == {f.tokenizer for f in published(1)}
-    assert {"lactok-h", "lactok-h-star"} <= lacking, "never published"
+    assert missing | set(here) - {"none"} == {f.tokenizer for f in published(1)}
+    assert {"lactok-h", "lactok-h-star"} <= missing, "never published"
     assert not (tmp_path / "out" / "runs").exists()
 
 
@@ -166,7 +172,7 @@ def test_without_any_weights_images_alone_are_not_measured(tmp_path: Path, capsy
         == 2
     )
     told = capsys.readouterr().err
-    assert "1. tokenizer lactok-h: no checkpoint of LacTok-H is published" in told
+    assert "1. model lactok-h: no checkpoint of LacTok-H is published" in told
     assert "dataset folder" not in told
 
 
@@ -186,10 +192,10 @@ def test_a_table_runs_in_part_and_its_report_says_why_it_is_not_the_papers(tmp_p
     assert "- dataset folder is none of the paper's" in (the_run(tmp_path) / "report.md").read_text()
 
 
-# --- a published figure beside a measured one
+# --- comparison with published figures
 
 
-def test_a_measured_figure_stands_beside_the_papers():
+def test_a_measured_figure_is_compared_with_the_papers():
     assert published_comparisons(run(), row()).keys() == {"rFID", "PSNR"}
     found = published_comparisons(run(), row())["rFID"]
     assert found.figure.value == 2.32
@@ -211,7 +217,7 @@ def test_a_measured_figure_stands_beside_the_papers():
         ({"dataset": "mjhq-5k", "items": 5000}, "is not known"),
     ],
 )
-def test_what_does_not_compare_stands_beside_nothing(fields: dict, reason: str):
+def test_what_does_not_compare_is_compared_with_nothing(fields: dict, reason: str):
     assert re.search(reason, incomparable_run(run(**fields)))
     assert published_comparisons(run(**fields), row()) == {}
 
@@ -264,7 +270,7 @@ def test_a_miniature_has_no_published_columns():
 # --- putting a table together
 
 
-def test_lpips_stands_beside_alexnets():
+def test_lpips_is_compared_with_alexnets():
     measured = row()
     measured.cells["LPIPS-alex"] = Value(0.48, 0.47, 0.49, count=50_000)
     assert published_comparisons(run(measured), measured)["LPIPS-alex"].figure.printed == "0.49"
@@ -280,7 +286,7 @@ def test_without_runs_every_figure_is_missing_with_a_command_that_can_be_given(n
         command = made.footnotes[line.cells[0].notes[0] - 1].removeprefix(f"{NOT_MEASURED}: python -m evals.run ")
         config = compose_config(command.split())
         assert config.dataset.name in PAPER_TABLES[name].datasets
-        labels = [r.label for r in resolve_rows(config.tokenizers, config.weights, False, _own(config))]
+        labels = [r.label for r in rows_of(config, _own(config))]
         assert line.tokenizer in labels
 
 
@@ -321,13 +327,13 @@ def test_protocols_are_never_mixed():
     assert any("not paper-1024" in line for line in chosen.warnings)
 
 
-def test_a_newer_trial_on_few_pictures_does_not_replace_the_whole():
+def test_a_newer_trial_on_few_images_does_not_replace_the_whole():
     trial = run(row(rfid=99.0), day=2, items=64, dataset_fingerprint="g")
     made = table(run(day=1), trial)
     assert titok_rfid(made).text == "2.410"
     assert made.left_out == ["run-02: 64 other images of imagenet-val"]
     alone = table(trial)
-    assert titok_rfid(alone).published == "", "64 pictures do not compare"
+    assert titok_rfid(alone).published == "", "64 images do not compare"
     assert alone.warnings == ["64 images of imagenet-val; the paper has 50,000"]
 
 

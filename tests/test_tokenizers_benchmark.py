@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import coding, measuring
 from benchmarks import tokenizers as benchmark
 from benchmarks.tokenizer_networks import QUICK_LACTOK, QUICK_TITOK, TOKENIZERS, decode_flops
 from lactok.models.lactok import LacTokConfig
@@ -19,7 +20,7 @@ from lactok.weights import MissingWeights
 from tests.support import ROOT
 
 CPU = torch.device("cpu")
-QUICK = benchmark.Settings(device=CPU, precision="fp32", compile=False, quick=True, seconds=0.0)
+QUICK = measuring.Settings(device=CPU, precision="fp32", compile=False, quick=True, seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_what_lactok_decodes_is_what_the_meta_device_counts(name: str, evaluatio
     info = subject.tokenizer.info
     count = decode_flops(QUICK_LACTOK, info.output_size, subject.side // QUICK_LACTOK.vq.downsample_factor)
     assert min(count.unet, count.copy, count.autoencoder) > 0
-    assert benchmark.Work(subject, QUICK).flops("decode") == count.picture(evaluations)
+    assert coding.Work(subject, QUICK).flops("decode") == count.picture(evaluations)
 
 
 def test_lactok_at_real_size_costs_what_is_documented():
@@ -110,20 +111,24 @@ def test_peak_memory_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch):
     did = []
     for name in ("synchronize", "reset_peak_memory_stats", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device, name=name: did.append(name) or 7)
-    assert benchmark.peak_bytes(lambda: did.append("call"), torch.device("cuda")) == 7
+    assert measuring.peak_bytes(lambda: did.append("call"), torch.device("cuda")) == 7
     assert did == ["synchronize", "reset_peak_memory_stats", "call", "synchronize", "max_memory_allocated"]
-    assert benchmark.peak_bytes(lambda: did.append("again"), CPU) is None
+    assert measuring.peak_bytes(lambda: did.append("again"), CPU) is None
     assert "again" not in did
 
 
 def test_the_search_ends_where_doubling_does_not_pay(monkeypatch: pytest.MonkeyPatch):
     """A device that takes 1 s for up to 4 images, and more for more; then one whose memory ends at 4."""
-    work = benchmark.Work(TOKENIZERS["titok"](True, CPU), QUICK)
+    work = coding.Work(TOKENIZERS["titok"](True, CPU), QUICK)
     monkeypatch.setattr(work, "call", lambda part, batch: batch)
-    monkeypatch.setattr(benchmark, "call_times", lambda batch, device, seconds: [max(1.0, batch / 4)])
+    monkeypatch.setattr(coding, "call_times", lambda batch, device, seconds: [max(1.0, batch / 4)])
     best, why = work.best_batch("encode")
     assert best == 4
     assert why == "8 gives 4 images/s, 4 gives 4, not compiled"
+    assert work.best_batch("encode", largest=2) == (2, "2 is the largest that is tried")
+    monkeypatch.setattr(coding, "call_times", lambda batch, device, seconds: [5.0])
+    assert work.best_batch("encode") == (1, "a call of 1 takes 5.0 s, longer ones are not tried")
+    monkeypatch.setattr(coding, "call_times", lambda batch, device, seconds: [max(1.0, batch / 4)])
 
     def call(part: str, batch: int) -> int:
         if batch > 2:

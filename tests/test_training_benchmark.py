@@ -1,40 +1,33 @@
-"""The benchmark of LacTok's training runs in miniature, really trains, and says so where it can't run at full size."""
+"""The timed optimizer step of LacTok's training runs in miniature and really trains."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import lactok_training as benchmark
+from benchmarks import training_steps as benchmark
+from benchmarks.device_weights import draw_weights
+from benchmarks.measuring import Settings
 from lactok.feature_extractors import lpips
 
 CPU = torch.device("cpu")
 
 
-def test_quick_figures_are_positive_and_fit_together(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "120")
+def test_figures_of_a_step_are_positive_and_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "steps.json"
-    assert benchmark.main(["--quick", "--stages", "tlcm", "--json", str(path)]) == 0
-    out = capsys.readouterr().out
-    for word in ("tlcm", "s/step", "matrix rate", "the figures mean nothing"):
-        assert word in out
-    record = json.loads(path.read_text())
-    rate = record["machine"]["matrix_flops_per_second"]
-    (row,) = record["rows"]
-    assert (row["stage"], row["side"], row["batch"]) == ("tlcm", 64, 1)
-    assert row["images_per_second"] == pytest.approx(1 / row["seconds_per_step"])
-    assert row["share"] == pytest.approx(row["flops_per_step"] / row["seconds_per_step"] / rate)
-    assert row["flops_per_step"] > 1e8
-    assert row["peak_bytes"] is None
-    assert 0 < row["loss"] < 100
-    assert record["not_measured"] == {}
-    assert list(tmp_path.iterdir()) == [path]  # no run folder
+    settings = Settings(CPU, "fp32", compile=False, quick=True, seconds=0.0)
+    row = benchmark.measure_step("tlcm", 64, settings, rate=1e9)
+    assert (row.stage, row.side, row.batch, row.steps) == ("tlcm", 64, 1, 1)
+    assert row.images_per_second == pytest.approx(1 / row.seconds_per_step)
+    assert row.share == pytest.approx(row.flops_per_step / row.seconds_per_step / 1e9)
+    assert row.flops_per_step > 1e8
+    assert row.peak_bytes is None
+    assert 0 < row.loss < 100
+    assert list(tmp_path.iterdir()) == []  # no run folder
 
 
 @pytest.mark.parametrize(("stage", "precision"), [("diffusion", "fp32"), ("hypersd", "bf16")])
@@ -65,24 +58,7 @@ def test_drawn_weights_follow_from_the_seed_and_give_finite_features():
     distances = []
     for seed in (0, 0, 1):
         network = lpips.skeleton("alex")
-        benchmark.draw_weights(network, CPU, seed)
+        draw_weights(network, CPU, seed)
         distances.append(network.eval()(pictures[:1], pictures[1:]).item())
     assert distances[0] == distances[1] != distances[2]
     assert torch.isfinite(torch.tensor(distances)).all()
-
-
-def test_without_a_gpu_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert benchmark.main(["--stages", "diffusion"]) == 2
-    error = capsys.readouterr().err
-    assert "a CUDA device is missing" in error
-    assert "--quick" in error
-
-
-def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, capsys):
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("no memory is left\nmore of it")
-
-    monkeypatch.setattr(benchmark, "measure", full)
-    assert benchmark.main(["--quick", "--stages", "tlcm"]) == 1
-    assert "tlcm 64: NOT MEASURED: no memory is left" in capsys.readouterr().out

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from evals.engine import run as engine
 from evals.engine.store import write_atomically
 from evals.record import RecordError
 
@@ -147,6 +146,7 @@ def main(argv: list[str]) -> int:
 def measure(overrides: list[str]) -> Snapshot:
     """The present figures of the run that a file's overrides name, made in an empty cache that is then removed."""
     from evals.config import compose_config
+    from evals.engine import run as engine
 
     with tempfile.TemporaryDirectory(prefix="lactok-check-") as out:
         return snapshot(engine.run(compose_config([*overrides, f"out='{out}'"]), quiet=True), overrides)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from evals import record
 from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Value
-from evals.report.symbols import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -261,8 +260,7 @@ def main(argv: list[str]) -> int:
         a = load(args.run_a)
         b = a if args.run_b == args.run_a else load(args.run_b)
         same_conditions(a.record, b.record)
-        text = "\n\n".join(report(a, b, *labels) for labels in _chosen(a, b, args.row))
-        print(printable(text, sys.stdout.encoding))
+        print("\n\n".join(report(a, b, *labels) for labels in _chosen(a, b, args.row)))
     except (NotComparable, record.RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

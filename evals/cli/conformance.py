@@ -1,7 +1,8 @@
-"""`python -m evals conformance FOLDER...`: run golden cases through the registered ports and say what agrees.
+"""`python -m evals conformance FOLDER... [device=cuda]`: run golden cases through the ports and say what agrees.
 
 A folder is one case's, a model's (every case in it, `.jsonl` files too), or one that holds several models' folders.
-The port is the one registered under the name of the model's folder.
+The port is the one registered under the name of the model's folder. `device=` is cpu, cuda or cuda:N, by default the
+CPU; arithmetic is float32 without TF32 on every one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +19,12 @@ from typing import TYPE_CHECKING
 from lactok import registry
 
 if TYPE_CHECKING:
+    import torch
+
     from lactok.conformance import CheckLine
 
 CASE_FILE = "case.safetensors"
+DEVICE = "device="
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,8 @@ def targets(folder: Path) -> list[Target]:
     return [Target(path, model.name, named=False) for model in models for path in cases_of(model)]
 
 
-def run_target(target: Target) -> Iterator[CheckLine]:
-    """All lines of one case; a port that breaks, or checks nothing, gives a line that says so.
+def run_target(target: Target, device: torch.device | str = "cpu") -> Iterator[CheckLine]:
+    """All lines of one case on `device`; a port that breaks, or checks nothing, gives a line that says so.
 
     Raises lactok.conformance.UnhandledCase for a `.jsonl` file that the port says is no case.
     """
@@ -77,9 +82,10 @@ def run_target(target: Target) -> Iterator[CheckLine]:
 
     count = 0
     try:
-        for line in registry.load("conformance", target.model)(CaseFolder(target.path)):
-            count += 1
-            yield line
+        with _float32():
+            for line in registry.load("conformance", target.model)(CaseFolder(target.path, device)):
+                count += 1
+                yield line
         if not count:
             yield failure("(case)", CaseError("the port checked nothing in it"))
     except UnhandledCase:
@@ -89,6 +95,21 @@ def run_target(target: Target) -> Iterator[CheckLine]:
             raise
     except Exception as error:  # a port may break in any way; the other cases go on
         yield failure("(case)", error)
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """No TF32, which a GPU's convolutions use by default and which keeps 10 bits of the mantissa."""
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def show(label: str, line: CheckLine) -> str:
@@ -103,11 +124,14 @@ def show(label: str, line: CheckLine) -> str:
 
 def main(argv: list[str]) -> int:
     """The command. Returns 0 when all was checked and passed, 1 on any FAIL or when nothing was checked."""
-    parser = argparse.ArgumentParser(prog="python -m evals conformance", description=__doc__)
+    usage = "python -m evals conformance [-h] FOLDER [FOLDER ...] [device=cpu|cuda|cuda:N]"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__)
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", type=Path, help="a case, a model's folder of cases, or several of those"
     )
-    folders = parser.parse_args(argv).folders
+    named = [text for text in argv if text.startswith(DEVICE)]
+    folders = parser.parse_args([text for text in argv if text not in named]).folders
+    device = _device([text.removeprefix(DEVICE) for text in named], parser)
     for folder in folders:
         if not folder.is_dir() and not (folder.is_file() and folder.suffix == ".jsonl"):
             parser.error(f"{folder} is neither a folder nor a .jsonl case")
@@ -132,18 +156,31 @@ def main(argv: list[str]) -> int:
                     say("left out", f"{model}  no port, left out")
                 continue
             for target in group:
-                _run_and_show(target, say)
+                _run_and_show(target, device, say)
     checked = counts["passed"] + counts["failed"]
     left_out = f", {counts['left out']} left out" if counts["left out"] else ""
     print(f"{checked} checked: {counts['passed']} passed, {counts['failed']} failed{left_out}")
     return 0 if counts["passed"] and not counts["failed"] else 1
 
 
-def _run_and_show(target: Target, say) -> None:
+def _device(named: list[str], parser: argparse.ArgumentParser) -> torch.device:
+    """The device that is named, else the CPU; ends with status 2 where there are two, or it is not here."""
+    from evals.config import ConfigError
+    from evals.engine.environment import choose_device
+
+    if len(named) > 1:
+        parser.error(f"{len(named)} devices named ({', '.join(named)}): expected one")
+    try:
+        return choose_device(named[0] if named else "cpu")
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def _run_and_show(target: Target, device: torch.device, say) -> None:
     from lactok.conformance import UnhandledCase
 
     try:
-        for line in run_target(target):
+        for line in run_target(target, device):
             say("passed" if line.passed else "failed", show(target.label, line))
     except UnhandledCase as reason:
         say("left out", f"{target.label}  {reason}, left out")

@@ -53,13 +53,17 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
   precision=fp32|tf32|bf16   of the models; metrics are always fp32 or finer                                [fp32]
   batch_size=N            of models and metrics; halved when memory runs out                              [chosen]
   resident=N              models that are held in memory together                [mini weights: all, paper: one]
-  workers=auto|N          processes on this machine that share the work                                     [auto]
+  workers=auto|N          processes on CPU cores that share the work, one thread each (OMP_NUM_THREADS=N: N);
+                          auto: as many as cores and memory allow                                          [auto]
   save_images=true|false  keep every reconstruction in the cache (generated images always are)             [false]
   out=DIR                 DIR/cache (artifacts: work done) and DIR/runs (tables and reports)             [results]
   launcher=here|slurm     slurm: submit this command as a job (pip install 'lactok[slurm]'); slurm.nodes,
                           slurm.tasks_per_node, slurm.gpus_per_node, slurm.cpus_per_task, slurm.minutes,
                           slurm.more.partition=NAME and other sbatch options                              [here]
   options.NAME.key=value  a model's own options, e.g. options.llamagen.weights=/models/vq_ds16_c2i.pt
+
+Flags: -v also logs what is done without being asked for (workers, halved batches, retries); --quiet shows errors alone
+and no progress.
 
 A run that stops, for whatever reason, resumes where it was when the same command is given again. Exit status: 0 all
 rows measured; 1 a row or a metric failed (named in the table); 2 the command, the data or the cache can't be used (at

@@ -6,10 +6,11 @@ import sys
 from typing import Any
 
 HELP = """\
-usage: python -m evals list [tokenizers] [generators] [datasets] [suites] [metrics] [protocols]
+usage: python -m evals list [tokenizers] [generators] [calibration] [datasets] [suites] [metrics]
+                            [protocols]
 
 Shows the names that `python -m evals.run` takes, what each needs (checkpoints, data) and whether that is here.
-Nothing is downloaded. Without a word: all six.
+Nothing is downloaded. Without a word: all seven.
 """
 
 
@@ -18,6 +19,7 @@ def main(argv: list[str]) -> int:
     sections = {
         "tokenizers": lambda: _models("tokenizers"),
         "generators": lambda: _models("generators"),
+        "calibration": lambda: _models("calibration"),
         "datasets": _datasets,
         "suites": _suites,
         "metrics": _metrics,
@@ -47,19 +49,16 @@ def _table(title: str, *columns: str) -> Any:
 def _show(table: Any) -> None:
     from rich.console import Console
 
-    from evals.report.symbols import printable
-
-    console = Console(soft_wrap=False)
-    with console.capture() as drawn:
-        console.print(table)
-    print(printable(drawn.get(), sys.stdout.encoding))
+    Console(soft_wrap=False).print(table)
+    print()
 
 
 def _models(group: str) -> int:
-    """The models of a group of plugins, "tokenizers" or "generators"."""
+    """The models of a group of plugins: "tokenizers", "generators" or "calibration"."""
     from lactok import registry
 
-    title = f"{group.capitalize()} ({group}=NAME)"
+    key = "tokenizers" if group == "calibration" else group
+    title = f"{group.capitalize()} ({key}=NAME)"
     table = _table(title, "name", "scale", "package", "licence code / weights", "needs", "here")
     broken, missing = 0, []
     for name, entry in registry.entries(group).items():
@@ -93,11 +92,9 @@ def _here(sources: Any) -> tuple[str, str, list[str]]:
 
 
 def _show_missing(missing: list[str]) -> None:
-    from evals.report.symbols import printable
-
     if missing:
         print("What is missing here:")
-        print(printable("\n".join(f"- {line}" for line in dict.fromkeys(missing)), sys.stdout.encoding))
+        print("\n".join(f"- {line}" for line in dict.fromkeys(missing)))
         print()
 
 

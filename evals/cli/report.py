@@ -54,7 +54,6 @@ def write(name: str, out: Path, protocol: str | None = None) -> int:
     """
     from evals.report.paper import assemble, read_runs
     from evals.report.paper_text import render, write_paper_table
-    from evals.report.symbols import printable
 
     runs, unreadable = read_runs(out)
     if unreadable and not runs:
@@ -64,7 +63,7 @@ def write(name: str, out: Path, protocol: str | None = None) -> int:
         raise ReportError(f"no run in {out}/runs has protocol {protocol}; there: {', '.join(hashes) or 'none'}")
     table = assemble(name, runs, protocol)
     paths = write_paper_table(table, out / "tables")
-    print(printable(render(table, "md"), sys.stdout.encoding))
+    print(render(table, "md"))
     print("\n".join(map(str, paths)))
     for line in unreadable:
         print(f"left out: {line}", file=sys.stderr)

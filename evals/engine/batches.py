@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import resource
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+_log = logging.getLogger("lactok")
 
 # On the CPU torch reports a failed allocation as a plain RuntimeError with this text.
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
@@ -53,6 +55,7 @@ class Batcher:
                 if not is_out_of_memory(error) or part.stop - part.start == 1:
                     raise
                 self.size = max(1, (part.stop - part.start) // 2)
+                _log.warning("out of memory at batch %d: halved to %d", part.stop - part.start, self.size)
             if done < part.stop:  # the error is gone by now, and with its traceback what the failed batch held
                 gc.collect()
                 if self.device.type == "cuda":

@@ -245,7 +245,9 @@ def _score(job: Job, plan: ImagePlan, batch: Batch, wanted: list[Scored]) -> Non
         if plan.name not in one.run.metric_errors:
             arrays = _joined(one, batch.chunk.items, plan)
             if arrays is not None:
-                job.cache.write(job.scores(one.run, batch.chunk, one.seed_index, plan), arrays, meta)
+                refused = {str(place): reason for place, reason in one.outputs.refused.items()}
+                artifact = job.scores(one.run, batch.chunk, one.seed_index, plan)
+                job.cache.write(artifact, arrays, {**meta, "refused": refused})
 
 
 def _one(

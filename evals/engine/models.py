@@ -62,6 +62,7 @@ class ModelRun:
     trace: str = ""
     metric_errors: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    _building_began: bool = False
     _batchers: dict[str, Batcher] = field(default_factory=dict)
 
     @property
@@ -129,13 +130,14 @@ class ModelRun:
         """The model, built once."""
         if self.model is None:
             assert self.row.cls is not None
+            self._building_began = True
             with isolated():
                 self.model = self.row.cls(self.row.options, self.conditions.device)
         return self.model
 
     def stop(self) -> None:
-        """Free the model and what it holds on the device."""
-        if self.model is None:
+        """Free the model, or what a failed constructor left of one, and what it holds on the device."""
+        if not self._building_began:
             return
         self.model = None
         gc.collect()

@@ -60,16 +60,21 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         scores = reading.scores(plan)
         artifacts = [job.scores(run, c, s, plan) for s in run.seed_indices(job.seeds) for c in job.chunks]
         record.keys[f"scores-{plan.name}"] = [artifact.key for artifact in artifacts]
-        record.cells |= image_cells(plan, scores.values, items, scores.kept)
+        try:
+            record.cells |= image_cells(plan, scores.values, items, scores.kept)
+        except Exception as error:  # a plugin's summary may fail in any way
+            record.cells |= _failed(run, plan, error)
         for name, values in scores.values.items():
             per_image.values[name] = np.where(scores.kept, values, np.nan)
     for of_sets in job.metrics.sets:
         record.cells |= _set_cells(job, run, of_sets, reading, items)
     tokens = reading.tokens()
     if tokens is not None:
-        record.keys["tokens"] = [artifact.key for c in job.chunks if (artifact := job.task.tokens(run, c))]
+        artifacts = [artifact for c in job.chunks if (artifact := job.task.tokens(run, c))]
+        record.keys[artifacts[0].kind] = [artifact.key for artifact in artifacts]
         for of_tokens in job.metrics.tokens:
-            record.cells |= _token_cells(of_tokens, tokens, run.info)
+            record.cells |= _token_cells(run, of_tokens, tokens)
+    record.refused = {item.id: run.refused[item.id] for item in items if item.id in run.refused}
     record.speed = _speed(job, run, reading)
     record.origins = [Origin(**origin) for origin in reading.origins]
     return record, per_image
@@ -121,6 +126,8 @@ class _Reading:
                 [self.entry(job.scores(run, chunk, seed_index, plan)) for chunk in job.chunks]
                 for seed_index in run.seed_indices(job.seeds)
             ]
+            for entries in by_seed:
+                self._note_refused(entries)
             names = [name for name in by_seed[0][0].arrays if name not in ("features", "refused")]
             values = {name: np.stack([_joined(e, name).astype(np.float64) for e in by_seed]) for name in names}
             features = [torch.from_numpy(_joined(e, "features")) for e in by_seed if "features" in e[0].arrays]
@@ -135,15 +142,21 @@ class _Reading:
         entries = [self.entry(self.job.reference_features(chunk, plan)) for chunk in self.job.chunks]
         return torch.from_numpy(_joined(entries, "features"))
 
+    def _note_refused(self, entries: Sequence[Entry]) -> None:
+        """The reasons of refused items, which this process did not see where another one did the work."""
+        for chunk, entry in zip(self.job.chunks, entries):
+            for place, reason in entry.meta.get("refused", {}).items():
+                self.run.refused[chunk.items[int(place)].id] = reason
+
     def tokens(self) -> Tokens | None:
         """All tokens of the row but those of refused items; None where it has none."""
         artifacts = [self.job.task.tokens(self.run, chunk) for chunk in self.job.chunks]
         entries = [self.entry(artifact) for artifact in artifacts if artifact is not None]
+        self._note_refused(entries)
+        entries = [e for e in entries if len(e.meta["refused"]) < len(e.arrays["ids"])]
         if not entries:
             return None
-        kept = np.concatenate(
-            [[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries]
-        ).astype(bool)
+        kept = np.concatenate([[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries])
         ids = torch.from_numpy(_joined(entries, "ids")[kept]).long()
         has_lengths = "lengths" in entries[0].arrays
         return Tokens(ids, torch.from_numpy(_joined(entries, "lengths")[kept]).long() if has_lengths else None)
@@ -209,12 +222,15 @@ def _set_cells(
         return {name: Value(**fields) for name, fields in entry.meta["cells"].items()}
     scores, references = reading.scores(of), reading.reference_features(of)
     kept = torch.from_numpy(scores.kept)
-    cells = set_cells(
-        plan.cls(),
-        [features[kept] for features in scores.features],
-        references[kept],
-        [c for c, keep in zip(clusters, scores.kept) if keep],
-    )
+    try:
+        cells = set_cells(
+            plan.cls(),
+            [features[kept] for features in scores.features],
+            references[kept],
+            [c for c, keep in zip(clusters, scores.kept) if keep],
+        )
+    except Exception as error:  # a plugin may fail in any way; nothing of it is kept
+        return _failed(run, plan, error)
     job.cache.write(artifact, {}, {"cells": {name: dataclasses.asdict(cell) for name, cell in cells.items()}})
     return cells
 
@@ -222,7 +238,10 @@ def _set_cells(
 def set_cells(
     metric: SetMetric, features: Sequence[Tensor], references: Tensor, clusters: Sequence[str]
 ) -> dict[str, Value]:
-    """A set metric with its interval and the note of one too noisy for its N. features: one (N, D) a seed index."""
+    """A set metric with its interval and the note of one too noisy for its N. features: one (N, D) a seed index.
+
+    One that is not defined for these sets (ValueError) is a cell without a value; other errors are the metric's own.
+    """
     shown = metric.columns[0].name
     sets = features if metric.paired else [torch.cat(list(features))]
     try:
@@ -230,8 +249,6 @@ def set_cells(
         low, high = metric.interval(sets, references, clusters)
     except ValueError as error:  # not defined for these sets, such as a single image
         return {shown: Value(None, count=len(references), note=str(error))}
-    except Exception as error:  # a plugin may fail in any way
-        return {shown: Value(None, count=len(references), note=f"{type(error).__name__}: {error}")}
     cells = {}
     for name in computed[0]:
         values = [found[name] for found in computed]
@@ -241,13 +258,21 @@ def set_cells(
     return cells
 
 
-def _token_cells(plan: MetricPlan[TokenMetric], tokens: Tokens, info: Any) -> dict[str, Value]:
+def _token_cells(run: ModelRun, plan: MetricPlan[TokenMetric], tokens: Tokens) -> dict[str, Value]:
+    assert isinstance(run.info, TokenizerInfo)
     try:
-        found = plan.cls().compute(tokens, info)
+        found = plan.cls().compute(tokens, run.info)
+        return {name: Value(float(value), count=len(tokens)) for name, value in found.items()}
+    except ValueError as error:  # not defined for these tokens
+        return {column.name: Value(None, count=len(tokens), note=str(error)) for column in plan.cls.columns}
     except Exception as error:  # a plugin may fail in any way
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        return {column.name: Value(None, count=len(tokens), note=reason) for column in plan.cls.columns}
-    return {name: Value(float(value), count=len(tokens)) for name, value in found.items()}
+        return _failed(run, plan, error)
+
+
+def _failed(run: ModelRun, plan: MetricPlan[Any], error: Exception) -> dict[str, Value]:
+    """The empty cells of a metric that failed on a row, which is noted in it."""
+    run.metric_errors[plan.name] = reason = f"{type(error).__name__}: {error}"
+    return {column.name: Value(None, note=reason) for column in plan.cls.columns}
 
 
 def _speed(job: Job, run: ModelRun, reading: _Reading) -> dict[str, Speed]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -192,9 +191,10 @@ def _reduced(job: Job, run: ModelRun, ends: tuple[type[Exception], ...]) -> tupl
 def _name_failed_metrics(record: RunRecord, job: Job) -> None:
     """A line a metric that failed, with its reason; one that failed on every measured row has no columns."""
     measured = [run for run in job.runs if run.status == "ok"]
-    for metric in (*job.metrics.image, *job.metrics.sets):
-        of = metric.cls.features_of if issubclass(metric.cls, SetMetric) else metric.name
-        errors = {r.row.label: reason for r in measured if (reason := job.why_not_scored(r, of))}
+    for metric in (*job.metrics.image, *job.metrics.sets, *job.metrics.tokens):
+        of = [metric.name] + ([metric.cls.features_of] if issubclass(metric.cls, SetMetric) else [])
+        reasons = {r.row.label: [reason for name in of if (reason := job.why_not_scored(r, name))] for r in measured}
+        errors = {label: found[0] for label, found in reasons.items() if found}
         if not errors:
             continue
         reason = next(iter(errors.values()))
@@ -278,8 +278,7 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
 
 
 def _column(planned: PlannedColumn) -> ColumnRecord:
-    kind: Literal["image", "set", "token"] = "token" if planned.kind == "tokens" else planned.kind
-    return ColumnRecord(**vars(planned.column), kind=kind)
+    return ColumnRecord(**vars(planned.column), kind=planned.kind)
 
 
 def contact_images(finished: Finished) -> tuple[list[np.ndarray], list[tuple[str, list[np.ndarray]]]]:

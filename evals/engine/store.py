@@ -24,8 +24,9 @@ import safetensors
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from lactok import files
 from lactok.files import WriteError as StoreError
-from lactok.files import append_line, explained, write_atomically, write_synced
+from lactok.files import append_line, explained, write_atomically
 
 _log = logging.getLogger("lactok")
 
@@ -100,8 +101,8 @@ class Cache:
         try:
             with explained(folder):
                 temporary.mkdir(parents=True)
-                write_synced(temporary / "data.safetensors", data)
-                write_synced(temporary / "meta.json", json.dumps(content, indent=1).encode())
+                files.write_synced(temporary / "data.safetensors", data)
+                files.write_synced(temporary / "meta.json", json.dumps(content, indent=1).encode())
                 try:
                     os.rename(temporary, folder)
                 except OSError as error:

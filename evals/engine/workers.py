@@ -56,6 +56,11 @@ def worker_count(config: RunConfig, chunk: int) -> int:
     return max(1, min(cores // threads(), fitting, useful))
 
 
+def attach_place() -> bool:
+    """Whether another process started this one as a worker; its output goes to a log that the other one reads."""
+    return PLACE in os.environ
+
+
 def attach() -> Ranks | None:
     """This process's place among the workers that another one started; None where it is no worker."""
     place = os.environ.get(PLACE)
@@ -109,10 +114,7 @@ def started(count: int, argv: Sequence[str]) -> Iterator[Ranks]:
         try:
             yield Ranks(0, count, 0, store, watch, started_here=True)
         finally:
+            for worker in workers:  # all is done, or left to the next run: an entry is whole or absent
+                worker.terminate()
             for worker in workers:
-                if worker.poll() is None:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        worker.wait(timeout=10)  # they end by themselves once rank 0 has
-                if worker.poll() is None:
-                    worker.terminate()
-                    worker.wait()
+                worker.wait()

@@ -22,7 +22,7 @@ from evals.metrics.image.ssim import Ssim
 from evals.metrics.sets.frechet import frechet_distance
 from evals.metrics.sets.kid import kid
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, failure
-from lactok.seeded import TensorSpec, seeded_state_dict
+from lactok.seeded import TensorSpec
 
 UINT8_RTOL, UINT8_ATOL = 1e-6, 1e-8  # of PSNR and SSIM, which are exact but for the last operations
 FLOAT32_RTOL = 1e-5  # against figures that were computed in float32
@@ -64,7 +64,7 @@ def run_lpips(case: CaseFolder) -> Iterator[CheckLine]:
     groups = [name.removeprefix("in.a_") for name in case.names if name.startswith("in.a_")]
     claimed = {f"in.{side}_{group}" for side in "ab" for group in groups}
     for net in case.setting("nets"):
-        metric = Lpips(build(net, _seeded_backbone(case, net)))
+        metric = Lpips(build(net, _seeded_backbone(case, net), case.device))
         for group in groups:
             a, b = case[f"in.a_{group}"], case[f"in.b_{group}"]
             name = f"out.{net}_{group}"
@@ -85,7 +85,7 @@ def run_lpips(case: CaseFolder) -> Iterator[CheckLine]:
 def _seeded_backbone(case: CaseFolder, net: str) -> dict[str, Tensor]:
     manifest = _json_above(case, f"manifest_{net}.json")["backbone"]
     specs = {name: TensorSpec(tuple(e["shape"]), e["dtype"]) for name, e in manifest.items()}
-    return seeded_state_dict(specs, case.setting("seed"))
+    return case.seeded(specs, case.setting("seed"))
 
 
 def _json_above(case: CaseFolder, filename: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _inception_lines(case: CaseFolder) -> Iterator[CheckLine]:
     gain = case.config.get("conv_weight_gain", 1.0)
     weights = case.seeded_weights()
     weights = {name: w * gain if name.endswith(".conv.weight") else w for name, w in weights.items()}
-    network = build(weights, features=names)
+    network = build(weights, case.device, names)
     size = (network.INPUT_IMAGE_SIZE,) * 2
     for stored in case.names:
         if not (match := re.fullmatch(r"in\.images_(.+)", stored)):
@@ -240,8 +240,8 @@ class _Scores:
     ssim_gauss: float
 
     @staticmethod
-    def of(a: np.ndarray, b: np.ndarray) -> _Scores:
-        x, y = (torch.from_numpy(p).permute(2, 0, 1)[None].contiguous() for p in (a, b))
+    def of(a: np.ndarray, b: np.ndarray, device: torch.device) -> _Scores:
+        x, y = (torch.from_numpy(p).permute(2, 0, 1)[None].contiguous().to(device) for p in (a, b))
         psnr, uniform, gauss = Psnr(), Ssim("uniform7"), Ssim("gauss11")
         found = psnr.score(psnr.embed(x, ()), psnr.embed(y, ()), ())
         ssims = [m.score(m.embed(x, ()), m.embed(y, ()), ())["SSIM"] for m in (uniform, gauss)]
@@ -261,7 +261,7 @@ def run_ssim_psnr(case: CaseFolder) -> Iterator[CheckLine]:
             if (stored := f"in.{side}_seed{pair.seed}") in case:
                 claimed.add(stored)
                 yield compare_floats(stored, torch.from_numpy(image), case[stored], rel=0.0)
-        ours = _by_key(_Scores.of(a, b))
+        ours = _by_key(_Scores.of(a, b, case.device))
         for key, want in entry["results"].items():
             if key in ours:
                 yield _scalar(f"{label}.{key}", ours[key], want, UINT8_RTOL, UINT8_ATOL)
@@ -269,7 +269,7 @@ def run_ssim_psnr(case: CaseFolder) -> Iterator[CheckLine]:
                 left_out[key] = None
     yield from _unclaimed(case, claimed)
     if "aggregation" in case.config:
-        yield from _aggregation_lines(case.config["aggregation"], list(left_out))
+        yield from _aggregation_lines(case.config["aggregation"], list(left_out), case.device)
 
 
 def _by_key(scores: _Scores) -> dict[str, float]:
@@ -285,9 +285,9 @@ def _by_key(scores: _Scores) -> dict[str, float]:
     }
 
 
-def _aggregation_lines(entry: dict[str, Any], left_out: list[str]) -> Iterator[CheckLine]:
+def _aggregation_lines(entry: dict[str, Any], left_out: list[str], device: torch.device) -> Iterator[CheckLine]:
     """Figures over several pairs: means over images, and PSNR of the mean squared error."""
-    scores = [_Scores.of(*_Pair(*pair).make()) for pair in entry["pairs"]]
+    scores = [_Scores.of(*_Pair(*pair).make(), device) for pair in entry["pairs"]]
     ours = {
         "psnr_mean_of_images": (float(np.mean([s.psnr for s in scores])), UINT8_RTOL),
         "psnr_torchmetrics_accumulated_range1": (pooled_psnr(torch.tensor([s.mse for s in scores])), FLOAT32_RTOL),

@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 TABLES = (1, 2, 3, 4, 5, 6)
 SECOND_HAND = "second hand"
@@ -51,6 +52,13 @@ class PublishedFigure:
     missing: str
 
     @property
+    def number(self) -> float:
+        """The value. Raises PublishedError where the figure has none."""
+        if self.value is None:
+            raise PublishedError(f"table {self.table}, {self.row}, {self.metric}: no number ({self.missing})")
+        return self.value
+
+    @property
     def column(self) -> str:
         """The column of ours that it is set beside. The paper does not name LPIPS's network: AlexNet, the default of
         the `lpips` package."""
@@ -84,7 +92,7 @@ def parse(text: str, table: int, name: str) -> tuple[PublishedFigure, ...]:
     return tuple(found.values())
 
 
-def _figure(line: dict[str, str | None], place: str) -> PublishedFigure:
+def _figure(line: Mapping[str, str], place: str) -> PublishedFigure:
     if None in line or None in line.values():
         raise PublishedError(f"{place}: expected {len(COLUMNS)} fields")
     for name in ("row", "dataset", "metric", "source"):
@@ -109,4 +117,5 @@ def _figure(line: dict[str, str | None], place: str) -> PublishedFigure:
         raise PublishedError(f"{place}: value {line['value']}: expected a finite number, or none and the reason")
     if value is not None and line["printed"] and float(line["printed"]) != value:
         raise PublishedError(f"{place}: value {line['value']}: expected the printed {line['printed']}")
-    return PublishedFigure(**{**line, "table": table, "value": value})
+    fields: dict[str, Any] = {**line, "table": table, "value": value}
+    return PublishedFigure(**fields)

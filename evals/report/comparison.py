@@ -60,7 +60,7 @@ def row_key(row: RowRecord) -> str:
 def _path_options(row: RowRecord) -> tuple[str, ...]:
     if not row.options:
         return ()
-    for group in ("tokenizers", "generators"):
+    for group in ("tokenizers", "generators", "calibration"):
         try:
             return registry.load(group, row.name).path_options
         except registry.RegistryError:

@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from evals.record import ColumnRecord, RunRecord
-from evals.report.symbols import ARROWS, NOTHING, printable
+from evals.report.symbols import ARROWS, NOTHING
 from evals.report.table import Cell, Row, ShownTable, is_mini, items_text, shown_table
+from evals.streams import spelled
 
 # Columns of an output that is no terminal.
 PLAIN_WIDTH = 120
@@ -26,7 +27,7 @@ def print_run(run: RunRecord, console: Console | None = None) -> None:
     shown = fitting(table, console.width, console.encoding)
 
     def tell(line: str, style: str = "") -> None:
-        console.print(Text(printable(line, console.encoding), style=style))
+        console.print(Text(spelled(line, console.encoding), style=style))
 
     console.print()
     tell(headline(run), "bold")
@@ -68,29 +69,23 @@ def closing(run: RunRecord, model: str) -> list[str]:
 
 
 def _short(table: ShownTable, encoding: str) -> ShownTable:
-    """The table with the columns that the record shows here, as text that the console can print."""
+    """The columns that the record shows here, spelled as the console shows them before they are laid out."""
 
-    def told(text: str) -> str:
-        return printable(text, encoding)
+    def cell(cell: Cell) -> Cell:
+        text, interval, marks = (spelled(text, encoding) for text in (cell.text, cell.interval, cell.marks))
+        return Cell(text, interval, cell.best, marks)
+
+    def row(row: Row) -> Row:
+        label, marks = spelled(row.label, encoding), spelled(row.marks, encoding)
+        facts, training = (NOTHING if t == NOTHING else spelled(t, encoding) for t in (row.facts, row.training))
+        if table.facts == "bits":
+            facts = spelled(facts, encoding)
+        return Row(label, row.status, facts, training, [cell(row.cells[place]) for place in kept], marks)
 
     kept = [place for place, column in enumerate(table.columns) if column.shown]
-    rows = [
-        Row(
-            told(row.label),
-            row.status,
-            told(row.facts),
-            told(row.training),
-            [_told(row.cells[place], encoding) for place in kept],
-            told(row.marks),
-        )
-        for row in table.rows
-    ]
-    return ShownTable(table.model, [table.columns[place] for place in kept], rows, table.footnotes)
-
-
-def _told(cell: Cell, encoding: str) -> Cell:
-    text, interval, marks = (printable(text, encoding) for text in (cell.text, cell.interval, cell.marks))
-    return Cell(text, interval, cell.best, marks)
+    return ShownTable(
+        table.model, [table.columns[place] for place in kept], [row(r) for r in table.rows], table.footnotes
+    )
 
 
 def fitting(table: ShownTable, width: int, encoding: str = "utf-8") -> int:
@@ -133,14 +128,14 @@ def _name(row: Row, table: ShownTable) -> Text:
     text = Text(row.label if row.status == "ok" else f"{row.label} {row.status}{row.marks}")
     below = [row.training] if table.facts == "bits" else [*row.facts.split(", "), row.training]
     for line in below:
-        if line not in (NOTHING, printable(NOTHING, "ascii")):
+        if line != NOTHING:
             text.append(f"\n{line}", style="dim")
     return text
 
 
 def _header(column: ColumnRecord, encoding: str) -> str:
     second = " ".join(part for part in (column.unit, ARROWS[column.better]) if part)
-    return printable(f"{column.name}\n{second}", encoding)
+    return spelled(f"{column.name}\n{second}", encoding)
 
 
 def _styled(cell: Cell) -> Text:

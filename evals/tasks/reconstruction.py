@@ -148,10 +148,11 @@ class Reconstruction(Task):
         )
         refused = earlier | called.refused
         kept = [place for part, _ in called.parts for place in part]
-        if not called.parts:
-            return _Encoded(Latents(torch.empty(0)), [], refused)
-        parts = [part for _, part in called.parts]
-        encoded = _joined(parts)
+        encoded: Tokens | Latents
+        if called.parts:
+            encoded = _joined([part for _, part in called.parts])
+        else:  # all refused: how many tokens an image has is not known
+            encoded = Latents(torch.empty(0)) if artifact is None else Tokens(torch.empty(0, 0, dtype=torch.int64))
         if artifact is not None and isinstance(encoded, Tokens):
             full = _spread(encoded, kept, len(batch.chunk)) if refused else encoded
             arrays = {"ids": full.ids.cpu().numpy().astype(np.int32)}

@@ -184,7 +184,9 @@ class _Checks:
         self.scale, self.timesteps = case.setting("cond_scale"), tuple(case.setting("timesteps"))
         state = case_weights(case)
         self._bases = {name: state[key] for name, key in case.config.get("merged_weight_keys", {}).items()}
-        self.model = LacTokStateDict(self.lora).load(meta_skeleton(build_lactok, self.config), state).eval()
+        self.model = (
+            LacTokStateDict(self.lora).load(meta_skeleton(build_lactok, self.config), state).eval().to(case.device)
+        )
         self._inside: dict[str, Tensor] | None = None
         self._sampled: dict[str, Tensor] | None = None
 
@@ -246,7 +248,7 @@ class _Checks:
         embeddings = self.model.lookup(self.case["alt_tokens"]) if other else self.case["quant"]
         model = self.model
         if disabled:
-            model = unmerged_model(self.config, self.lora, case_weights(self.case))
+            model = unmerged_model(self.config, self.lora, case_weights(self.case)).to(self.case.device)
             model.decoder.unet.disable_adapters()
         return model.decoder.predict(self.case["sample"], int(t), embeddings, float(scale))
 

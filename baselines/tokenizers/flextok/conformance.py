@@ -22,7 +22,6 @@ from baselines.tokenizers.flextok.sampler import ProjectedGuidance, Sampling, pr
 from baselines.tokenizers.flextok.state_dict import FlexTokStateDict
 from baselines.tokenizers.flextok.transformer import sincos_positions
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
-from lactok.seeded import seeded_state_dict
 from lactok.state_dict import meta_skeleton
 from lactok.weights import CheckpointMismatch
 
@@ -39,7 +38,7 @@ def case_weights(case: CaseFolder, config: FlexTokConfig) -> dict[str, Tensor]:
     Raises CaseError for a name in `scale_after_seeding` or `keep_initial_value` that the port can't serve.
     """
     manifest = {name: spec for name, spec in case.manifest().items() if config.vae or not name.startswith("vae.")}
-    state = seeded_state_dict(manifest, case.setting("seed"))
+    state = case.seeded(manifest, case.setting("seed"))
     for name, factor in case.config.get("scale_after_seeding", {}).items():
         if name not in state:
             raise CaseError(f"{case.path / 'config.json'} scales {name}, which the manifest does not have")
@@ -47,7 +46,7 @@ def case_weights(case: CaseFolder, config: FlexTokConfig) -> dict[str, Tensor]:
     for name in case.config.get("keep_initial_value", []):
         if name not in state or not name.endswith(_POSITIONS):
             raise CaseError(f"{case.path / 'config.json'} keeps {name}, which is no table of positions")
-        state[name] = sincos_positions(state[name].shape[1], config.grid)
+        state[name] = sincos_positions(state[name].shape[1], config.grid).to(case.device)
     return state
 
 
@@ -57,7 +56,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     if case.path.suffix == ".jsonl":
         raise CaseError(f"{case.path}: flextok has no .jsonl cases")
     config = parse_config(case.setting("model"))
-    model = FlexTokStateDict().load(meta_skeleton(FlexTok, config), case_weights(case, config)).eval()
+    model = FlexTokStateDict().load(meta_skeleton(FlexTok, config), case_weights(case, config)).eval().to(case.device)
     makers = _makers(case, model)
     for name in case.names:
         if name in _INPUTS or name.endswith("_gap"):
@@ -77,7 +76,7 @@ def _makers(case: CaseFolder, model: FlexTok) -> dict[str, Callable[[], Tensor]]
     decoder, registers = model.decoder, model.config.registers
 
     def full() -> Tensor:
-        return torch.full((len(case["token_ids"]),), registers)
+        return torch.full((len(case["token_ids"]),), registers, device=case.device)
 
     def velocity(keep: Tensor) -> Tensor:
         condition = decoder.condition(model.lookup(case["token_ids"]), keep)

@@ -78,7 +78,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
         raise CaseError(f"{case.path}: llamagen_vq has no .jsonl cases")
     fields = {f.name for f in dataclasses.fields(VQConfig)}
     config = VQConfig(**{key: value for key, value in case.config.items() if key in fields})
-    model = VQStateDict().load(meta_skeleton(VQModel, config), case.seeded_weights()).eval()
+    model = VQStateDict().load(meta_skeleton(VQModel, config), case.seeded_weights()).eval().to(case.device)
     checked = {name for name in case.names if name in ("input", "random_tokens") or name.endswith("_gap")}
     for line in _lines(case, model):
         checked.add(line.tensor)
@@ -109,7 +109,8 @@ def _input_by_rule(case: CaseFolder, model: VQModel, size: int) -> Tensor:
     cell = model.downsample_factor
     coarse = np.random.RandomState(case.setting("input_seed_lo")).uniform(-1, 1, (1, 3, size // cell, size // cell))
     fine = np.random.RandomState(case.setting("input_seed_hi")).uniform(-0.25, 0.25, (1, 3, size, size))
-    return torch.from_numpy(np.clip(coarse.repeat(cell, 2).repeat(cell, 3) + fine, -1, 1).astype(np.float32))
+    images = np.clip(coarse.repeat(cell, 2).repeat(cell, 3) + fine, -1, 1).astype(np.float32)
+    return torch.from_numpy(images).to(case.device)
 
 
 @contextmanager
@@ -226,7 +227,7 @@ def _no_l2_lines(case: CaseFolder, model: VQModel) -> Iterator[CheckLine]:
 def _preprocess_lines(case: CaseFolder) -> Iterator[CheckLine]:
     for name in case.names:
         if match := re.fullmatch(r"(preprocess\d+_)out", name):
-            image = Image.fromarray(case[f"{match[1]}in"].numpy())
+            image = Image.fromarray(case[f"{match[1]}in"].cpu().numpy())
             got = torch.from_numpy(np.array(centre_crop(image, case[name].shape[0])))
             yield compare_floats(name, got, case[name], rel=0.0)
 

@@ -20,7 +20,6 @@ from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, SeedMo
 from baselines.tokenizers.seedtok.state_dict import VIT_PREFIX, SeedStateDict
 from baselines.tokenizers.seedtok.unclip import class_labels
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
-from lactok.seeded import seeded_state_dict
 from lactok.state_dict import meta_skeleton
 
 CONDITIONING = "unclip_conditioning.safetensors"
@@ -72,7 +71,7 @@ def case_weights(case: CaseFolder) -> dict[str, Tensor]:
     manifest = dict(case.manifest())
     if not any(name.startswith(VIT_PREFIX) for name in manifest):
         manifest |= case.manifest(VIT_MANIFEST)
-    state = seeded_state_dict(manifest, case.setting("seed"))
+    state = case.seeded(manifest, case.setting("seed"))
     factors = case.config.get("scale_after_seeding", {})
     for name in state:
         if endings := [ending for ending in factors if name.endswith(ending)]:
@@ -92,7 +91,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     if any(_LABELS.fullmatch(name) for name in case.names):  # a case of the conditioning alone
         yield from conditioning_lines({name: case[name] for name in case.names})
         return
-    model = SeedStateDict().load(meta_skeleton(SeedModel, case_config(case)), case_weights(case)).eval()
+    model = SeedStateDict().load(meta_skeleton(SeedModel, case_config(case)), case_weights(case)).eval().to(case.device)
     checked = set()
     for line in (*_encode_lines(case, model), *_decode_lines(case, model)):
         checked.add(line.tensor)
@@ -101,7 +100,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
         yield failure(name, CaseError("stored, but no check of this port knows what it is"))
     for folder in (case.path, case.path.absolute().parent):
         if (folder / CONDITIONING).is_file():
-            yield from conditioning_lines(load_file(folder / CONDITIONING))
+            yield from conditioning_lines(load_file(folder / CONDITIONING, device=str(case.device)))
             return
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from baselines.tokenizers.titok.model import TiTok, TiTokConfig
 from baselines.tokenizers.titok.state_dict import TiTokStateDict
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
-from lactok.seeded import seeded_state_dict
 from lactok.state_dict import meta_skeleton
 
 _INPUTS = ("image", "image_uint8")
@@ -61,7 +60,7 @@ def case_config(case: CaseFolder) -> TiTokConfig:
 
 def case_weights(case: CaseFolder) -> dict[str, Tensor]:
     """Seeded weights under the official names, those whose name ends as `scale_after_seeding` says multiplied."""
-    state = seeded_state_dict(case.manifest(), case.setting("seed"))
+    state = case.seeded(case.manifest(), case.setting("seed"))
     for ending, factor in case.config.get("scale_after_seeding", {}).items():
         for name in state:
             if name.endswith(ending):
@@ -74,7 +73,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     """Every stored output of a `titok` case, one line each. Raises CaseError for a case that is incomplete."""
     if case.path.suffix == ".jsonl":
         raise CaseError(f"{case.path}: titok has no .jsonl cases")
-    model = TiTokStateDict().load(meta_skeleton(TiTok, case_config(case)), case_weights(case)).eval()
+    model = TiTokStateDict().load(meta_skeleton(TiTok, case_config(case)), case_weights(case)).eval().to(case.device)
     outputs = set(case.names) - set(_INPUTS)
     for make in (_encode, _decode, _decode_ids):
         full = make(case, model, outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import time
 import urllib.error
@@ -16,6 +17,7 @@ from evals.datasets.base import DataError, DatasetError
 from lactok.files import WriteError
 from lactok.progress import Meter
 
+_log = logging.getLogger("lactok")
 _BLOCK = 2**20  # bytes a read
 _TIMEOUT = 60.0  # seconds without a byte
 _TRIES = 5  # in a row that bring nothing
@@ -77,6 +79,7 @@ def _fetch_all(download: Download, part: Path, at: Callable[[int], None], pause:
         if failed == _TRIES:
             raise _given_up(download, part, reason)
         if part.stat().st_size < download.size:
+            _log.warning("%s: %s; asked again from byte %d", download.url, reason, part.stat().st_size)
             time.sleep(pause)
 
 

@@ -1,0 +1,203 @@
+"""Part 3: encoding and decoding at published size, weights drawn on the device, and the largest kernels of a decode."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.coding import Work
+from benchmarks.gpu_session import Job, Session
+from benchmarks.measuring import call_times, gib, peak_bytes
+from benchmarks.tokenizer_networks import TOKENIZERS
+
+LACTOK = ("lactok-h", "lactok-t")
+OTHERS = ("flextok", "titok", "llamagen", "seedtok")
+LARGEST_BATCH, QUICK_LARGEST = 64, 2
+KERNELS = 10
+CHANNELS_LAST, CONTIGUOUS = "channels-last", "contiguous"
+QUICK_COMPILED = (LACTOK[0],)
+"""Compiling takes seconds a network even without code generation, which --quick leaves out; so one batch is enough."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """One part ("decode") of one tokenizer at one batch.
+
+    layout: of the convolutions' tensors; weights: "float32", cast by autocast in each call, or "bfloat16", without it.
+    first_call: seconds of the first one, compiling included; seconds: of the median of `calls` later ones.
+    flops: of one image, a multiply-add being two; share: of the matrix rate; peak_bytes: of a call, weights in it.
+    """
+
+    tokenizer: str
+    part: str
+    compiled: bool
+    layout: str
+    weights: str
+    batch: int
+    first_call: float
+    calls: int
+    seconds: float
+    images_per_second: float
+    flops: int
+    flops_per_second: float
+    share: float
+    peak_bytes: int | None
+    search: str = ""
+
+    def __str__(self) -> str:
+        how = f"{'compiled' if self.compiled else 'eager'}, {self.layout}, {self.weights} weights"
+        return (
+            f"{self.tokenizer} {self.part}, {how}, batch {self.batch}: {self.images_per_second:.4g} images/s, "
+            f"{self.flops_per_second / 1e12:.4g} TFLOP/s ({self.share:.1%}), {gib(self.peak_bytes)} GiB, "
+            f"first call {self.first_call:.1f} s" + (f"; {self.search}" if self.search else "")
+        )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One of the largest of a decode. seconds: of all its calls; share: of the device's time in the decode."""
+
+    tokenizer: str
+    batch: int
+    place: int
+    name: str
+    calls: int
+    seconds: float
+    share: float
+
+    def __str__(self) -> str:
+        where = f"{self.tokenizer} decode, batch {self.batch}"
+        return (
+            f"kernel {self.place} of {where}: {1e3 * self.seconds:.3g} ms, {self.share:.1%}, {self.calls}x {self.name}"
+        )
+
+
+def measure(session: Session) -> None:
+    """In the order of worth: LacTok first, compiled ones of the others last."""
+    first, second = LACTOK
+
+    def job(what: str, call: Callable[..., Iterator[Coded | Kernel]], *given: object) -> Job:
+        return Job(what, lambda: call(session, *given))
+
+    compiled = [name for name in (second, *OTHERS) if not session.quick or name in QUICK_COMPILED]
+    session.each(
+        [
+            job(f"{first} eager", eager, first),
+            job(f"{first} kernels", kernels, first),
+            job(f"{first} decode compiled", compile_and_time, first, ("decode",)),
+            job(f"{first} decode, bfloat16 weights", bfloat16_weights, first),
+            *(job(f"{name} eager", eager, name) for name in (second, *OTHERS)),
+            job(f"{first} decode, contiguous", contiguous, first),
+            *(job(f"{name} decode compiled", compile_and_time, name, ("decode",)) for name in compiled),
+        ]
+    )
+
+
+def built(session: Session, name: str, layout: str = CHANNELS_LAST) -> Work:
+    """The tokenizer's calls, its networks' kernels in that layout."""
+    subject = TOKENIZERS[name](session.quick, session.device)
+    memory_format = torch.channels_last if layout == CHANNELS_LAST else torch.contiguous_format
+    for network in subject.networks:
+        network.to(memory_format=memory_format)
+    return Work(subject, session.settings)
+
+
+def timed(
+    session: Session,
+    work: Work,
+    name: str,
+    part: str,
+    batch: int,
+    flops: int,
+    compiled: bool = False,
+    layout: str = CHANNELS_LAST,
+    weights: str = "float32",
+    search: str = "",
+) -> Coded:
+    call = work.call(part, batch, None if weights == "float32" else "fp32")  # which switches autocast off
+    started = time.perf_counter()
+    call_times(call, session.device, 0)
+    first = time.perf_counter() - started
+    times = call_times(call, session.device, session.settings.seconds)
+    seconds = statistics.median(times)
+    speed = batch / seconds
+    how = name, part, compiled, layout, weights, batch, first, len(times), seconds, speed
+    return Coded(*how, flops, speed * flops, speed * flops / session.rate, peak_bytes(call, session.device), search)
+
+
+def batches(session: Session, name: str, part: str) -> Sequence[int]:
+    """The best batch as far as it is known, then a single image."""
+    return tuple(dict.fromkeys((session.best.get((name, part), 1), 1)))
+
+
+def eager(session: Session, name: str) -> Iterator[Coded]:
+    work = built(session, name)
+    for part in ("decode", "encode"):
+        flops = work.flops(part)
+        yield timed(session, work, name, part, 1, flops)
+        best, why = work.best_batch(part, QUICK_LARGEST if session.quick else LARGEST_BATCH)
+        session.best[name, part] = best
+        if best > 1:
+            yield timed(session, work, name, part, best, flops, search=why)
+
+
+def contiguous(session: Session, name: str) -> Iterator[Coded]:
+    """What channels-last brings is the difference to this."""
+    work = built(session, name, CONTIGUOUS)
+    flops = work.flops("decode")
+    for batch in batches(session, name, "decode"):
+        yield timed(session, work, name, "decode", batch, flops, layout=CONTIGUOUS)
+
+
+def bfloat16_weights(session: Session, name: str) -> Iterator[Coded]:
+    """What autocast costs, which casts weights in each call and norms in float32, is the difference to this."""
+    work = built(session, name)
+    flops = work.flops("decode")
+    model = work.subject.tokenizer.model
+    for network in (model.decoder, model.vae):
+        network.to(torch.bfloat16)
+    for batch in batches(session, name, "decode"):
+        yield timed(session, work, name, "decode", batch, flops, weights="bfloat16")
+
+
+def compile_and_time(session: Session, name: str, parts: Sequence[str]) -> Iterator[Coded]:
+    """Each network by itself, for shapes that do not change; in miniature traced only, no code is generated."""
+    work = built(session, name)
+    flops = {part: work.flops(part) for part in parts}
+    for network in work.subject.networks:
+        network.compile(dynamic=False, backend="eager" if session.quick else "inductor")
+    try:
+        for part in parts:
+            for batch in batches(session, name, part)[: 1 if session.quick else None]:
+                yield timed(session, work, name, part, batch, flops[part], compiled=True)
+    finally:
+        torch._dynamo.reset()  # else what is compiled keeps the network, and counts against the limit of one function
+
+
+def kernels(session: Session, name: str) -> Iterator[Kernel]:
+    """The largest of one eager decode, by the device's own clock."""
+    work = built(session, name)
+    batch = batches(session, name, "decode")[0]
+    call = work.call("decode", batch)
+    call_times(call, session.device, 0)
+    cuda = session.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        call_times(call, session.device, 0)
+    kind = DeviceType.CUDA if cuda else DeviceType.CPU
+    took = [
+        (event.self_device_time_total if cuda else event.self_cpu_time_total, event)
+        for event in profiler.key_averages()
+        if event.device_type == kind
+    ]
+    total = sum(time for time, _ in took)
+    if not total:
+        raise RuntimeError("the profiler saw no kernel")
+    largest = sorted(took, key=lambda pair: -pair[0])[:KERNELS]
+    for place, (microseconds, event) in enumerate(largest, 1):
+        yield Kernel(name, batch, place, event.key, event.count, microseconds / 1e6, microseconds / total)

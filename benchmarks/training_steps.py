@@ -1,0 +1,122 @@
+"""An optimizer step of LacTok's training at paper scale: how long it takes, and what it uses of the device.
+
+Stages: diffusion is equation 4, hypersd and tlcm are equation 6 with that accelerator. Each is the recipe of
+`python -m lactok.train ... scale=paper` with its preset's precision (bf16 autocast), gradient checkpointing, AdamW and
+averaged weights. What differs: weights are drawn, not read (the time is the same), images are noise that lies on the
+device already, the batch is one image, and the encoder always sees the middle one of its three sizes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from benchmarks.device_weights import draw_weights
+from benchmarks.measuring import Settings, call_times, peak_bytes
+from lactok.train.config import TrainConfig, compose_config
+from lactok.train.dry_run import plan
+from lactok.train.loop import learning_rate
+from lactok.train.recipe import Batch, Recipe
+
+STAGES = {
+    "diffusion": ("recipe=diffusion",),
+    "hypersd": ("recipe=pixel", "accelerator=hypersd"),
+    "tlcm": ("recipe=pixel", "accelerator=tlcm"),
+}
+"""Name to what chooses it on the trainer's command line."""
+ENCODER_SIZE, QUICK_ENCODER_SIZE = 256, 64
+WARM_UP = 2
+"""Steps before the clock runs: the first makes AdamW's moments."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage on target images of `side` pixels; batch: of them in a step; steps: how many were timed.
+
+    seconds_per_step: median of forward, backward, clipping, optimizer and average. flops_per_step: matrix products,
+    convolutions and attention as they run on CUDA, what is computed again on the way back included, counted on the
+    meta device as `dry_run=true` does; a multiply-add is two. share: of the matrix rate. peak_bytes: most device memory
+    allocated in a step, weights, gradients and AdamW's moments in it. loss: of the last step.
+    """
+
+    stage: str
+    side: int
+    batch: int
+    steps: int
+    seconds_per_step: float
+    images_per_second: float
+    flops_per_step: int
+    share: float
+    peak_bytes: int | None
+    loss: float
+
+
+def stage_config(stage: str, side: int, quick: bool) -> tuple[TrainConfig, type[Recipe]]:
+    """The preset of a stage with images of one size, one a step; reads no data and looks for none."""
+    scale, encoder = ("mini", QUICK_ENCODER_SIZE) if quick else ("paper", ENCODER_SIZE)
+    # the miniature's perceptual network comes in a package that a machine for this may lack; full size trains on LPIPS
+    distance = ("options.perceptual=0", "options.pixel=1") if quick and stage != "diffusion" else ()
+    sizes = f"options.picture_sizes=[{side}]", f"options.encoder_sizes=[{encoder}]"
+    return compose_config([*STAGES[stage], f"scale={scale}", "batch_size=1", "dry_run=true", *sizes, *distance])
+
+
+def build(config: TrainConfig, recipe_class: type[Recipe], device: torch.device) -> Recipe:
+    """The recipe with drawn weights in place of all checkpoints, which are not looked for."""
+    with torch.device("meta"):
+        recipe = recipe_class(config.options, config.steps, config.seed)
+    draw_weights(recipe, device)
+    recipe.to(device, memory_format=torch.channels_last)
+    if config.gradient_checkpointing:
+        recipe.checkpoint_activations()
+    return recipe.train()
+
+
+class Step:
+    """An optimizer step as the loop takes it (lactok/train/loop.py), again and again on one image.
+
+    loss: of the last one taken.
+    """
+
+    def __init__(self, config: TrainConfig, recipe: Recipe, side: int, device: torch.device) -> None:
+        self.config, self.recipe, self.device, optimizer = config, recipe, device, config.optimizer
+        self.trained = [p for p in recipe.parameters() if p.requires_grad]
+        betas = optimizer.beta1, optimizer.beta2
+        rate = learning_rate(optimizer, 0, config.steps)
+        self.optimizer = torch.optim.AdamW(self.trained, rate, betas, weight_decay=optimizer.weight_decay)
+        self.average = AveragedModel(
+            nn.ParameterList(self.trained), multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay)
+        )
+        images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        self.batch = Batch(images.to(device), (0,), 0)
+        self.loss = math.nan
+
+    def __call__(self) -> None:
+        """Take one; ends with the loss on the CPU, as the loop looks at whether it is finite."""
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            losses = self.recipe(self.batch)
+        self.loss = losses.total.item()
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.recipe.after_step(0)
+        self.average.update_parameters(nn.ParameterList(self.trained))
+
+
+def measure_step(stage: str, side: int, settings: Settings, rate: float) -> Row:
+    """Raises torch's OutOfMemoryError where a step does not fit."""
+    config, recipe_class = stage_config(stage, side, settings.quick)
+    (phase,) = plan(config, recipe_class).phases
+    step = Step(config, build(config, recipe_class, settings.device), side, settings.device)
+    for _ in range(WARM_UP):
+        step()
+    times = call_times(step, settings.device, settings.seconds)
+    peak = peak_bytes(step, settings.device)
+    seconds, flops = statistics.median(times), phase.cost.flops
+    return Row(stage, side, 1, len(times), seconds, 1 / seconds, flops, flops / seconds / rate, peak, step.loss)
