@@ -18,6 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -84,12 +85,13 @@ def wait(process: subprocess.Popen) -> tuple[int, int, resource.struct_rusage]:
 
 def available() -> tuple[list[str], list[str]]:
     """Metrics that can be computed here, and why the others can't."""
-    from evals.engine import measures
+    from evals.metrics.plan import plan
     from evals.tasks.protocol import ReconstructionProtocol
 
     names = METRICS.split(",")
-    plan = measures.plan(names, "effnet", ReconstructionProtocol("paper-1024", eval_size=1024, fit="squash"))
-    return [name for name in names if not any(line.startswith(name) for line in plan.missing)], list(plan.missing)
+    protocol = ReconstructionProtocol("paper-1024", eval_size=1024, fit="squash")
+    missing = plan(names, "effnet", SimpleNamespace(protocol=protocol, has_references=True)).missing
+    return [name for name in names if not any(line.startswith(f"{name}: ") for line in missing)], missing
 
 
 def main(argv: list[str]) -> int:
