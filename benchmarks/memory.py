@@ -59,6 +59,7 @@ def measure(folder: Path, out: Path, side: int, metrics: str, more: list[str]) -
     settings = [
         "tokenizers=identity", "calibration=false", f"metrics=[{metrics}]", "dataset=folder",
         f"dataset.root='{folder}'", "protocol=paper-1024", f"protocol.eval_size={side}", f"out='{out}'", "device=cpu",
+        "workers=1",
     ]  # fmt: skip
     started = time.monotonic()
     process = subprocess.Popen(

@@ -155,7 +155,9 @@ class _Reading:
         entries = [e for e in entries if len(e.meta["refused"]) < len(e.arrays["ids"])]
         if not entries:
             return None
-        kept = np.concatenate([[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries])
+        kept = np.concatenate(
+            [[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries]
+        )
         ids = torch.from_numpy(_joined(entries, "ids")[kept]).long()
         has_lengths = "lengths" in entries[0].arrays
         return Tokens(ids, torch.from_numpy(_joined(entries, "lengths")[kept]).long() if has_lengths else None)
