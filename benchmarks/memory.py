@@ -1,9 +1,9 @@
-"""Does a run's memory grow with the number of pictures? Peak resident memory, time and disk of `identity` at 1024 px.
+"""Does a run's memory grow with the number of images? Peak resident memory, time and disk of `identity` at 1024 px.
 
-    python benchmarks/memory.py                       100 and 400 pictures: minutes on two cores
-    python benchmarks/memory.py --pictures 8,16 --side 256      seconds: shows that it works
+    python benchmarks/memory.py                       100 and 400 images: minutes on two cores
+    python benchmarks/memory.py --images 8,16 --side 256      seconds: shows that it works
 
-Each run is a process of its own with a store of its own, on the CPU. Pictures are synthetic: smooth noise of the
+Each run is a process of its own with a cache of its own, on the CPU. Images are synthetic: smooth noise of the
 given side, PNG, a seed each. Metrics: all whose networks are on this machine (named in the output). Exits 1 when the
 largest run's peak is more than 5 % above the smallest run's, or over 3 GB.
 """
@@ -18,7 +18,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -33,16 +32,16 @@ METRICS = "psnr,ssim,ssim-gauss11,colour,effnet,fd-effnet,rfid,kid,lpips-alex,lp
 
 @dataclass(frozen=True)
 class Measured:
-    """One run. peak: bytes resident at most; stored: bytes of its store."""
+    """One run. peak: bytes resident at most; stored: bytes of its cache."""
 
-    pictures: int
+    images: int
     peak: int
     seconds: float
     stored: int
 
 
 def synthetic(folder: Path, count: int, side: int) -> Path:
-    """`count` pictures of `side` pixels: noise of 32 cells a side, enlarged, and a little of its own for each pixel."""
+    """`count` images of `side` pixels: noise of 32 cells a side, enlarged, and a little of its own for each pixel."""
     folder.mkdir()
     for number in range(count):
         draw = np.random.default_rng(number)
@@ -55,7 +54,7 @@ def synthetic(folder: Path, count: int, side: int) -> Path:
 
 
 def measure(folder: Path, out: Path, side: int, metrics: str, more: list[str]) -> Measured:
-    """A run over the pictures of `folder` in a process of its own. Raises RuntimeError when it measured nothing."""
+    """A run over the images of `folder` in a process of its own. Raises RuntimeError when it measured nothing."""
     settings = [
         "tokenizers=identity", "calibration=false", f"metrics=[{metrics}]", "dataset=folder",
         f"dataset.root='{folder}'", "protocol=paper-1024", f"protocol.eval_size={side}", f"out='{out}'", "device=cpu",
@@ -88,35 +87,36 @@ def available() -> tuple[list[str], list[str]]:
     """Metrics that can be computed here, and why the others can't."""
     from evals.metrics.plan import plan
     from evals.tasks.protocol import ReconstructionProtocol
+    from evals.tasks.reconstruction import Reconstruction
 
     names = METRICS.split(",")
-    protocol = ReconstructionProtocol("paper-1024", eval_size=1024, fit="squash")
-    missing = plan(names, "effnet", SimpleNamespace(protocol=protocol, has_references=True)).missing
-    return [name for name in names if not any(line.startswith(f"{name}: ") for line in missing)], missing
+    task = Reconstruction(None, ReconstructionProtocol("paper-1024", eval_size=1024, fit="squash"))  # reads nothing
+    missing = plan(names, "effnet", task).missing
+    return [name for name in names if not any(line.startswith(f"{name}:") for line in missing)], missing
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", default="100,400", help="numbers of pictures [100,400]")
-    parser.add_argument("--side", type=int, default=1024, help="of the pictures, pixels [1024]")
+    parser.add_argument("--images", default="100,400", help="numbers of images [100,400]")
+    parser.add_argument("--side", type=int, default=1024, help="of the images, pixels [1024]")
     parser.add_argument("more", nargs="*", help="further settings of the runs, such as batch_size=4")
     args = parser.parse_args(argv)
     metrics, missing = available()
     print(f"metrics: {', '.join(metrics)}", *(f"not measured: {line}" for line in missing), sep="\n", flush=True)
     found = []
-    for count in (int(part) for part in args.pictures.split(",")):
+    for count in (int(part) for part in args.images.split(",")):
         with tempfile.TemporaryDirectory() as folder:
-            data = synthetic(Path(folder) / "pictures", count, args.side)
+            data = synthetic(Path(folder) / "images", count, args.side)
             run = measure(data, Path(folder) / "out", args.side, ",".join(metrics), args.more)
         found.append(run)
         print(
-            f"{run.pictures} pictures of {args.side} px: peak {run.peak / 1e9:.2f} GB, {run.seconds:.0f} s "
-            f"({run.seconds / run.pictures:.2f} s a picture), store {run.stored / run.pictures / 1e3:.1f} kB a picture",
+            f"{run.images} images of {args.side} px: peak {run.peak / 1e9:.2f} GB, {run.seconds:.0f} s "
+            f"({run.seconds / run.images:.2f} s an image), cache {run.stored / run.images / 1e3:.1f} kB an image",
             flush=True,
         )
     few, many = found[0], found[-1]
     ratio = many.peak / few.peak
-    print(f"peak of {many.pictures} pictures over that of {few.pictures}: {ratio:.3f}; allowed {GROWTH}")
+    print(f"peak of {many.images} images over that of {few.images}: {ratio:.3f}; allowed {GROWTH}")
     return 1 if ratio > GROWTH or many.peak > MOST else 0
 
 

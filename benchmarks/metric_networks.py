@@ -22,7 +22,7 @@ LPIPS_NETWORKS = ("alex", "vgg")
 
 def seeded_backbone(net: lpips.Net) -> dict[str, torch.Tensor]:
     """Of AlexNet or VGG-16, under LPIPS' names."""
-    manifest = manifest_of(lpips.outline(net).net)
+    manifest = manifest_of(lpips.skeleton(net).net)
     return seeded_state_dict({f"net.{name}": spec for name, spec in manifest.items()})
 
 

@@ -16,33 +16,30 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.tokenizers.autoencoder_kl.adapter import SDXLVAE, SDXLVAEOptions, build
-from baselines.tokenizers.flextok import keymap as flextok_keymap
 from baselines.tokenizers.flextok.adapter import FlexTokD18D28, FlexTokOptions
 from baselines.tokenizers.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
 from baselines.tokenizers.flextok.model import FlexTok
-from baselines.tokenizers.llamagen import keymap as llamagen_keymap
 from baselines.tokenizers.llamagen.adapter import LlamaGen, LlamaGenOptions
-from baselines.tokenizers.seedtok import keymap as seedtok_keymap
 from baselines.tokenizers.seedtok import unclip
 from baselines.tokenizers.seedtok.adapter import SeedTok, SeedTokOptions
-from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, ViTConfig
-from baselines.tokenizers.titok import keymap as titok_keymap
+from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, SeedModel, ViTConfig
 from baselines.tokenizers.titok.adapter import TiTokOptions, TiTokS128
 from baselines.tokenizers.titok.model import TiTok, TiTokConfig
 from baselines.tokenizers.titok.vit import ViTSize
 from benchmarks.device_weights import draw_weights
 from lactok.interface import Tokenizer
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import LacTok, LacTokConfig, meta_model
+from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
 from lactok.models.vq import VQConfig, VQModel
+from lactok.state_dict import meta_skeleton
 from lactok.tokenizers.published import LacTokH, LacTokOptions, LacTokT, LacTokTOptions
 from lactok.train.simulate import CudaKernels
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed. side: of the pictures, in pixels; networks: the modules whose forward torch.compile may take.
+    """What is timed. side: of the images, in pixels; networks: the modules whose forward torch.compile may take.
 
     note: what holds its speed back by design, for whoever reads the share.
     """
@@ -67,7 +64,7 @@ def llamagen(quick: bool, device: torch.device) -> Subject:
         CONFIG = config
 
         def _load(self) -> tuple[VQModel, int, None]:
-            return seeded(llamagen_keymap.meta_model(config), device), self.options.input_size, None
+            return seeded(meta_skeleton(VQModel, config), device), self.options.input_size, None
 
     tokenizer = Seeded(LlamaGenOptions(input_size=side), device)
     return Subject(tokenizer, side, (tokenizer.model.encoder, tokenizer.model.decoder))
@@ -91,7 +88,7 @@ def titok(quick: bool, device: torch.device) -> Subject:
 
     class Seeded(TiTokS128):
         def _load(self) -> tuple[TiTok, None]:
-            return seeded(titok_keymap.meta_model(config), device), None
+            return seeded(meta_skeleton(TiTok, config), device), None
 
     tokenizer = Seeded(TiTokOptions(), device)
     model = tokenizer.model
@@ -107,7 +104,7 @@ def flextok(quick: bool, device: torch.device) -> Subject:
 
     class Seeded(FlexTokD18D28):
         def _load(self) -> FlexTok:
-            return seeded(flextok_keymap.meta_model(config), device)
+            return seeded(meta_skeleton(FlexTok, config), device)
 
     options = FlexTokOptions(keep_ids=8, steps=2) if quick else FlexTokOptions()
     tokenizer = Seeded(options, device)
@@ -163,7 +160,7 @@ def seedtok(quick: bool, device: torch.device) -> Subject:
         def __init__(self, options: SeedTokOptions, device: torch.device) -> None:
             Tokenizer.__init__(self, options, device)
             self.sampling = unclip.Sampling(options.steps, options.guidance_scale, options.noise_level)
-            self.model = seeded(seedtok_keymap.meta_model(config), device)
+            self.model = seeded(meta_skeleton(SeedModel, config), device)
             self.unclip = unclip_pipeline(quick, config.image_features_dim, device).to(device)
 
     tokenizer = Seeded(SeedTokOptions(steps=2) if quick else SeedTokOptions(), device)
@@ -172,7 +169,7 @@ def seedtok(quick: bool, device: torch.device) -> Subject:
         tokenizer,
         config.vit.img_size,
         (model.vision.encoder, model.qformer, model.blocks_image, pipeline.unet, pipeline.vae.decoder),
-        "its decoder paints one picture at a time, so that a picture does not depend on its batch",
+        "its decoder paints one image at a time, so that an image does not depend on its batch",
     )
 
 
@@ -295,7 +292,7 @@ def _lactok_sizes(quick: bool) -> tuple[LacTokConfig, tuple[int, int]]:
 
 def _seeded_lactok(config: LacTokConfig, device: torch.device) -> LacTok:
     """On a GPU in the layout in which its convolutions run on tensor cores without being transposed."""
-    model = seeded(meta_model(config), device)
+    model = seeded(meta_skeleton(build_lactok, config), device)
     return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
@@ -311,21 +308,21 @@ def _lactok_subject(tokenizer: LacTokH | LacTokT) -> Subject:
 
 @dataclass(frozen=True)
 class DecodeFlops:
-    """Of one picture, a multiply-add being two: one evaluation of the UNet and of the copy, and the autoencoder."""
+    """Of one image, a multiply-add being two: one evaluation of the UNet and of the copy, and the autoencoder."""
 
     unet: int
     copy: int
     autoencoder: int
 
     def picture(self, evaluations: int) -> int:
-        """Of decoding one picture in so many evaluations."""
+        """Of decoding one image in so many evaluations."""
         return evaluations * (self.unet + self.copy) + self.autoencoder
 
 
 @torch.no_grad()
 def decode_flops(config: LacTokConfig, side: int, codes_side: int) -> DecodeFlops:
-    """Counted on the meta device, with fused attention, for pictures of `side` pixels from codes_side^2 ids."""
-    model = meta_model(config).eval()
+    """Counted on the meta device, with fused attention, for images of `side` pixels from codes_side^2 ids."""
+    model = meta_skeleton(build_lactok, config).eval()
     latents = torch.empty(1, *config.latent_shape(side), device="meta")
     codes = torch.empty(1, config.vq.codebook_embed_dim, codes_side, codes_side, device="meta")
     with FlopCounterMode(display=False) as counter, CudaKernels(autocast=False):
@@ -333,7 +330,7 @@ def decode_flops(config: LacTokConfig, side: int, codes_side: int) -> DecodeFlop
     parts = counter.get_flop_counts()
     unet, copy = (sum(parts[f"LatentDecoder.{name}"].values()) for name in ("unet", "controlnet"))
     with FlopCounterMode(display=False) as counter, CudaKernels(autocast=False):
-        model.pictures_of(latents)
+        model.images_of(latents)
     return DecodeFlops(unet, copy, counter.get_total_flops())
 
 

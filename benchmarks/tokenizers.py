@@ -5,18 +5,18 @@
     python benchmarks/tokenizers.py --tokenizers flextok --parts encode --json flextok.json
     python benchmarks/tokenizers.py --quick                          miniatures, seconds: shows that it works
 
-Weights are seeded (the time is the same), pictures are noise of the native size, decoders run with their published
+Weights are seeded (the time is the same), images are noise of the native size, decoders run with their published
 steps and guidance. What is timed is the adapter that the benchmark's own runs call.
 
-CPU: one picture, fp32, not compiled, as many threads as torch takes. GPU: bf16 autocast, the batch at which one more
+CPU: one image, fp32, not compiled, as many threads as torch takes. GPU: bf16 autocast, the batch at which one more
 doubling no longer raises the rate (found without torch.compile), then compiled.
 
     images/s      of that batch, median over calls
-    FLOPs/image   matrix products, convolutions and attention of one picture, by torch's counter; a multiply-add is two
+    FLOPs/image   matrix products, convolutions and attention of one image, by torch's counter; a multiply-add is two
     matrix rate   FLOPs/s of one large square matrix product in the same precision on the same device: the fastest
                   call, before and after each tokenizer (a share over 100 % says that the machine did other work)
     share         images/s x FLOPs/image / matrix rate
-    peak memory   torch.cuda.max_memory_allocated of a call, all weights of the tokenizer in it: of one picture, not
+    peak memory   torch.cuda.max_memory_allocated of a call, all weights of the tokenizer in it: of one image, not
                   compiled, and of the batch as it is timed; none on the CPU, where torch keeps no such count
 
 On the CPU a call of a large decoder takes minutes: one warms up and counts, one at least is timed.
@@ -53,10 +53,10 @@ from lactok.weights import MissingWeights
 class Row:
     """One part of one tokenizer.
 
-    side: of the pictures that it encodes; calls: how many were timed; search: why no larger batch was taken, empty on
-    the CPU, which gets one picture; note: the subject's.
+    side: of the images that it encodes; calls: how many were timed; search: why no larger batch was taken, empty on
+    the CPU, which gets one image; note: the subject's.
     peak_bytes, peak_bytes_one: most device memory allocated at once in a call of the batch as it was timed, and in one
-    of a single picture, not compiled; None on the CPU.
+    of a single image, not compiled; None on the CPU.
     """
 
     tokenizer: str
@@ -74,7 +74,7 @@ class Row:
 
 
 def measure(name: str, parts: Sequence[str], settings: Settings, rate: float) -> list[Row]:
-    """Both parts of one tokenizer. Raises MissingWeights, or torch's OutOfMemoryError for a single picture."""
+    """Both parts of one tokenizer. Raises MissingWeights, or torch's OutOfMemoryError for a single image."""
     subject = TOKENIZERS[name](settings.quick, settings.device)
     work = Work(subject, settings)
     flops = {part: work.flops(part) for part in parts}

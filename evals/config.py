@@ -255,7 +255,7 @@ def _check(config: RunConfig) -> None:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
     if config.dataset.name not in (names := entries("datasets")):
         raise ConfigError(unknown("dataset", config.dataset.name, list(names)))
-    if config.workers != "auto" and (not isinstance(config.workers, int) or config.workers < 1):
+    if config.workers != "auto" and (type(config.workers) is not int or config.workers < 1):
         raise ConfigError(f"workers={config.workers}: expected auto, or a whole number of at least 1")
     if config.dataset.expect is not None and config.dataset.expect < 1:
         raise ConfigError(f"dataset.expect={config.dataset.expect}: expected a whole number of at least 1")

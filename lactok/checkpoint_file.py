@@ -29,7 +29,7 @@ class CheckpointMetadata:
     """What stands in a checkpoint's header, beside the weights.
 
     config: the fields of the model's configuration dataclass, as JSON values; see `build_config`.
-    image_size: side in pixels of the pictures that it was trained for.
+    image_size: side in pixels of the images that it was trained for.
     training: what it cost; recipe: the command that makes it; code_revision: of this repository; data: what it saw.
     """
 

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from baselines.tokenizers.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
-from baselines.tokenizers.flextok.keymap import meta_model, to_official
+from baselines.tokenizers.flextok.model import FlexTok
+from baselines.tokenizers.flextok.state_dict import FlexTokStateDict
 from baselines.tokenizers.flextok.transformer import sincos_positions
 from lactok.seeded import manifest_of, seeded_state_dict
+from lactok.state_dict import meta_skeleton
 
 GOLDEN = Path(__file__).parent / "golden" / "flextok"
 SMALL = FlexTokConfig(
@@ -52,7 +54,7 @@ def small_tree(config: FlexTokConfig = SMALL) -> dict:
 
 def seeded_weights(config: FlexTokConfig = SMALL) -> dict[str, torch.Tensor]:
     """Seeded weights of `config` under the published names, with a condition that matters (as in the golden case)."""
-    names = to_official(meta_model(config).state_dict())
+    names = FlexTokStateDict().to_published(meta_skeleton(FlexTok, config).state_dict())
     state = seeded_state_dict({name: manifest_of_tensor(tensor) for name, tensor in names.items()}, seed=1)
     for name in state:
         if name.endswith(("dec_registers_posemb_module.posembs", "dropout_mask_token", "nullcond", "registers")):

@@ -2,8 +2,8 @@
 
     python tests/forked_ranks.py RANKS:KILLS:OUT,... ARGUMENT...
 
-KILLS times a random rank gets SIGKILL when a random number of new cache entries has been written; the others are then ended
-as torchrun and srun do it. Then all run to the end. Prints OUT and the entries there were at each kill.
+KILLS times a random rank gets SIGKILL when a random number of new cache entries has been written; the others are then
+ended as torchrun and srun do it. Then all run to the end. Prints OUT and the entries there were at each kill.
 """
 
 import contextlib

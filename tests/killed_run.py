@@ -3,8 +3,8 @@
     python tests/killed_run.py OUT,OUT,... ARGUMENT...
 
 The first OUT is filled by a run that nothing disturbs. Then each of the others is killed at its first, a middle and its
-last new entry, `before` it or in the `middle` of its write, and runs to the end. Prints, for each OUT, the entries there
-were after each run, and fails when a run that was to be killed was not, or left a table.
+last new entry, `before` it or in the `middle` of its write, and runs to the end. Prints, for each OUT, the entries
+there were after each run, and fails when a run that was to be killed was not, or left a table.
 """
 
 import os

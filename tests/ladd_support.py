@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import LacTokConfig, meta_model
+from lactok.models.lactok import LacTokConfig, build_lactok
+from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
-from lactok.models.ladd_keymap import plain_shapes, published_shapes
 from lactok.models.lora import LoRAConfig, add_lora
 from lactok.models.vq import VQConfig
 from lactok.seeded import TensorSpec, seeded_state_dict
+from lactok.state_dict import meta_skeleton
 
 UNET = UNetConfig(
     block_out_channels=(8, 16, 16),
@@ -39,8 +40,8 @@ CONDITION = "decoder.controlnet.controlnet_cond_embedding."
 
 def weights(wrapped: bool) -> dict[str, Tensor]:
     """Seeded weights under the published names, the UNet wrapped by peft or plain; tokens matter to the result."""
-    model = meta_model(SMALL)
-    shapes = published_shapes(model, LORA) if wrapped else plain_shapes(model)
+    model = meta_skeleton(build_lactok, SMALL)
+    shapes = LacTokStateDict(LORA).wrapped_shapes(model) if wrapped else LacTokStateDict().published_shapes(model)
     state = seeded_state_dict({name: TensorSpec(shape) for name, shape in shapes.items()})
     for name in state:
         if name.startswith(CONDITION) and name.endswith(".weight"):

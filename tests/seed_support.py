@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPI
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from torch import Tensor
 
-from baselines.tokenizers.seedtok.keymap import VIT_PREFIX
+from baselines.tokenizers.seedtok.state_dict import VIT_PREFIX
 
 TEXT_WIDTH = 16
 
@@ -32,7 +32,7 @@ def published_tokenizer(folder: Path) -> int:
 
 
 def write_painter(folder: Path, embedding: int) -> Path:
-    """A small unCLIP pipeline in diffusers' layout: 4 latent channels of 8 x 8, pictures of 16 x 16."""
+    """A small unCLIP pipeline in diffusers' layout: 4 latent channels of 8 x 8, images of 16 x 16."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     words = published_tokenizer(folder / "tokenizer")

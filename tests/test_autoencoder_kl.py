@@ -56,14 +56,13 @@ def photographs(size: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [32, 48])
 def test_latents_are_the_mean_and_pictures_those_of_diffusers(stock: AutoencoderKL, folder: Path, size: int):
     tokenizer, images = build(folder), photographs(size)
-    codes = tokenizer.encode(images)
+    latents = tokenizer.encode(images)
     with torch.no_grad():
         mean = stock.encode(images * 2 - 1).latent_dist.mean
         picture = (stock.decode(mean).sample + 1) / 2
-    assert codes.ids is None
-    assert codes.latents.shape == (2, 5, size // 4, size // 4)
-    torch.testing.assert_close(codes.latents, mean, rtol=0, atol=1e-6)
-    torch.testing.assert_close(tokenizer.decode(codes, [0, 1]), picture, rtol=0, atol=1e-6)
+    assert latents.values.shape == (2, 5, size // 4, size // 4)
+    torch.testing.assert_close(latents.values, mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(tokenizer.decode(latents, [0, 1]), picture, rtol=0, atol=1e-6)
 
 
 def test_facts(folder: Path):
@@ -74,11 +73,11 @@ def test_facts(folder: Path):
 
 def test_what_it_can_not_take_is_named(folder: Path):
     tokenizer = build(folder)
-    with pytest.raises(ValueError, match=r"pictures of 30x32 pixels, expected sides that 4 divides.*protocol"):
+    with pytest.raises(ValueError, match=r"images of 30x32 pixels, expected sides that 4 divides.*protocol"):
         tokenizer.encode(torch.zeros(1, 3, 32, 30))
-    with pytest.raises(ValueError, match=r"latents of shape \(1, 4, 8, 8\), expected latents of shape \(B, 5, h, w\)"):
+    with pytest.raises(ValueError, match=r"latents of shape \(1, 4, 8, 8\), expected \(B, 5, h, w\)"):
         tokenizer.decode(Latents(torch.zeros(1, 4, 8, 8)), [0])
-    with pytest.raises(ValueError, match="ids, expected latents"):
+    with pytest.raises(ValueError, match="Tokens, expected Latents"):
         tokenizer.decode(Tokens(torch.zeros(1, 4, dtype=torch.int64)), [0])
 
 

@@ -68,7 +68,7 @@ class Stopping:
 
 @pytest.fixture(scope="module")
 def stopping(data: Path, tmp_path_factory) -> Stopping:
-    """By Ctrl-C in the first part's first step, by SIGTERM while the fourth opens its pictures, by a budget."""
+    """By Ctrl-C in the first part's first step, by SIGTERM while the fourth opens its images, by a budget."""
     out = tmp_path_factory.mktemp("stopping") / "chain"
     chain, stops = Chain(command(data, out)), []
     tick, open_run, asked = Progress.tick, run_folder.open_run, []
@@ -122,8 +122,8 @@ def test_each_part_starts_from_the_files_of_those_before_it(stopping: Stopping):
         assert made[name]["base"] == tensors["ldm-mini"]
     for accelerator in ("hypersd", "tlcm"):
         assert made[f"pixel-{accelerator}-mini"]["adapter"] == tensors[f"accelerator-{accelerator}-mini"]
-    assert sorted(p.name for p in stopping.out.iterdir()) == sorted([*NAMES, "pictures"])
-    assert not list(stopping.out.glob("*-mini/pictures.bin")), "the parts share one pack of pictures"
+    assert sorted(p.name for p in stopping.out.iterdir()) == sorted([*NAMES, "images"])
+    assert not list(stopping.out.glob("*-mini/images.bin")), "the parts share one pack of images"
 
 
 def test_the_same_command_again_trains_nothing_and_shows_what_there_is(data: Path, stopping: Stopping, capsys):
@@ -150,7 +150,7 @@ def test_keys_of_a_part_win_over_those_of_its_recipe_and_of_all(data: Path, tmp_
     assert {c.name: c.steps for c in chain.settings} == dict(zip(NAMES, (2, 2, 2, 2, 5, 7)))
     assert [c.optimizer.beta2 for c in chain.settings] == [0.9] + [0.99] * 5
     assert [c.folder for c in chain.settings] == [tmp_path / "a b" / name for name in NAMES]
-    assert {c.data.pack for c in chain.settings} == {str(tmp_path / "a b" / "pictures")}
+    assert {c.data.pack for c in chain.settings} == {str(tmp_path / "a b" / "images")}
     assert [c.options.accelerator for c in chain.settings if c.recipe == "pixel"] == ["hypersd", "tlcm"]
 
 

@@ -20,10 +20,10 @@ from lactok.weights import WeightsError
 METADATA = CheckpointMetadata(
     config=asdict(VQConfig(ch=32, encoder_ch_mult=(1, 2), decoder_ch_mult=(1, 2))),
     image_size=64,
-    training=TrainingCompute(steps=10, images=240, core_hours=0.5, data="pictures"),
+    training=TrainingCompute(steps=10, images=240, core_hours=0.5, data="images"),
     recipe="python -m lactok.train recipe=vq scale=mini data.root=DIR",
     code_revision="0123abc",
-    data="895 pictures, sha256 of the list 0123",
+    data="895 images, sha256 of the list 0123",
 )
 
 

@@ -168,6 +168,7 @@ def test_two_tokenizers_of_a_real_run(tmp_path: Path, capsys):
     """identity loses nothing, so mean-colour wins no image and the mean difference is the run's own."""
     folder = pictures(tmp_path / "pictures")
     asked = ["tokenizers=mean-colour", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}", "metrics=[ssim]"]
+    asked.append("workers=1")
     assert evals(asked) == 0
     run = the_run(tmp_path)
     assert main([str(run), str(run), "--row", "identity", "mean-colour"]) == 0

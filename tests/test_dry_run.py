@@ -112,7 +112,7 @@ def test_stage_one_at_real_size():
     assert {n for n, network in networks.items() if network.trained} == {"control"}
     assert networks["control"].trained == networks["control"].parameters == pytest.approx(1.251e9, rel=1e-3)
     assert [(p.size, p.steps) for p in found.phases] == [(512, 40_000), (1024, 40_000)]
-    # at 1024 px a picture: 6.8 TFLOP of the UNet, 3.0 of the copy, the way back, and what is computed again
+    # at 1024 px an image: 6.8 TFLOP of the UNet, 3.0 of the copy, the way back, and what is computed again
     small, large = (phase.cost for phase in found.phases)
     assert 4 * (6.8 + 3 * 3.0) < large.flops / 1e12 < 4 * 3 * (6.8 + 3.0) + 4 * 10
     assert 3.5 < large.flops / small.flops < 4.6  # attention grows faster than the number of pixels

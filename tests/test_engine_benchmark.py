@@ -24,16 +24,16 @@ def test_both_ways_do_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixtur
     given = ["--quick", "--set", "metrics=[psnr,ssim,effnet]", "--plot", str(tmp_path / "parts.png")]
     assert engine.main(given) == 0
     shown = capsys.readouterr().out
-    assert "llamagen-mini; 8 pictures of 128 px; metrics psnr, ssim, effnet" in shown
-    for part in ("encode", "decode", "effnet", "write", "wait for pictures"):
+    assert "llamagen-mini; 8 images of 128 px; metrics psnr, ssim, effnet" in shown
+    for part in ("encode", "decode", "effnet", "write", "wait for images"):
         assert part in shown
     assert (tmp_path / "parts.png").stat().st_size > 1000
 
 
 def test_memory_of_a_run_is_its_own_process_s(tmp_path: Path):
-    data = memory.synthetic(tmp_path / "pictures", 3, 64)
+    data = memory.synthetic(tmp_path / "images", 3, 64)
     run = memory.measure(data, tmp_path / "out", 64, "psnr,ssim", [])
-    assert run.pictures == 3
+    assert run.images == 3
     assert 1e8 < run.peak < 3e9
     assert run.stored > 0
     with pytest.raises(RuntimeError, match="unknown metric"):
@@ -58,5 +58,5 @@ def test_table_ones_path_with_seeded_networks(tmp_path: Path, capsys: pytest.Cap
 
 def test_share_of_the_metrics():
     clock = engine.Clock()
-    clock.seconds |= {"decode": 10.0, "psnr": 0.25, "inception": 0.75, "write": 5.0, "wait for pictures": 9.0}
+    clock.seconds |= {"decode": 10.0, "psnr": 0.25, "inception": 0.75, "write": 5.0, "wait for images": 9.0}
     assert table1.metrics_share(clock) == pytest.approx(0.1)

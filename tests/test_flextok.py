@@ -1,4 +1,4 @@
-"""FlexTok: golden cases, checkpoints and their configuration, prefixes, and noise that belongs to a picture."""
+"""FlexTok: golden cases, checkpoints and their configuration, prefixes, and noise that belongs to an image."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from baselines.tokenizers.flextok.adapter import FlexTokD12D12, FlexTokD18D18, F
 from baselines.tokenizers.flextok.checkpoint_config import parse_config
 from baselines.tokenizers.flextok.config import FlexTokConfig, TransformerConfig, VAEConfig
 from baselines.tokenizers.flextok.conformance import run
-from baselines.tokenizers.flextok.keymap import from_official, load_official, meta_model, to_official
+from baselines.tokenizers.flextok.model import FlexTok
 from baselines.tokenizers.flextok.sampler import (
     Sampling,
     image_noise,
 )
+from baselines.tokenizers.flextok.state_dict import FlexTokStateDict
 from lactok.conformance import CaseFolder
 from lactok.interface import Latents, Tokens
+from lactok.state_dict import meta_skeleton
 from lactok.weights import CheckpointMismatch, MissingWeights, WeightsError
 from tests.flextok_support import GOLDEN, SMALL, published_tree, seeded_weights, small_tree, write_checkpoint
 
 CPU = torch.device("cpu")
+ADAPTER = FlexTokStateDict()
 
 
 class SmallFlexTok(FlexTokD18D28):
@@ -209,21 +212,21 @@ def test_another_layout_is_listed(checkpoint: Path):
 
 def test_there_and_back(tokenizer: SmallFlexTok, official: dict[str, torch.Tensor]):
     ours = tokenizer.model.state_dict()
-    assert set(to_official(ours)) == set(official)
-    back = from_official(to_official(ours), meta_model(SMALL))
+    assert set(ADAPTER.to_published(ours)) == set(official)
+    back = ADAPTER.from_published(ADAPTER.to_published(ours), meta_skeleton(FlexTok, SMALL))
     assert all(torch.equal(back[name], tensor) for name, tensor in ours.items())
 
 
 def test_tensors_that_do_not_fit_are_named_by_kind(official: dict[str, torch.Tensor]):
     state = {name: tensor.to("meta") for name, tensor in official.items()}
     state["decoder.module_dict.dec_repa_head.proj.weight"] = torch.empty(3, 3, device="meta")  # only training reads it
-    load_official(meta_model(SMALL), state)
+    ADAPTER.load(meta_skeleton(FlexTok, SMALL), state)
     state["decoder.module_dict.dec_nested_dropout.mask"] = state.pop(
         "decoder.module_dict.dec_nested_dropout.dropout_mask_token"
     )
     state["vae.vae.quant_conv.bias"] = torch.empty(9, device="meta")
     with pytest.raises(CheckpointMismatch) as caught:
-        load_official(meta_model(SMALL), state)
+        ADAPTER.load(meta_skeleton(FlexTok, SMALL), state)
     message = str(caught.value)
     assert "1 missing: decoder.module_dict.dec_nested_dropout.dropout_mask_token" in message
     assert "1 unexpected: decoder.module_dict.dec_nested_dropout.mask" in message
@@ -337,15 +340,15 @@ def test_what_it_can_not_take_is_named(tokenizer: SmallFlexTok, checkpoint: Path
     with pytest.raises(ValueError, match=r"shape \(1, 3, 16, 8\), expected \(B, 3, 16, 16\)"):
         tokenizer.encode(torch.zeros(1, 3, 16, 8))
     ids = torch.zeros(1, 17, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"ids of shape \(1, 17\), expected ids of shape \(B, n\) with n from 1 to 16"):
+    with pytest.raises(ValueError, match=r"ids of shape \(1, 17\), expected \(B, n\) with n from 1 to 16"):
         tokenizer.decode(Tokens(ids), [0])
     with pytest.raises(ValueError, match=r"ids from 0 to 64000, expected 0 to 63999"):
         tokenizer.decode(Tokens(torch.tensor([[0, 64000]])), [0])
     with pytest.raises(ValueError, match=r"lengths \[3\], expected 1 numbers from 1 to 2"):
         tokenizer.decode(Tokens(ids[:, :2], lengths=torch.tensor([3])), [0])
-    with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
+    with pytest.raises(ValueError, match="2 seeds for 1 images"):
         tokenizer.decode(Tokens(ids[:, :2]), [0, 1])
-    with pytest.raises(ValueError, match="latents, expected ids"):
+    with pytest.raises(ValueError, match="Latents, expected Tokens"):
         tokenizer.decode(Latents(torch.zeros(1, 4)), [0])
     for keep in (0, 17):
         with pytest.raises(ValueError, match=f"keep_ids {keep}: expected 1 to 16"):

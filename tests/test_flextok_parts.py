@@ -68,7 +68,7 @@ def test_euler_steps_and_guidance():
 
 
 def test_projected_guidance_by_hand():
-    """Two numbers a picture: what is parallel to the conditional velocity goes, the rest is clipped and added."""
+    """Two numbers an image: what is parallel to the conditional velocity goes, the rest is clipped and added."""
     cond, uncond = (torch.tensor(v).view(-1, 2, 1, 1) for v in ([[1.0, 0.0], [1.0, 0.0]], [[0.0, -1.0], [0.0, -30.0]]))
     settings = ProjectedGuidance(momentum=-0.5, eta=0.0, norm_threshold=2.5)
     guided, running = projected_guidance(cond, uncond, 3.0, settings, None)

@@ -1,4 +1,4 @@
-"""Prompts run through the engine as images do: a generator that paints colours, judges that read prompts."""
+"""Prompts run through the engine as images do: a generator that paints its prompt's colour, a judge that reads them."""
 
 import json
 import signal

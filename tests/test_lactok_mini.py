@@ -22,7 +22,7 @@ TILES = [(40, 150), (90, 120), (150, 60), (10, 250)]
 
 @pytest.fixture(scope="module")
 def photographs() -> Tensor:
-    """(8, 3, 128, 128) in [0, 1]: tiles of the cat and of the coffee cup, of which no training picture is a part."""
+    """(8, 3, 128, 128) in [0, 1]: tiles of the cat and of the coffee cup, of which no training image is a part."""
     pictures = [torch.tensor(p).permute(2, 0, 1) / 255 for p in (data.chelsea(), data.coffee())]
     return torch.stack([p[:, y : y + 128, x : x + 128] for p in pictures for y, x in TILES])
 
@@ -40,7 +40,7 @@ def make(name: str, **options: object) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def painted(seen: Tensor) -> dict[str, Tensor]:
-    """By name: pictures (8, 3, 128, 128)."""
+    """By name: images (8, 3, 128, 128)."""
     with torch.inference_mode():
         return {name: t.decode(t.encode(seen), list(range(8))) for name in NAMES for t in (make(name),)}
 

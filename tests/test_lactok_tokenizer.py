@@ -1,4 +1,4 @@
-"""LacTok behind the interface: names, weights, noise by picture, and what it can not take."""
+"""LacTok behind the interface: names, weights, noise by image, and what it can not take."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lactok import registry
 from lactok.interface import Latents, Tokens
-from lactok.models.lactok import LacTokConfig, build, meta_model
-from lactok.models.ladd_keymap import load_official, to_official
+from lactok.models.lactok import LacTokConfig, build_lactok
+from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.lora import merge
 from lactok.models.samplers import consistency, image_noise
+from lactok.state_dict import meta_skeleton
 from lactok.tokenizers import published
 from lactok.weights import MissingWeights, WeightsError
 from tests.ladd_support import LORA, SMALL, weights, write_adapters
@@ -71,7 +72,7 @@ def test_all_are_registered():
 
 
 def test_facts_of_the_published_sizes(monkeypatch: pytest.MonkeyPatch):
-    model = meta_model(LacTokConfig())
+    model = meta_skeleton(build_lactok, LacTokConfig())
 
     def on_meta(self):
         assert LacTokConfig() == self.CONFIG
@@ -169,7 +170,7 @@ def test_every_nesting_of_a_checkpoint_loads(key: str | None, tmp_path: Path, t_
 def test_a_checkpoint_of_something_else_is_named(tmp_path: Path):
     path = tmp_path / "other.pth"
     for content, reason in (
-        ({"model": 3}, "under 'model' stands something else than names with tensors"),
+        ({"model": 3}, "under 'model': int, expected a mapping of names to tensors"),
         ({"model": {"weight": torch.zeros(2)}}, "missing: .*1 unexpected: weight$"),
     ):
         torch.save(content, path)
@@ -223,8 +224,8 @@ def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path
     plain = make(published.VQLADD, weights=first_stage, steps=2)
     codes = plain.encode(photographs(1))
     with torch.device("cpu"):
-        adapted = build(SMALL)
-    adapted = load_official(adapted, weights(wrapped=False))
+        adapted = build_lactok(SMALL)
+    adapted = LacTokStateDict().load(adapted, weights(wrapped=False))
     files = write_adapters(adapted.decoder.unet, tmp_path)
     merged = dict(adapted.decoder.unet.state_dict())
     merge(merged, LORA.scale)
@@ -242,7 +243,9 @@ def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path
 
 def test_a_network_of_ours_is_kept_under_the_published_names(t_star: published.LacTokTokenizer, tmp_path: Path):
     path = tmp_path / "mine.safetensors"
-    save_file({name: t.contiguous() for name, t in to_official(t_star.model.state_dict()).items()}, path)
+    save_file(
+        {name: t.contiguous() for name, t in LacTokStateDict().to_published(t_star.model.state_dict()).items()}, path
+    )
     again = make(published.LacTokH, weights=str(path)).model.state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in t_star.model.state_dict().items())
 
@@ -253,16 +256,16 @@ def test_what_it_can_not_take_is_named(t_star: published.LacTokTokenizer, releas
         t_star.encode(torch.zeros(1, 3, 32, 16))
     with pytest.raises(ValueError, match="ids from 64 to 64, expected 0 to 63"):
         t_star.decode(Tokens(ids + 64), [0])
-    with pytest.raises(ValueError, match=r"ids of shape \(1, 4\), expected ids of shape \(B, 64\)"):
+    with pytest.raises(ValueError, match=r"ids of shape \(1, 4\), expected \(B, 64\)"):
         t_star.decode(Tokens(ids[:, :4]), [0])
-    with pytest.raises(ValueError, match="latents, expected ids"):
+    with pytest.raises(ValueError, match="Latents, expected Tokens"):
         t_star.decode(Latents(torch.zeros(1, 4)), [0])
-    with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
+    with pytest.raises(ValueError, match="2 seeds for 1 images"):
         t_star.decode(Tokens(ids), [0, 1])
     for given, reason in (
         ({"input_size": 15}, "input_size 15: expected a positive multiple of 2"),
         ({"input_size": 0}, "input_size 0: expected a positive multiple of 2"),
-        ({"output_size": 36}, "picture of 36 pixels a side: expected a positive multiple of 8"),
+        ({"output_size": 36}, "image of 36 pixels a side: expected a positive multiple of 8"),
         ({"steps": 8}, "8 steps: TLCM's published grids have 1 to 7"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -241,7 +241,7 @@ def test_tlcm_chain_has_a_gradient_through_its_last_evaluation_alone(chain: dict
         schedule, predict = recipe.schedule, network.decoder.predict
         clean = schedule.clean(first, predict(first, 999, codes), 999)
         x = schedule.noised(clean.detach() if detached else clean, second, 499)
-        output = network.pictures_of(schedule.clean(x, predict(x, 499, codes), 499))
+        output = network.images_of(schedule.clean(x, predict(x, 499, codes), 499))
         terms = recipe._distances(images, output)
         (terms["pixel"].mean() + terms["perceptual"].mean()).backward()
         return gradient(recipe)

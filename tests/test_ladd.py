@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lactok.conformance import CaseError, CaseFolder, CheckLine, UnhandledCase
-from lactok.models.accelerators import merge_hypersd, merge_tlcm
-from lactok.models.lactok import LacTok, LacTokConfig, build, meta_model
+from lactok.models.few_step_lora import merge_hypersd, merge_tlcm
+from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
+from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.ladd import LatentDecoder, LatentDecoderConfig, UNetConfig
-from lactok.models.ladd_keymap import load_official, load_unmerged, plain_shapes, published_shapes, to_official
 from lactok.models.lora import LoRAConfig, add_lora, merge
+from lactok.state_dict import meta_skeleton
 from lactok.tokenizers.conformance import case_config, case_lora, run, unmerged_model
 from lactok.weights import CheckpointMismatch, WeightsError
 from tests.ladd_support import LORA, SMALL, UNET, weights
@@ -29,7 +30,7 @@ RELEASED = CaseFolder(GOLDEN)
 
 @pytest.fixture(scope="module")
 def small() -> LacTok:
-    return load_official(meta_model(SMALL), weights(wrapped=True), LORA).eval()
+    return LacTokStateDict(LORA).load(meta_skeleton(build_lactok, SMALL), weights(wrapped=True)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +71,9 @@ def test_the_full_manifest_loads_strictly_without_memory(golden_lines: dict[str,
     assert case_config(RELEASED) == LacTokConfig()
     assert case_lora(RELEASED) == LoRAConfig()
     with torch.device("meta"):
-        model = build(LacTokConfig())
+        model = build_lactok(LacTokConfig())
     published = {name: spec.shape for name, spec in RELEASED.manifest().items()}
-    assert published_shapes(model, LoRAConfig()) == published
+    assert LacTokStateDict(LoRAConfig()).wrapped_shapes(model) == published
     counts = json.loads((GOLDEN / "config.json").read_text())["counts"]
     for part, prefix in ((model.decoder.controlnet, "decoder.controlnet."), (model.vae, "vae.")):
         assert sum(p.numel() for p in part.parameters()) == counts[prefix][1]
@@ -95,22 +96,22 @@ def test_code_maps_are_resized_as_published(small: LacTok):
 
 
 def test_there_and_back(small: LacTok):
-    plain = to_official(small.state_dict())
-    assert {name: tuple(t.shape) for name, t in plain.items()} == plain_shapes(small)
+    plain = LacTokStateDict().to_published(small.state_dict())
+    assert {name: tuple(t.shape) for name, t in plain.items()} == LacTokStateDict().published_shapes(small)
     assert "encoder.conv_blocks.1.attn.0.q.weight" in plain
-    back = load_official(meta_model(SMALL), dict(plain)).state_dict()
+    back = LacTokStateDict().load(meta_skeleton(build_lactok, SMALL), dict(plain)).state_dict()
     assert all(torch.equal(back[name], tensor) for name, tensor in small.state_dict().items())
 
 
 def test_names_of_an_old_peft_load(small: LacTok):
     old = {name.replace(".base_layer.", "."): tensor for name, tensor in weights(wrapped=True).items()}
-    state = load_official(meta_model(SMALL), old, LORA).state_dict()
+    state = LacTokStateDict(LORA).load(meta_skeleton(build_lactok, SMALL), old).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in small.state_dict().items())
 
 
 def test_loading_empties_the_state_and_leaves_nothing_on_meta():
     state = weights(wrapped=True)
-    model = load_official(meta_model(SMALL), state, LORA)
+    model = LacTokStateDict(LORA).load(meta_skeleton(build_lactok, SMALL), state)
     assert not state
     assert all(not tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
@@ -122,17 +123,17 @@ def test_what_does_not_fit_is_named_by_kind():
     state["decoder.controlnet.strange"] = torch.zeros(1)
     state["post_quant_conv.bias"] = torch.zeros(9)
     with pytest.raises(CheckpointMismatch) as caught:
-        load_official(meta_model(SMALL), state, LORA)
+        LacTokStateDict(LORA).load(meta_skeleton(build_lactok, SMALL), state)
     message = str(caught.value)
     assert f"1 missing: {layer}.lora_A.default.weight" in message
     assert "1 unexpected: decoder.controlnet.strange" in message
     assert "1 of another shape: post_quant_conv.bias is (9,), expected (8,)" in message
     with pytest.raises(CheckpointMismatch, match=r"lora_A.default.weight is \(4, .*expected \(64, "):
-        load_official(meta_model(SMALL), weights(wrapped=True), LoRAConfig())
+        LacTokStateDict(LoRAConfig()).load(meta_skeleton(build_lactok, SMALL), weights(wrapped=True))
     plain = weights(wrapped=False)
     plain.pop("vae.decoder.conv_out.bias")
-    with pytest.raises(CheckpointMismatch, match=r"LacTok without adapters: 1 missing: vae.decoder.conv_out.bias$"):
-        load_official(meta_model(SMALL), plain)
+    with pytest.raises(CheckpointMismatch, match=r"LacTok without LoRA: 1 missing: vae.decoder.conv_out.bias$"):
+        LacTokStateDict().load(meta_skeleton(build_lactok, SMALL), plain)
 
 
 # LoRA
@@ -183,10 +184,10 @@ def test_an_unmerged_load_is_strict():
     state = weights(wrapped=True)
     del state["vae.decoder.conv_in.bias"]
     with torch.device("meta"):
-        model = build(SMALL)
+        model = build_lactok(SMALL)
         add_lora(model.decoder.unet, LORA)
-    with pytest.raises(CheckpointMismatch, match=r"with adapters: 1 missing: vae\.decoder\.conv_in\.bias$"):
-        load_unmerged(model, state)
+    with pytest.raises(CheckpointMismatch, match=r"with LoRA: 1 missing: vae\.decoder\.conv_in\.bias$"):
+        LacTokStateDict(LORA).load_unmerged(model, state)
 
 
 # The network
@@ -237,7 +238,7 @@ def test_there_is_no_text(small: LacTok):
     assert not text.added["text_embeds"].any()
     assert text.added["time_ids"].tolist() == [[32, 16, 0, 0, 32, 16]] * 3
     assert {tensor.dtype for tensor in (text.states, *text.added.values())} == {torch.bfloat16}
-    released = meta_model(LacTokConfig()).decoder.empty_text(torch.zeros(1, 4, 128, 128))
+    released = meta_skeleton(build_lactok, LacTokConfig()).decoder.empty_text(torch.zeros(1, 4, 128, 128))
     assert released.states.shape == (1, 77, 2048)
     assert released.added["text_embeds"].shape == (1, 1280)
     assert released.added["time_ids"].tolist() == [[1024, 1024, 0, 0, 1024, 1024]]
@@ -246,7 +247,9 @@ def test_there_is_no_text(small: LacTok):
 @torch.no_grad()
 def test_the_number_of_zero_states_does_not_matter(small: LacTok, inputs: tuple[Tensor, Tensor]):
     sample, codes = inputs
-    one = meta_model(dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, text_positions=1)))
+    one = meta_skeleton(
+        build_lactok, dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, text_positions=1))
+    )
     one.load_state_dict(small.state_dict(), assign=True)
     torch.testing.assert_close(one.decoder.predict(sample, 5, codes), small.decoder.predict(sample, 5, codes))
 
@@ -286,7 +289,7 @@ def test_configurations_survive_a_checkpoints_header():
     with pytest.raises(ValueError, match="expected both or neither"):
         UNetConfig(addition_time_embed_dim=None)
     assert LacTokConfig().latent_shape(1024) == (4, 128, 128)
-    with pytest.raises(ValueError, match="picture of 1000 pixels a side: expected a positive multiple of 32"):
+    with pytest.raises(ValueError, match="image of 1000 pixels a side: expected a positive multiple of 32"):
         LacTokConfig().latent_shape(1000)
 
 
@@ -419,7 +422,7 @@ def case(tmp_path: Path, small: LacTok, inputs: tuple[Tensor, Tensor]) -> Path:
         "merged_weight_keys": {"one": key},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = published_shapes(meta_model(SMALL), LORA)
+    shapes = LacTokStateDict(LORA).wrapped_shapes(meta_skeleton(build_lactok, SMALL))
     manifest = {name: {"shape": list(shape), "dtype": "float32"} for name, shape in shapes.items()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

@@ -217,7 +217,7 @@ def batch_of(data: Path, size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "cells"), [("titok-mini", 64), ("flextok-mini", 64), ("seedtok-mini", 1)])
 def test_ids_say_what_the_picture_looks_like(name: str, cells: int, data: Path):
-    """Pictures painted from their own ids are closer than from another's; SeedTok's by their mean colour, no more."""
+    """Images painted from their own ids are closer than from another's; SeedTok's by their mean colour, no more."""
     tokenizer = tokenizer_of(name)
     images = batch_of(data, tokenizer.info.input_size)
     painted = tokenizer.decode(tokenizer.encode(images), range(len(images)))

@@ -17,12 +17,11 @@ from safetensors.torch import save_file
 
 from baselines.tokenizers.flextok.adapter import FlexTokD18D28
 from baselines.tokenizers.llamagen.adapter import LlamaGen
-from baselines.tokenizers.llamagen.keymap import to_official
 from baselines.tokenizers.seedtok.adapter import SeedTok
 from baselines.tokenizers.seedtok.conformance import case_config, case_weights
 from baselines.tokenizers.titok.adapter import TiTokS128
-from baselines.tokenizers.titok.keymap import meta_model as meta_titok
-from baselines.tokenizers.titok.keymap import official_name
+from baselines.tokenizers.titok.model import TiTok
+from baselines.tokenizers.titok.state_dict import TiTokStateDict
 from evals.cli.report import main as report
 from evals.record import read
 from evals.report.paper import NOT_MEASURED
@@ -31,12 +30,13 @@ from evals.suites.catalog import PAPER_TABLES, suites
 from lactok.conformance import CaseFolder
 from lactok.feature_extractors import inception, lpips
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import build
-from lactok.models.lactok import meta_model as meta_lactok
+from lactok.models.lactok import build_lactok
+from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.ladd import LatentDecoderConfig
-from lactok.models.ladd_keymap import plain_shapes, published_shapes
 from lactok.models.vq import VQConfig, VQModel
+from lactok.models.vq_state_dict import VQStateDict
 from lactok.seeded import TensorSpec, manifest_of, seeded_state_dict
+from lactok.state_dict import meta_skeleton
 from lactok.tokenizers import published
 from lactok.weights import LocalWeights
 from tests import flextok_support, ladd_support, twins
@@ -50,7 +50,7 @@ SIDES = {"table1": 1024, "table2": 256, "table4": 256, "table5": 256}
 """Pixels at which images are scored: once as the paper does; the others are smaller for time's sake."""
 SEED_CASE = CaseFolder(Path(__file__).parent / "golden" / "seed" / "tiny")
 FLEXTOK = dataclasses.replace(flextok_support.SMALL, registers=256)  # as many ids as published
-LACTOK = dataclasses.replace(  # the published factor of 16 between images and ids; latents of 64 x 64, not 128 x 128
+LACTOK = dataclasses.replace(  # the published factor of 16 between images and tokens; latents of 64 x 64, not 128 x 128
     ladd_support.SMALL,
     vq=VQConfig(64, 4, z_channels=8, ch=8, norm_num_groups=4),
     decoder=LatentDecoderConfig(ladd_support.UNET, 4, (4, 8), text_positions=5, pixels_per_latent=16),
@@ -60,8 +60,8 @@ LACTOK = dataclasses.replace(  # the published factor of 16 between images and i
 
 def seeded_lactok(path: Path, wrapped: bool) -> Path:
     """A checkpoint under the published names, the UNet wrapped by peft (as released) or plain (as trained here)."""
-    model = meta_lactok(LACTOK)
-    shapes = published_shapes(model, ladd_support.LORA) if wrapped else plain_shapes(model)
+    model, adapter = meta_skeleton(build_lactok, LACTOK), LacTokStateDict(ladd_support.LORA)
+    shapes = adapter.wrapped_shapes(model) if wrapped else adapter.published_shapes(model)
     state = seeded_state_dict({name: TensorSpec(shape) for name, shape in shapes.items()})
     if wrapped:
         torch.save({"model": state}, path)
@@ -81,15 +81,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: py
     """Settings that name them; the tokenizers' and Inception's classes expect what is in them."""
     folder, monkeypatch = tmp_path_factory.mktemp("weights"), monkeypatch_module
     monkeypatch.setattr(TiTokS128, "CONFIG", SMALL_TITOK)
-    names = {official_name(name): spec for name, spec in manifest_of(meta_titok(SMALL_TITOK)).items()}
+    specs = manifest_of(meta_skeleton(TiTok, SMALL_TITOK))
+    names = {TiTokStateDict().published_name(name): spec for name, spec in specs.items()}
     state = seeded_state_dict(names)
-    state["pixel_decoder.conv_out.weight"] *= 0.1  # else no picture: its values are far from [0, 1]
+    state["pixel_decoder.conv_out.weight"] *= 0.1  # else no image: its values are far from [0, 1]
     save_file(state, folder / "titok.safetensors")
 
     vq = VQConfig(ch=32, z_channels=32, codebook_size=64)
     monkeypatch.setattr(LlamaGen, "CONFIG", vq)
     state = seeded_state_dict(manifest_of(VQModel(vq)))
-    torch.save({"model": to_official(state)}, folder / "vq_ds16_c2i.pt")
+    torch.save({"model": VQStateDict().to_published(state)}, folder / "vq_ds16_c2i.pt")
 
     monkeypatch.setattr(FlexTokD18D28, "EXPECTED", FLEXTOK)
     flextok_support.write_checkpoint(folder / "flextok.safetensors", flextok_support.seeded_weights(FLEXTOK), FLEXTOK)
@@ -118,7 +119,7 @@ def lactoks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         seeded_lactok(folder / name, wrapped)
         for name, wrapped in (("LaCTok-T.pth", True), ("lactok.safetensors", False))
     )
-    adapters = ladd_support.write_adapters(build(LACTOK).decoder.unet, folder)
+    adapters = ladd_support.write_adapters(build_lactok(LACTOK).decoder.unet, folder)
     names = ("lactok-h", "lactok-h-star", "vq-ladd", "vq-ladd-hypersd", "vq-ladd-tlcm")
     return {f"{name}.weights": trained for name in names} | {
         "lactok-t-star.weights": released,
@@ -195,17 +196,17 @@ def test_one_command_makes_the_papers_table(
     assert {run.dataset for run in runs} == set(suite.datasets)
     for run in runs:
         assert {row.name: (row.status, row.error) for row in run.rows} == dict.fromkeys(suite.tokenizers, ("ok", ""))
-        assert (run.pictures, run.protocol["eval_size"]) == (IMAGES, SIDES[name])
+        assert (run.items, run.protocol["eval_size"]) == (IMAGES, SIDES[name])
     rows, columns, cells = reported(out / "tables" / f"{name}.md")
     assert (rows, columns) == layout(suite.table)
     assert not [cell for cell in cells if NOT_MEASURED in cell or not cell[0].isdigit()]
-    not_the_papers = f"{IMAGES} pictures of imagenet-val; the paper has" if name == "table1" else "not paper-1024"
+    not_the_papers = f"{IMAGES} images of imagenet-val; the paper has" if name == "table1" else "not paper-1024"
     assert not_the_papers in told
     for form in ("tex", "html"):
         text = (out / "tables" / f"{name}.{form}").read_text()
         assert all(printed in text for printed in suite.datasets.values())
     if name == "table5":
-        assert [row.ids_per_image for row in runs[0].rows] == [196, 256, 324]
+        assert [row.tokens_per_image for row in runs[0].rows] == [196, 256, 324]
 
 
 def test_a_table_fills_up_over_runs_of_its_parts(

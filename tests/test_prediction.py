@@ -15,7 +15,7 @@ from tests.ladd_support import SMALL
 
 @pytest.fixture(scope="module")
 def case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Clean latents, noise, and one timestep a picture, the last few-step samplers' first."""
+    """Clean latents, noise, and one timestep an image, the last few-step samplers' first."""
     clean, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return clean, noise, torch.tensor([1, 499, 999])
 

@@ -230,7 +230,7 @@ def test_a_rank_that_stops_is_named_and_no_table_is_written(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(execute, "_run_chunk", on_rank_1(execute._run_chunk, StoreError("the disk is full")))
-    with pytest.raises(RankError, match=r"rank 1 on \S+ stopped: the disk is full\n.*the same command goes on"):
+    with pytest.raises(RankError, match=r"rank 1 on \S+ stopped: the disk is full\n.*the same command resumes"):
         together(arguments(data, f"out={tmp_path / 'out'}"))
     assert not list((tmp_path / "out").glob("runs/*"))
 

@@ -114,9 +114,12 @@ def test_references_are_embedded_once_for_all_tokenizers(tmp_path: Path, monkeyp
     run(tmp_path, "tokenizers=toy", "calibration=false", "metrics=[effnet,fd-effnet]")
     assert sum(seen) == 4 + 4
     seen.clear()
-    rows = len(run(tmp_path, "tokenizers=[toy,noisy]", "calibration=false", "metrics=[fd-effnet]").record.rows)
-    assert rows == 2
-    assert sum(seen) == 4, "those of the second tokenizer's images"
+    both = ("tokenizers=[toy,noisy]", "calibration=false", "metrics=[effnet,fd-effnet]")
+    assert len(run(tmp_path, *both).record.rows) == 2
+    assert sum(seen) == 4 + 4, "the tokenizer that is done costs nothing"
+    seen.clear()
+    run(tmp_path, *both, f"out='{tmp_path / 'another'}'")
+    assert sum(seen) == 4 + 4 + 4
     stored = list((tmp_path / "out" / "cache").glob("reference-features/*"))
     assert len(stored) == 1, "one chunk of references, one entry of their features"
 
@@ -185,7 +188,7 @@ def test_a_stale_index_is_dropped_and_the_run_goes_on_with_the_right_content(
     tmp_path: Path, toy: None, monkeypatch: pytest.MonkeyPatch
 ):
     """A file system whose stamps tell nothing, and an image replaced between two runs."""
-    monkeypatch.setattr("evals.datasets.preflight.file_stamp", lambda path: (1, 2, 3, 4))
+    monkeypatch.setattr("evals.datasets.images.preflight.file_stamp", lambda path: (1, 2, 3, 4))
     folder = pictures(tmp_path / "pictures", 3)
     spare = pictures(tmp_path / "spare", 6) / "picture 05.png"
 
@@ -229,8 +232,8 @@ def test_speeds_are_shown_with_the_machine_that_they_were_timed_on(
     what = ["dataset=folder", f"dataset.root='{folder}'", "calibration=false", "metrics=psnr", f"out='{out}'"]
 
     def run_on(machine: str, tokenizers: str) -> tuple[pd.DataFrame, str]:
-        for module in ("evals.engine.execute", "evals.engine.run"):
-            monkeypatch.setattr(f"{module}.describe_device", lambda device: f"{machine}, 2 threads")
+        monkeypatch.setattr("evals.engine.environment._processor", lambda: machine)
+        monkeypatch.setattr("torch.get_num_threads", lambda: 2)
         finished = engine.run(compose_config([*what, f"tokenizers={tokenizers}"]), quiet=True)
         assert finished.record.device == f"{machine}, 2 threads"
         write_report(finished.record, finished.folder)
@@ -239,6 +242,9 @@ def test_speeds_are_shown_with_the_machine_that_they_were_timed_on(
 
     run_on("Old machine", "toy")
     speed, report = run_on("New machine", "[toy,noisy]")
-    assert dict(speed["device"]) == {"toy": "Old machine, 2 threads", "noisy": "New machine, 2 threads"}
-    (line,) = (line for line in report.splitlines() if line.startswith("| toy | fp32"))
-    assert "Old machine, 2 threads" in line
+    decoding = speed[speed["step"] == "decode"]
+    assert dict(decoding["devices"]) == {"toy": "Old machine", "noisy": "New machine"}
+    assert set(speed["threads"]) == {2}
+    lines = [line for line in report.splitlines() if line.startswith("| toy | fp32")]
+    assert len(lines) == 2, "encoding and decoding"
+    assert all("Old machine" in line for line in lines)

@@ -155,9 +155,9 @@ def test_values_of_options_have_the_declared_type(given: dict, seen: object):
 @pytest.mark.parametrize(
     "given",
     [
-        {"tiled": "maybe"}, {"tiled": 2}, {"tiled": None}, {"keep_tokens": 1.5}, {"keep_tokens": None}, {"keep_tokens": True},
-        {"seed": True}, {"scale": False}, {"scale": "wide"}, {"path": True}, {"sizes": 3}, {"sizes": [1.5]},
-        {"sizes": [True]}, {"way": "mode"}, {"steps": 1001},
+        {"tiled": "maybe"}, {"tiled": 2}, {"tiled": None}, {"keep_tokens": 1.5}, {"keep_tokens": None},
+        {"keep_tokens": True}, {"seed": True}, {"scale": False}, {"scale": "wide"}, {"path": True}, {"sizes": 3},
+        {"sizes": [1.5]}, {"sizes": [True]}, {"way": "mode"}, {"steps": 1001},
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_refused(given: dict):

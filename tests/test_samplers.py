@@ -1,4 +1,4 @@
-"""Samplers of the latent decoder: diffusers' DDIM, the published consistency chain, and noise by picture."""
+"""Samplers of the latent decoder: diffusers' DDIM, the published consistency chain, and noise by image."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SAMPLERS = [ddim_sampler(5), consistency_sampler((999,)), consistency_sampler((9
 
 
 def network(x: Tensor, t: int) -> Tensor:
-    """Some function of latents and time that is not linear, and no picture's depends on another's."""
+    """Some function of latents and time that is not linear, and no image's depends on another's."""
     return torch.tanh(x + t / 500) * 0.9 + 0.1 * x.roll(1, -1)
 
 
 def oracle(clean: Tensor) -> Predict:
-    """The noise prediction of a network that knows the picture."""
+    """The noise prediction of a network that knows the image."""
 
     def predict(x: Tensor, t: int) -> Tensor:
         alpha, sigma = SCHEDULE.alpha_sigma(t)

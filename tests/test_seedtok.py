@@ -21,19 +21,21 @@ from torch import Tensor
 from baselines.tokenizers.seedtok import unclip
 from baselines.tokenizers.seedtok.adapter import SeedTok, SeedTokOptions, common_folder
 from baselines.tokenizers.seedtok.conformance import case_config, case_weights, run
-from baselines.tokenizers.seedtok.keymap import from_official, load_official, meta_model, to_official
 from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, SeedModel
+from baselines.tokenizers.seedtok.state_dict import SeedStateDict
 from lactok.conformance import CaseError, CaseFolder, CheckLine
 from lactok.interface import Latents, Tokens
+from lactok.state_dict import meta_skeleton
 from lactok.weights import CheckpointMismatch, HubWeights, MissingWeights, WeightsError
 from tests.seed_support import write_checkpoints, write_painter
 
 GOLDEN = Path(__file__).parent / "golden" / "seed"
+ADAPTER = SeedStateDict()
 CPU = torch.device("cpu")
 TINY = CaseFolder(GOLDEN / "tiny")
 SMALL = case_config(TINY)
 UNUSED = ("pos_embed", "Qformer.bert.embeddings.position_ids")
-"""Of the manifest, beside `blocks.*`: without effect on pictures."""
+"""Of the manifest, beside `blocks.*`: without effect on images."""
 
 
 class SmallSeedTok(SeedTok):
@@ -152,7 +154,7 @@ def meta_state(*manifests: str) -> dict[str, Tensor]:
 
 def test_the_full_manifests_load_strictly_without_memory():
     state = meta_state("manifest.json", "manifest_visual_encoder.json")
-    model = load_official(meta_model(SeedConfig()), state)
+    model = ADAPTER.load(meta_skeleton(SeedModel, SeedConfig()), state)
     unused = sum(state[n].numel() for n in state if n.startswith("blocks.") or n in UNUSED)
     zero_biases = 39 * 1408  # of the keys, which are not published
     assert sum(p.numel() for p in model.parameters()) == sum(t.numel() for t in state.values()) - unused + zero_biases
@@ -163,19 +165,19 @@ def test_each_entry_is_needed_unless_it_is_known_to_be_without_effect(tiny_meta:
     for name in state:
         rest = {k: v for k, v in state.items() if k != name}
         if name.startswith("blocks.") or name in UNUSED:
-            from_official(rest, tiny_meta)
+            ADAPTER.from_published(rest, tiny_meta)
         else:
             with pytest.raises(CheckpointMismatch, match=f"1 missing: {name}"):
-                from_official(rest, tiny_meta)
+                ADAPTER.from_published(rest, tiny_meta)
 
 
 @pytest.fixture(scope="module")
 def tiny_meta() -> SeedModel:
-    return meta_model(SMALL)
+    return meta_skeleton(SeedModel, SMALL)
 
 
 def test_there_and_back(official: dict[str, Tensor], tiny_meta: SeedModel):
-    back = to_official(from_official(official, tiny_meta))
+    back = ADAPTER.to_published(ADAPTER.from_published(official, tiny_meta))
     left_out = {name for name in official if name.startswith("blocks.") or name in UNUSED}
     assert set(back) == set(official) - left_out
     assert all(torch.equal(tensor, official[name]) for name, tensor in back.items())
@@ -186,7 +188,7 @@ def test_what_does_not_fit_is_named_by_kind(tiny_meta: SeedModel):
     state["encode_task_layer.9.weight"] = state.pop("encode_task_layer.0.weight")
     state["query_tokens"] = torch.empty(1, 16, 96, device="meta")
     with pytest.raises(CheckpointMismatch) as caught:
-        from_official(state, tiny_meta)
+        ADAPTER.from_published(state, tiny_meta)
     message = str(caught.value)
     assert "1 missing: encode_task_layer.0.weight" in message
     assert "1 unexpected: encode_task_layer.9.weight" in message
@@ -210,7 +212,7 @@ def options(official: dict[str, Tensor], painter: Path, tmp_path_factory: pytest
 @pytest.fixture(scope="module")
 def tokenizer(options: SeedTokOptions) -> SeedTok:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # no unknown entries
+        warnings.simplefilter("error", UserWarning)  # no unexpected keys
         return SmallSeedTok(options, CPU)
 
 
@@ -287,9 +289,9 @@ def test_what_it_can_not_take_is_named(tokenizer: SeedTok, options: SeedTokOptio
     ids = torch.zeros(1, 32, dtype=torch.int64)
     for codes, seeds, message in (
         (Tokens(ids + 512), [0], "ids from 512 to 512, expected 0 to 511"),
-        (Tokens(ids[:, :4]), [0], r"ids of shape \(1, 4\), expected ids of shape \(B, 32\)"),
-        (Latents(torch.zeros(1, 4)), [0], "latents, expected ids"),
-        (Tokens(ids), [0, 1], "2 seeds for 1 pictures"),
+        (Tokens(ids[:, :4]), [0], r"ids of shape \(1, 4\), expected \(B, 32\)"),
+        (Latents(torch.zeros(1, 4)), [0], "Latents, expected Tokens"),
+        (Tokens(ids), [0, 1], "2 seeds for 1 images"),
     ):
         with pytest.raises(ValueError, match=message):
             tokenizer.decode(codes, seeds)
@@ -303,14 +305,14 @@ def test_unknown_entries_are_named_and_missing_ones_refused(options: SeedTokOpti
     state = torch.load(options.weights, weights_only=True)
     path = tmp_path / "seed_quantizer.pt"
     torch.save(state | {"temp": torch.ones(1), "itm_head.bias": torch.ones(2)}, path)
-    with pytest.warns(UserWarning, match=r"seed_quantizer\.pt: 2 unknown entries are ignored: temp, itm_head\.bias"):
+    with pytest.warns(UserWarning, match=r"seed_quantizer\.pt: 2 unexpected keys are ignored: temp, itm_head\.bias"):
         SmallSeedTok(changed(options, weights=str(path)), CPU)
     del state["query_tokens"]
     torch.save(state | {"tokens": torch.ones(1)}, path)
     with pytest.raises(CheckpointMismatch, match=r"eva_vit_g\.pth: .*1 missing: query_tokens; 1 unexpected: tokens"):
         SmallSeedTok(changed(options, weights=str(path)), CPU)
     torch.save({"model": state}, path)
-    with pytest.raises(WeightsError, match=r"seed_quantizer\.pt: under 'model' stands something else than a tensor"):
+    with pytest.raises(WeightsError, match=r"seed_quantizer\.pt: at the top level: 'model' is not a tensor"):
         SmallSeedTok(changed(options, weights=str(path)), CPU)
 
 

@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from evals.suites.catalog import suites
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -117,3 +120,40 @@ def test_no_file_holds_more_than_it_should():
         for path in (ROOT / package).rglob("*.py"):
             lines = len(path.read_text().splitlines())
             assert lines <= 500, f"{path.relative_to(ROOT)} has {lines} lines: split it by concept"
+
+
+def registered_names() -> set[str]:
+    """Of models, calibration rows, metrics and data sets, as pyproject.toml lists ours, and of suites."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    groups = ("tokenizers", "generators", "calibration", "metrics", "datasets")
+    names = set(suites()) | {name for group in groups for name in points.get(f"lactok.{group}", {})}
+    assert {"llamagen-mini", "identity", "psnr", "photos", "recon"} <= names
+    return names
+
+
+def text_of(tree: ast.AST) -> list[tuple[int, str]]:
+    """(line, value) of every string literal but docstrings."""
+    docs = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                docs.add(first.value)
+    strings = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return [(node.lineno, node.value) for node in strings if node not in docs]
+
+
+def test_the_engine_knows_no_model_metric_dataset_or_suite_by_name():
+    """Whatever is registered is run by what its class says, ours like another package's."""
+    names = registered_names()
+    found = [
+        f"{path.name}:{line}: {value!r}"
+        for path in sorted((ROOT / "evals" / "engine").glob("*.py"))
+        for line, value in text_of(ast.parse(path.read_text()))
+        if value in names
+    ]
+    assert found == []
+
+
+def test_that_check_sees_a_name():
+    assert text_of(ast.parse('def f():\n    "psnr"\n    return x == "psnr"')) == [(3, "psnr")]

@@ -118,7 +118,7 @@ def test_peak_memory_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_search_ends_where_doubling_does_not_pay(monkeypatch: pytest.MonkeyPatch):
-    """A device that takes 1 s for up to 4 pictures, and more for more; then one whose memory ends at 4."""
+    """A device that takes 1 s for up to 4 images, and more for more; then one whose memory ends at 4."""
     work = coding.Work(TOKENIZERS["titok"](True, CPU), QUICK)
     monkeypatch.setattr(work, "call", lambda part, batch: batch)
     monkeypatch.setattr(coding, "call_times", lambda batch, device, seconds: [max(1.0, batch / 4)])

@@ -57,7 +57,7 @@ def test_drawn_weights_follow_from_the_seed_and_give_finite_features():
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     distances = []
     for seed in (0, 0, 1):
-        network = lpips.outline("alex")
+        network = lpips.skeleton("alex")
         draw_weights(network, CPU, seed)
         distances.append(network.eval()(pictures[:1], pictures[1:]).item())
     assert distances[0] == distances[1] != distances[2]

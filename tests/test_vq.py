@@ -75,7 +75,7 @@ def test_a_picture_does_not_depend_on_its_batch():
 
 
 def test_a_size_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="picture of 66x64 pixels: both sides must be multiples of 4"):
+    with pytest.raises(ValueError, match="image of 66x64 pixels: both sides must be multiples of 4"):
         VQModel(SMALL).encode(torch.zeros(1, 3, 64, 66))
 
 

@@ -31,7 +31,7 @@ TINY = {
     "diffusion": ("options.condition_widths=[8]", "options.picture_sizes=[32]", "options.sample_steps=2"),
     "pixel": ("options.condition_widths=[8]", "options.picture_sizes=[32]", "options.perceptual_stages=2"),
 }  # fmt: skip
-"""By recipe: what is smaller than in its preset. Pictures of 32 pixels, 8x8 latents of 4 channels."""
+"""By recipe: what is smaller than in its preset. Images of 32 pixels, 8x8 latents of 4 channels."""
 
 CHAIN = {
     "vae-mini": ("vae", None),

@@ -70,7 +70,8 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         record.cells |= _set_cells(job, run, of_sets, reading, items)
     tokens = reading.tokens()
     if tokens is not None:
-        record.keys["tokens"] = [artifact.key for c in job.chunks if (artifact := job.task.tokens(run, c))]
+        artifacts = [artifact for c in job.chunks if (artifact := job.task.tokens(run, c))]
+        record.keys[artifacts[0].kind] = [artifact.key for artifact in artifacts]
         for of_tokens in job.metrics.tokens:
             record.cells |= _token_cells(run, of_tokens, tokens)
     record.refused = {item.id: run.refused[item.id] for item in items if item.id in run.refused}
@@ -155,9 +156,7 @@ class _Reading:
         entries = [e for e in entries if len(e.meta["refused"]) < len(e.arrays["ids"])]
         if not entries:
             return None
-        kept = np.concatenate(
-            [[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries]
-        )
+        kept = np.concatenate([[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries])
         ids = torch.from_numpy(_joined(entries, "ids")[kept]).long()
         has_lengths = "lengths" in entries[0].arrays
         return Tokens(ids, torch.from_numpy(_joined(entries, "lengths")[kept]).long() if has_lengths else None)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -279,8 +278,7 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
 
 
 def _column(planned: PlannedColumn) -> ColumnRecord:
-    kind: Literal["image", "set", "token"] = "token" if planned.kind == "tokens" else planned.kind
-    return ColumnRecord(**vars(planned.column), kind=kind)
+    return ColumnRecord(**vars(planned.column), kind=planned.kind)
 
 
 def contact_images(finished: Finished) -> tuple[list[np.ndarray], list[tuple[str, list[np.ndarray]]]]:

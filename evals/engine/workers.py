@@ -114,10 +114,7 @@ def started(count: int, argv: Sequence[str]) -> Iterator[Ranks]:
         try:
             yield Ranks(0, count, 0, store, watch, started_here=True)
         finally:
+            for worker in workers:  # all is done, or left to the next run: an entry is whole or absent
+                worker.terminate()
             for worker in workers:
-                if worker.poll() is None:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        worker.wait(timeout=10)  # they end by themselves once rank 0 has
-                if worker.poll() is None:
-                    worker.terminate()
-                    worker.wait()
+                worker.wait()

@@ -21,7 +21,7 @@ DEFAULTS = {
     "effnet": ("psnr", "ssim", "effnet", "fd-effnet", "colour", "codes"),
     "inception": ("psnr", "ssim", "lpips-alex", "rfid", "kid", "colour", "codes"),
 }
-Kind = Literal["image", "set", "tokens"]
+Kind = Literal["image", "set", "token"]
 M_co = TypeVar("M_co", bound="Metric", covariant=True)
 
 
@@ -168,7 +168,7 @@ class _Planner:
         self._check_columns(cls)
         self._check_references(cls)
         determined = identity(cls, self.protocol)
-        kind: Kind = "tokens"
+        kind: Kind = "token"
         if issubclass(cls, ImageMetric):
             kind = "image"
             self.image[name] = MetricPlan(cls, determined)

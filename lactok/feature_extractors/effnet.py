@@ -49,7 +49,7 @@ class EffnetOutput:
 class Effnet(nn.Module):
     """A frozen EfficientNet-Lite; always in eval mode, differentiable in its input.
 
-    Pictures are float32 (B, 3, H, W), RGB in [0, 1], of any size from about 32 pixels; nothing is resized here.
+    Images are float32 (B, 3, H, W), RGB in [0, 1], of any size from about 32 pixels; nothing is resized here.
     """
 
     def __init__(self, net: EfficientNet) -> None:
@@ -61,7 +61,7 @@ class Effnet(nn.Module):
         return super().train(False)
 
     def stages(self, images: Tensor, count: int = len(STAGE_BLOCKS)) -> tuple[Tensor, ...]:
-        """The first `count` (1 to 5) feature maps, at 1/2, 1/4, ... of the picture's size; later layers do not run."""
+        """The first `count` (1 to 5) feature maps, at 1/2, 1/4, ... of the image's size; later layers do not run."""
         if not 1 <= count <= len(STAGE_BLOCKS):
             raise ValueError(f"count={count} stages asked for; there are 1 to {len(STAGE_BLOCKS)}")
         x = (images - 0.5) / 0.5

@@ -85,8 +85,8 @@ def build(net: Net, backbone: Mapping[str, Tensor], device: torch.device | str =
     return module.eval().requires_grad_(False).to(device)
 
 
-def outline(net: Net) -> LPIPS:
-    """The module's structure on the meta device: enough to count with, and nothing to score with."""
+def skeleton(net: Net) -> LPIPS:
+    """LPIPS as a meta skeleton: sizes without weights, for a dry run."""
     return _empty(net).requires_grad_(False)
 
 

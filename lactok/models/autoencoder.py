@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lactok.checkpoint_file import CheckpointMetadata
-from lactok.models.patches import nearest_init
+from lactok.models.vq import nearest_init
 from lactok.tokenizers.miniature import Miniature
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class AutoencoderConfig:
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
-    """The stock network of these sizes, pictures (B, 3, H, W) in [-1, 1] to latents of H / downsample_factor."""
+    """The stock network of these sizes, images (B, 3, H, W) in [-1, 1] to latents of H / downsample_factor."""
     from diffusers import AutoencoderKL
 
     levels = len(config.block_out_channels)

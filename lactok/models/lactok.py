@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
@@ -40,10 +39,10 @@ class LacTokConfig:
                 raise ValueError(f"{what} is {seen}, expected {expected} as the other parts have it")
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the latents of a square picture. Raises ValueError for a side that does not divide."""
+        """Shape (C, H, W) of the latents of a square image. Raises ValueError for a side that does not divide."""
         factor = self.autoencoder.downsample_factor * self.decoder.unet.downsample_factor
         if size < factor or size % factor:
-            raise ValueError(f"picture of {size} pixels a side: expected a positive multiple of {factor}")
+            raise ValueError(f"image of {size} pixels a side: expected a positive multiple of {factor}")
         side = size // self.autoencoder.downsample_factor
         return self.autoencoder.latent_channels, side, side
 
@@ -52,7 +51,7 @@ _PARTS = {"vq": VQConfig, "decoder": LatentDecoderConfig, "autoencoder": Autoenc
 
 
 class LacTok(nn.Module):
-    """Pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and those to pictures of another, larger size.
+    """Images (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and those to images of another, larger size.
 
     vq: encoder and codebook (a whole `VQModel` will do). vae: anything with diffusers' `decode(latents).sample`; its
     latents are scaled by config.autoencoder.scaling_factor.
@@ -63,7 +62,7 @@ class LacTok(nn.Module):
         self.config, self.vq, self.decoder, self.vae = config, vq, decoder, vae
 
     def encode(self, images: Tensor) -> Encoded:
-        """Pictures (B, 3, H, W) in [-1, 1] to codes. Raises ValueError for a size that does not divide."""
+        """Images (B, 3, H, W) in [-1, 1] to codes. Raises ValueError for a size that does not divide."""
         return self.vq.encode(images)
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -78,18 +77,12 @@ class LacTok(nn.Module):
 
         return sampler(predict, noises, self.config.schedule)
 
-    def pictures_of(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W), scaled, to pictures around [-1, 1], float32, not clamped."""
+    def images_of(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W), scaled, to images around [-1, 1], float32, not clamped."""
         dtype = next(self.vae.parameters()).dtype
         return self.vae.decode((latents / self.config.autoencoder.scaling_factor).to(dtype)).sample.float()
 
 
-def build(config: LacTokConfig) -> LacTok:
+def build_lactok(config: LacTokConfig) -> LacTok:
     """All parts anew; on the current default device."""
     return LacTok(config, VQEncoder(config.vq), LatentDecoder(config.decoder), build_autoencoder(config.autoencoder))
-
-
-def meta_model(config: LacTokConfig) -> LacTok:
-    """A `LacTok` without memory, to be filled by `ladd_keymap.load_official` or `load_state_dict(assign=True)`."""
-    with torch.device("meta"):
-        return build(config)

@@ -153,7 +153,7 @@ def build_controlnet(config: LatentDecoderConfig) -> ControlNetModel:
 def empty_text(unet: UNetConfig, text_positions: int, pixels_per_latent: int, sample: Tensor) -> EmptyText:
     """The zeros and sizes that go with latents (B, C, H, W) where no text is given; their dtype and device.
 
-    Size conditions are the picture's own size, not cropped: (1024, 1024, 0, 0, 1024, 1024). The released code always
+    Size conditions are the image's own size, not cropped: (1024, 1024, 0, 0, 1024, 1024). The released code always
     says 1024, the one size that it decodes.
     """
     batch, states, added = len(sample), None, None

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lactok.models.finite import require_finite
-
 USAGE_WINDOW = 65536
 """How many of the latest ids count for codebook usage (length of the published `codebook_used` buffer)."""
 
@@ -104,7 +102,7 @@ class VectorQuantizer(nn.Module):
         if not self.training:
             require_finite(pre_quant, "the encoder's vectors")
         batch, _, height, width = pre_quant.shape
-        # picture by picture: bounded memory, and a picture's ids do not depend on what else is in the batch
+        # image by image: bounded memory, and an image's ids do not depend on what else is in the batch
         ids = [self._distances(self._rows(one[None])).argmin(1) for one in pre_quant]
         return torch.stack(ids).view(batch, height, width)
 
@@ -142,3 +140,22 @@ class VectorQuantizer(nn.Module):
         latest = torch.cat([self.codebook_used, ids.reshape(-1).to(self.codebook_used)])[-USAGE_WINDOW:]
         self.codebook_used.copy_(latest)
         return len(latest.unique()) / self.codebook_size
+
+
+def require_finite(vectors: Tensor, what: str) -> None:
+    """Raises FloatingPointError naming how many values, of which images, are not finite.
+
+    vectors: float (B, ...), one image a row; what: their name in the message. A tensor without memory passes.
+    """
+    if vectors.device.type == "meta":
+        return
+    finite = vectors.isfinite()
+    if finite.all():
+        return
+    bad = [place for place, row in enumerate(finite.flatten(1).all(1).tolist()) if not row]
+    shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+    raise FloatingPointError(
+        f"{int((~finite).sum()):,} of {finite.numel():,} values of {what} are not finite (NaN or infinite), in "
+        f"image(s) {shown} of a batch of {len(finite)}: they have no id. The encoder's weights are damaged, or its "
+        f"{str(vectors.dtype).removeprefix('torch.')} numbers overflow: verify the checkpoint, or run at precision=fp32"
+    )

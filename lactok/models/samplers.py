@@ -1,8 +1,8 @@
 """Samplers of the latent decoder, as pure functions of a noise prediction: DDIM, Hyper-SD's one step, TLCM's few.
 
 A sampler takes `predict(x, t)`, the noise in latents x (B, C, h, w) at the integer timestep t; the noises of each
-picture (B, draws, C, h, w); and the schedule. It gives the latents, float32. Whatever it draws is handed in, so that a
-picture's result follows from its own seed alone (`image_noise`).
+image (B, draws, C, h, w); and the schedule. It gives the latents, float32. Whatever it draws is handed in, so that an
+image's result follows from its own seed alone (`image_noise`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class NoiseSchedule:
         return squared.sqrt(), (1 - squared).sqrt()
 
     def noised(self, clean: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
-        """x_t of clean latents (B, C, h, w), float32; t: an int, or one for each picture (B,)."""
+        """x_t of clean latents (B, C, h, w), float32; t: an int, or one for each image (B,)."""
         alpha, sigma = self.alpha_sigma(t)
         return alpha * clean.float() + sigma * noise.float()
 
@@ -80,7 +80,7 @@ class NoiseSchedule:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler with its settings. draws: how many noises a picture needs; evaluations: calls of the network."""
+    """A sampler with its settings. draws: how many noises an image needs; evaluations: calls of the network."""
 
     run: Callable[[Predict, Tensor, NoiseSchedule], Tensor]
     draws: int
@@ -160,7 +160,7 @@ def _draws(noises: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def image_noise(seed: int, shape: tuple[int, ...], count: int) -> Tensor:
-    """`count` standard normal draws (count, *shape) of one picture, all from its own seed, on the CPU.
+    """`count` standard normal draws (count, *shape) of one image, all from its own seed, on the CPU.
 
     The first k are the same for every count: an initial noise does not change with the number of steps.
     """

@@ -1,7 +1,7 @@
 """The convolutional VQ tokenizer of LlamaGen (arXiv 2406.06525), whose encoder and quantizer LacTok takes over.
 
 Stock diffusers `Encoder` and `Decoder` with attention at the lowest resolution only compute the published network;
-lactok/models/vq_keymap.py names its checkpoint's tensors. `patch_size` > 1 puts a pixel-unshuffle in front and its
+lactok/models/vq_state_dict.py names its checkpoint's tensors. `patch_size` > 1 puts a pixel-unshuffle in front and its
 mirror at the end, which keeps a miniature off full-resolution convolutions.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from lactok.models.patches import nearest_init
 from lactok.models.quantizer import QuantizerLosses, VectorQuantizer
 
 
@@ -80,7 +80,7 @@ class VQOutput:
 
 
 class VQEncoder(nn.Module):
-    """The half that encodes: pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and ids to codes.
+    """The half that encodes: images (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w), and ids to codes.
 
     All that a latent decoder takes over. H and W: multiples of `downsample_factor`.
     """
@@ -122,12 +122,12 @@ class VQEncoder(nn.Module):
         height, width = images.shape[-2:]
         if height % self.downsample_factor or width % self.downsample_factor:
             raise ValueError(
-                f"picture of {width}x{height} pixels: both sides must be multiples of {self.downsample_factor}"
+                f"image of {width}x{height} pixels: both sides must be multiples of {self.downsample_factor}"
             )
         return self.quant_conv(self.encoder(self.unshuffle(images)))
 
     def encode(self, images: Tensor) -> Encoded:
-        """Pictures (B, 3, H, W) in [-1, 1] to codes; ids run row by row. Raises ValueError as `pre_quant`."""
+        """Images (B, 3, H, W) in [-1, 1] to codes; ids run row by row. Raises ValueError as `pre_quant`."""
         pre_quant = self.pre_quant(images)
         quantized, ids = self.quantizer(pre_quant)
         return Encoded(quantized, ids, pre_quant)
@@ -138,7 +138,7 @@ class VQEncoder(nn.Module):
 
 
 class VQModel(VQEncoder):
-    """Pictures (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w) and back. H and W: multiples of `downsample_factor`."""
+    """Images (B, 3, H, W), RGB in [-1, 1], to ids (B, h, w) and back. H and W: multiples of `downsample_factor`."""
 
     def __init__(self, config: VQConfig | None = None) -> None:
         from diffusers.models.autoencoders.vae import Decoder
@@ -159,11 +159,11 @@ class VQModel(VQEncoder):
         nearest_init(self.decoder.conv_out, area)
 
     def decode(self, quantized: Tensor) -> Tensor:
-        """Codes (B, D, h, w) to pictures (B, 3, H, W) around [-1, 1], not clamped."""
+        """Codes (B, D, h, w) to images (B, 3, H, W) around [-1, 1], not clamped."""
         return self.shuffle(self.decoder(self.post_quant_conv(quantized.to(self.post_quant_conv.weight.dtype))))
 
     def decode_ids(self, ids: Tensor) -> Tensor:
-        """Ids (B, h, w) to pictures; see `lookup` and `decode`."""
+        """Ids (B, h, w) to images; see `lookup` and `decode`."""
         return self.decode(self.lookup(ids))
 
     def quantizer_losses(self, pre_quant: Tensor, ids: Tensor | None = None) -> QuantizerLosses:
@@ -171,7 +171,7 @@ class VQModel(VQEncoder):
         return self.quantizer.losses(pre_quant, ids)
 
     def forward(self, images: Tensor) -> VQOutput:
-        """One training pass over pictures (B, 3, H, W) in [-1, 1]."""
+        """One training pass over images (B, 3, H, W) in [-1, 1]."""
         encoded = self.encode(images)
         return VQOutput(self.decode(encoded.quantized), encoded, self.quantizer_losses(encoded.pre_quant, encoded.ids))
 
@@ -183,3 +183,14 @@ def _set_dropout(network: nn.Module, share: float) -> None:
     for module in network.modules():
         if isinstance(module, ResnetBlock2D):
             module.dropout.p = share
+
+
+@torch.no_grad()
+def nearest_init(conv: nn.Conv2d, area: int) -> None:
+    """Make the `area` channels of each pixel-shuffle group alike: it then starts as nearest-neighbour up-sampling.
+
+    ICNR (arXiv 1707.02937): no checkerboard at the start of training. area 1 changes nothing.
+    """
+    assert conv.bias is not None, "a convolution without bias, expected one with it"
+    for tensor in (conv.weight, conv.bias):
+        tensor.copy_(tensor[::area].repeat_interleave(area, 0))

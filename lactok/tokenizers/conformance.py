@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from lactok.conformance import CaseError, CaseFolder, CheckLine, UnhandledCase, compare_floats, compare_ids, failure
 from lactok.models.autoencoder import AutoencoderConfig
-from lactok.models.lactok import LacTok, LacTokConfig, build, meta_model
+from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
+from lactok.models.lactok_state_dict import PEFT, LacTokStateDict
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig
-from lactok.models.ladd_keymap import PEFT, load_official, load_unmerged
 from lactok.models.lora import BASE, LoRAConfig, add_lora
 from lactok.models.samplers import NoiseSchedule, consistency_sampler
 from lactok.models.vq import VQConfig
+from lactok.state_dict import meta_skeleton
 from lactok.weights import CheckpointMismatch
 
 _INPUTS = (
@@ -129,9 +130,9 @@ def case_weights(case: CaseFolder) -> dict[str, Tensor]:
 def unmerged_model(config: LacTokConfig, lora: LoRAConfig, state: Mapping[str, Tensor]) -> LacTok:
     """The network with its adapters apart, as peft runs them."""
     with torch.device("meta"):
-        model = build(config)
+        model = build_lactok(config)
         add_lora(model.decoder.unet, lora)
-    return load_unmerged(model, state).eval()
+    return LacTokStateDict(lora).load_unmerged(model, state).eval()
 
 
 @torch.no_grad()
@@ -183,7 +184,9 @@ class _Checks:
         self.scale, self.timesteps = case.setting("cond_scale"), tuple(case.setting("timesteps"))
         state = case_weights(case)
         self._bases = {name: state[key] for name, key in case.config.get("merged_weight_keys", {}).items()}
-        self.model = load_official(meta_model(self.config), state, self.lora).eval().to(case.device)
+        self.model = (
+            LacTokStateDict(self.lora).load(meta_skeleton(build_lactok, self.config), state).eval().to(case.device)
+        )
         self._inside: dict[str, Tensor] | None = None
         self._sampled: dict[str, Tensor] | None = None
 
@@ -197,7 +200,7 @@ class _Checks:
             "alt_cond_resized": lambda: self._condition(model.lookup(case["alt_tokens"])),
             "sampling_timesteps": lambda: torch.tensor(self.timesteps),
             "sampling_latent": lambda: self._sampling()["latent"],
-            "image_preclip": lambda: model.pictures_of(case["sampling_latent"]),
+            "image_preclip": lambda: model.images_of(case["sampling_latent"]),
             "image_uint8_nhwc": lambda: _to_uint8(case["image_preclip"]),
             "vae_posterior_mean": lambda: model.vae.encode(case["vae_input"]).latent_dist.mean,
             "vae_posterior_logvar": lambda: model.vae.encode(case["vae_input"]).latent_dist.logvar,
@@ -311,7 +314,7 @@ def _manifest_lines(case: CaseFolder) -> Iterator[CheckLine]:
     state = {name: torch.empty(spec.shape, device="meta") for name, spec in above.manifest().items()}
     count = len(state)
     try:
-        load_official(meta_model(case_config(above)), state, case_lora(above))
+        LacTokStateDict(case_lora(above)).load(meta_skeleton(build_lactok, case_config(above)), state)
     except CheckpointMismatch as error:
         yield failure("manifest.json", error)
     else:

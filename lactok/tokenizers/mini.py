@@ -46,7 +46,7 @@ class LacTokMiniOptions:
         recipe=vae; vq: of recipe=vq.
     conditioning_scale: strength of the copy's residuals; 1, as trained.
     input_size: pixels of a side that the encoder sees, a multiple of 8; 56, 64 and 72 (49, 64 and 81 ids) were trained.
-    output_size: pixels of a side of the decoded picture, a multiple of 16; 128 was trained.
+    output_size: pixels of a side of the decoded image, a multiple of 16; 128 was trained.
     """
 
     weights: str | None = None

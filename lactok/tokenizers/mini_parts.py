@@ -25,6 +25,7 @@ from lactok.models.ladd import LatentDecoder, LatentDecoderConfig, build_control
 from lactok.models.latent_diffusion import LatentDiffusionConfig
 from lactok.models.lora import A_WEIGHT, B_WEIGHT, LoRAConfig, add_to_weights
 from lactok.models.vq import VQConfig, VQEncoder
+from lactok.state_dict import errors_name, meta_skeleton
 from lactok.tokenizers.miniature import Miniature
 from lactok.weights import WeightsError, WeightsSource, locate, require_entries
 
@@ -146,8 +147,7 @@ def vq_source(path: str | None) -> WeightsSource:
 def load_vq(path: str | None = None) -> tuple[VQEncoder, Located]:
     """The half of llamagen-mini that encodes, frozen. Raises WeightsError for a file of another kind."""
     state, file = _read(vq_source(path))
-    with torch.device("meta"):
-        model = VQEncoder(_config(file, VQConfig))
+    model = meta_skeleton(VQEncoder, _config(file, VQConfig))
     kept = {name: state[name] for name in model.state_dict() if name in state}
     _assign(model, kept, file, "VQ encoder")
     return model.eval().requires_grad_(False), file
@@ -157,8 +157,7 @@ def load_ldm(path: str | None = None) -> tuple[UNet2DConditionModel, LDMFileConf
     """The diffusion UNet, frozen. Raises WeightsError for a file of another kind."""
     state, file = _read(LDM.source(path))
     config = _config(file, LDMFileConfig)
-    with torch.device("meta"):
-        model = build_unet(config.model.unet)
+    model = meta_skeleton(build_unet, config.model.unet)
     _assign(model, state, file, "diffusion UNet")
     return model.eval().requires_grad_(False), config, file
 
@@ -197,24 +196,19 @@ def load_copy(source: WeightsSource) -> tuple[ControlNetModel, CopyFileConfig, L
     """A trained copy, frozen. Raises WeightsError for a file of another kind."""
     state, file = _read(source)
     config = _config(file, CopyFileConfig)
-    with torch.device("meta"):
-        model = build_controlnet(config.decoder)
+    model = meta_skeleton(build_controlnet, config.decoder)
     _assign(model, state, file, "control copy")
     return model.eval().requires_grad_(False), config, file
 
 
 def _config(file: Located, config_class: type[Config]) -> Config:
-    try:
+    with errors_name(file.path):
         return file.metadata.build_config(config_class)
-    except WeightsError as error:
-        raise WeightsError(f"{file.path}: {error}") from error
 
 
 def _assign(model: torch.nn.Module, state: Mapping[str, Tensor], file: Located, what: str) -> None:
-    try:
+    with errors_name(file.path):
         require_entries(state, {name: tuple(t.shape) for name, t in model.state_dict().items()}, f"this {what}")
-    except WeightsError as error:
-        raise WeightsError(f"{file.path}: {error}") from error
     model.load_state_dict(state, strict=True, assign=True)
 
 

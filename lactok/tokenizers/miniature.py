@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from lactok.checkpoint_file import CheckpointMetadata, read_checkpoint
+from lactok.state_dict import meta_skeleton
 from lactok.weights import LocalWeights, WeightsError, WeightsSource, locate
 
 Model = TypeVar("Model", bound=nn.Module)
 
-LICENCE = "Apache-2.0; trained on ImageNet pictures (non-commercial research)"
+LICENCE = "Apache-2.0; trained on ImageNet images (non-commercial research)"
 """Of the weights of every miniature."""
 
 
@@ -43,8 +43,7 @@ class Miniature:
         file = locate(self.source(path))
         state, metadata = read_checkpoint(file)
         try:
-            with torch.device("meta"):
-                model = build(metadata)
+            model = meta_skeleton(build, metadata)
             model.load_state_dict(state, strict=True, assign=True)
         except (WeightsError, RuntimeError) as error:
             raise WeightsError(f"{file}: {' '.join(str(error).split())}") from error

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
-from lactok.models.accelerators import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
-from lactok.models.lactok import LacTok, LacTokConfig, meta_model
-from lactok.models.ladd_keymap import load_official
+from lactok.models.few_step_lora import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
+from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
+from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.lora import LoRAConfig
 from lactok.models.samplers import (
     DDIM_STEPS,
@@ -28,11 +28,12 @@ from lactok.models.samplers import (
     image_noise,
     tlcm_timesteps,
 )
+from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
+from lactok.tokenizers.checks import require_ids, require_images, require_seeds
 from lactok.weights import (
     HubWeights,
     LocalWeights,
     UnpublishedWeights,
-    WeightsError,
     WeightsSource,
     load_state_dict,
     locate,
@@ -44,10 +45,10 @@ from lactok.weights import (
 class LacTokOptions:
     """What every one takes.
 
-    weights: a local checkpoint, `LaCTok-T.pth` or one under its names (lactok/models/ladd_keymap.py).
+    weights: a local checkpoint, `LaCTok-T.pth` or one under its names (lactok/models/lactok_state_dict.py).
     conditioning_scale: strength of the copy's residuals; 1, as trained (the paper names none).
     input_size: pixels of a side that the encoder sees, a multiple of 16; the paper names 224, 256 and 288 (196, 256
-        and 324 ids). output_size: pixels of a side of the decoded picture, a multiple of 32.
+        and 324 ids). output_size: pixels of a side of the decoded image, a multiple of 32.
     """
 
     weights: str | None = None
@@ -97,7 +98,7 @@ class TLCMOptions(LacTokOptions):
 
 
 class LacTokTokenizer(Tokenizer):
-    """A `LacTok` on square pictures of one size; subclasses load it, name its sampler and its noise.
+    """A `LacTok` on square images of one size; subclasses load it, name its sampler and its noise.
 
     options needs conditioning_scale, and `_load` says the sizes.
     """
@@ -121,7 +122,7 @@ class LacTokTokenizer(Tokenizer):
         raise NotImplementedError
 
     def _load(self) -> tuple[LacTok, int, int, TrainingCompute | None]:
-        """The network on the CPU, the sides of the pictures that go in and come out, and what its training cost."""
+        """The network on the CPU, the sides of the images that go in and come out, and what its training cost."""
         raise NotImplementedError
 
     @property
@@ -138,35 +139,25 @@ class LacTokTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
-        if images.shape[1:] != (3, self._input_size, self._input_size):
-            raise ValueError(
-                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {self._input_size}, {self._input_size}); "
-                "the protocol resizes to info.input_size"
-            )
+        """Images (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
+        require_images(images, self._input_size)
         return Tokens(self.model.encode(2 * images - 1).ids.flatten(1))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, N) to pictures (B, 3, S, S) in [0, 1]; all noise of picture i follows from seeds[i] alone.
+        """Ids (B, N) to images (B, 3, S, S) in [0, 1]; all noise of image i follows from seeds[i] alone.
 
         Raises ValueError for ids that are none.
         """
-        ids, size = tokens.ids, self.model.config.vq.codebook_size
-        if ids is None or ids.shape[1:] != (self._side**2,):
-            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
-            raise ValueError(f"{seen}, expected ids of shape (B, {self._side**2})")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1}")
-        if len(seeds) != len(ids):
-            raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
+        ids = require_ids(tokens, self._side**2, self.model.config.vq.codebook_size)
+        require_seeds(seeds, len(ids))
         if not len(ids):
             return torch.empty(0, 3, self._output_size, self._output_size, device=ids.device)
         noises = torch.stack([image_noise(seed, self._latent_shape, self.sampler.draws) for seed in seeds])
         code_map = self.model.lookup(ids.view(-1, self._side, self._side))
         scale = self.options.conditioning_scale
         latents = self.model.decode_latents(code_map, noises.to(ids.device), self.sampler, scale)
-        return ((self.model.pictures_of(latents) + 1) / 2).clamp(0, 1)  # as diffusers' image processor does
+        return ((self.model.images_of(latents) + 1) / 2).clamp(0, 1)  # as diffusers' image processor does
 
 
 class _Published(LacTokTokenizer):
@@ -184,29 +175,14 @@ class _Published(LacTokTokenizer):
 
     def _load(self) -> tuple[LacTok, int, int, TrainingCompute | None]:
         path, *more = [locate(source) for source in self.weights(self.options)]
-        state = official_tensors(load_state_dict(path), path)
-        try:
-            model = load_official(meta_model(self.CONFIG), state, self.LORA)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from error
+        with errors_name(path):
+            state = find_state_dict(load_state_dict(path), ("model", "state_dict"))  # in the published loader's order
+            model = LacTokStateDict(self.LORA).load(meta_skeleton(build_lactok, self.CONFIG), state)
         self._accelerate(model, more)
         return model, self.options.input_size, self.options.output_size, self.TRAINING
 
     def _accelerate(self, model: LacTok, paths: Sequence[Path]) -> None:
         """Merge what stands in the files behind the checkpoint (none, for a decoder that holds its accelerator)."""
-
-
-def official_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict inside a published checkpoint: under `model`, else `state_dict`, else the file itself.
-
-    That order is the published loader's. Raises WeightsError when what is found is no state dict.
-    """
-    key = next((k for k in ("model", "state_dict") if k in checkpoint), None)
-    state = checkpoint if key is None else checkpoint[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        where = "at its top level" if key is None else f"under {key!r}"
-        raise WeightsError(f"{path}: {where} stands something else than names with tensors; not a LacTok checkpoint")
-    return state
 
 
 def _unpublished(what: str, name: str, command: str, where: str) -> WeightsSource:
@@ -216,7 +192,7 @@ def _unpublished(what: str, name: str, command: str, where: str) -> WeightsSourc
 
 
 class LacTokH(_Published):
-    """LacTok-H: one evaluation, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public pictures."""
+    """LacTok-H: one evaluation, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public images."""
 
     Options = LacTokOptions
     SOURCE = _unpublished("LacTok-H", "lactok-h", "recipe=pixel accelerator=hypersd scale=paper data.root=DIR", "")
@@ -232,12 +208,12 @@ class LacTokHStar(LacTokH):
         "LacTok-H*",
         "lactok-h-star",
         "recipe=pixel accelerator=hypersd scale=paper data.root=DIR",
-        " on constructed pictures",
+        " on constructed images",
     )
 
 
 class LacTokT(_Published):
-    """LacTok-T: few evaluations, from TLCM's SDXL; fine-tuned in pixels on public pictures."""
+    """LacTok-T: few evaluations, from TLCM's SDXL; fine-tuned in pixels on public images."""
 
     Options = LacTokTOptions
     SOURCE = _unpublished("LacTok-T", "lactok-t", "recipe=pixel accelerator=tlcm scale=paper data.root=DIR", "")
@@ -251,7 +227,7 @@ class LacTokTStar(LacTokT):
 
     Options = LacTokTStarOptions
     SOURCE = HubWeights("OPPOer/LaCTok", "LaCTok-T.pth", otherwise="name a copy by options.lactok-t-star.weights=PATH")
-    TRAINING = TrainingCompute(data="the authors' constructed pictures")
+    TRAINING = TrainingCompute(data="the authors' constructed images")
 
 
 class VQLADD(_Published):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LOWEST, HIGHEST = 0.075, 1.5
-"""Angular frequencies of `places`, radians a cell: about one turn over a picture's grid to a quarter turn a cell."""
+"""Angular frequencies of `places`, radians a cell: about one turn over an image's grid to a quarter turn a cell."""
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ class Chain:
         whole, _ = compose_config([f"recipe={PARTS[0].recipe}", *self._shared.values()])
         self.folder = Path(whole.out).expanduser() if whole.out else Path("runs") / CHAIN
         self._shared.pop("out", None)
-        self._shared.setdefault("data.pack", f"data.pack='{self.folder / 'pictures'}'")
+        self._shared.setdefault("data.pack", f"data.pack='{self.folder / 'images'}'")
         self.settings = [config for config, _ in self.compose_all()]
 
     def compose_all(self) -> list[tuple[TrainConfig, type[Recipe]]]:

@@ -61,7 +61,7 @@ class DeadCodes(nn.Module):
         if quantizer.l2_norm:
             chosen = F.normalize(chosen, dim=1)
         weight[dead[: len(chosen)]] = chosen.to(weight.dtype)
-        broadcast(weight.data)  # ranks saw other pictures: all take what the first one made of its own
+        broadcast(weight.data)  # ranks saw other images: all take what the first one made of its own
         self.used.zero_()
 
 

@@ -31,15 +31,15 @@ def _key(default: Any, help: str) -> Any:
 
 @dataclass
 class DataConfig:
-    """Where pictures come from and how they are cut."""
+    """Where images come from and how they are cut."""
 
-    root: str | None = _key(None, "folder of pictures, searched with its subfolders (required)")
-    side: int = _key(288, "pixels: pictures are kept with a shorter side of at most this")
-    smallest_crop: int = _key(96, "pixels of a kept picture: smallest side of the square that becomes one sample")
+    root: str | None = _key(None, "folder of images, searched with its subfolders (required)")
+    side: int = _key(288, "pixels: images are kept with a shorter side of at most this")
+    smallest_crop: int = _key(96, "pixels of a kept image: smallest side of the square that becomes one sample")
     largest_crop: int = _key(224, "pixels: largest side of that square; log-uniform in between")
-    pack: str | None = _key(None, "folder for the decoded pictures; default the run's own; runs may share one")
-    description: str = _key("", "one line for the exported checkpoint: what the pictures are, and under which terms")
-    validation: int = _key(32, "pictures held back: sample pictures and measurements come from them")
+    pack: str | None = _key(None, "folder for the decoded images; default the run's own; runs may share one")
+    description: str = _key("", "one line for the exported checkpoint: what the images are, and under which terms")
+    validation: int = _key(32, "images held back: sample images and measurements come from them")
 
 
 @dataclass
@@ -66,7 +66,7 @@ class TrainConfig:
         None, "the run's folder; default runs/NAME, see above. The same command goes on where it stopped"
     )
     steps: int = _key(1000, "optimizer steps in all")
-    batch_size: int = _key(32, "pictures a micro-batch and process")
+    batch_size: int = _key(32, "images a micro-batch and process")
     accumulation: int = _key(1, "micro-batches an optimizer step")
     precision: str = _key("fp32", "fp32 or bf16 (autocast)")
     device: str = _key("auto", "auto, cpu or cuda")
@@ -80,7 +80,7 @@ class TrainConfig:
     )
     stop_after_minutes: float | None = _key(None, "minutes of wall clock after which this call saves and stops")
     log_every: int = _key(10, "steps between lines of log.csv")
-    sample_every: int = _key(500, "steps between sample pictures and measurements on validation pictures")
+    sample_every: int = _key(500, "steps between sample images and measurements on validation images")
     checkpoint_every: int = _key(1000, "steps between checkpoints")
     checkpoint_minutes: float = _key(10.0, "minutes between checkpoints, whichever comes first")
     trackers: list[str] = field(
@@ -205,7 +205,7 @@ def _check_keys(given: dict[str, str], recipe: str, scale: str) -> None:
 
 def _require_data(root: str | None) -> None:
     if root in (None, "", "null"):
-        raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of pictures to train on")
+        raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of images to train on")
 
 
 def _flat(tree: dict[str, Any], prefix: str) -> list[str]:
@@ -227,7 +227,7 @@ def _compose(overrides: list[str], recipe: str, scale: str) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise TrainConfigError(
             f"the command line can't be parsed: {reason}. A value with '=', a comma, a bracket or a space is quoted "
-            "twice: \"data.root='/my pictures/a=b'\""
+            "twice: \"data.root='/my images/a=b'\""
         ) from error
 
 

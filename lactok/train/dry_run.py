@@ -26,7 +26,7 @@ GIB = 2**30
 HOW = """\
   activations: the most bytes of tensors that are alive at once while a micro-batch goes forward and back on the
   meta device, with fused attention{autocast}{checkpointing};
-  not in it: the allocator's fragments, workspaces of libraries, sample pictures, other processes"""
+  not in it: the allocator's fragments, workspaces of libraries, sample images, other processes"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps on pictures of one size (side in pixels), and what each costs."""
+    """Steps on images of one size (side in pixels), and what each costs."""
 
     size: int
     steps: int
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes by what takes them; activations of the largest pictures."""
+        """Bytes by what takes them; activations of the largest images."""
         learning = FLOAT * self.trained
         kept = {"weights": FLOAT * self.stored, "gradients": learning, "AdamW": 2 * learning, "EMA": learning}
         activations = max((phase.cost.activation_bytes for phase in self.phases), default=0)
@@ -91,8 +91,8 @@ def plan(config: TrainConfig, recipe_class: type[Recipe]) -> Plan:
     if config.gradient_checkpointing:
         recipe.checkpoint_activations(recomputed_as_on_cuda(autocast))
     recipe.train()
-    sizes = Counter(recipe.picture_size(step) for step in range(config.steps))
-    last = {recipe.picture_size(step): step for step in range(config.steps)}
+    sizes = Counter(recipe.image_size_at(step) for step in range(config.steps))
+    last = {recipe.image_size_at(step): step for step in range(config.steps)}
     phases, problem = [], ""
     try:
         for size, steps in sizes.items():
@@ -150,10 +150,10 @@ def _described(found: Plan, config: TrainConfig) -> Iterator[str]:
         yield f"  {network.name:<18}{_millions(network.parameters):>12}  {learns if network.trained else 'frozen'}"
     if found.problem:
         yield found.problem
-    pictures = config.batch_size * config.accumulation
+    images = config.batch_size * config.accumulation
     for phase in found.phases:
         yield (
-            f"{'a step':<12}{_flop(phase.cost.flops)} for {pictures} picture(s) of {phase.size} pixels a process; "
+            f"{'a step':<12}{_flop(phase.cost.flops)} for {images} image(s) of {phase.size} pixels a process; "
             f"{phase.steps:,} such steps: {_flop(phase.steps * phase.cost.flops)}"
         )
     memory = found.memory

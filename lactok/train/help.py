@@ -9,14 +9,14 @@ from lactok.train.chain import PARTS
 from lactok.train.config import CHAIN, SCALES, loop_keys, preset_path
 
 _TEXT = """\
-Train a model of this project from a folder of pictures.
+Train a model of this project from a folder of images.
 
     python -m lactok.train recipe=NAME data.root=DIR [scale=mini] [key=value ...]
 
 The run lives in one folder (out=, by default runs/RECIPE-SCALE). The same command goes on where a run stopped or was
 killed, with the same weights in the end as an uninterrupted one. In the folder:
     log.csv, validation.csv, log.png     losses and measurements, and their plot
-    samples/step-*.png                   validation pictures: originals above reconstructions
+    samples/step-*.png                   validation images: originals above reconstructions
     checkpoints/step-*                   the last two, to go on from
     RECIPE-SCALE.safetensors             averaged weights, written at every checkpoint and at the end
 
@@ -29,16 +29,16 @@ Recipes
                    and accelerator.key=value or pixel.key=value for both of a kind. The VQ encoder and the
                    autoencoder are those that ship, unless runs vq-mini and vae-mini lie beside the parts.
 
-Keys (key=value, Hydra syntax; quote twice what holds spaces or '=': "data.root='/my pictures'")
+Keys (key=value, Hydra syntax; quote twice what holds spaces or '=': "data.root='/my images'")
 {keys}
 {presets}
 Examples
-    python -m lactok.train recipe=vq data.root=~/pictures
-    python -m lactok.train recipe=vq data.root=~/pictures out=runs/try steps=200 optimizer.learning_rate=3e-4
-    python -m lactok.train recipe=vq data.root=~/pictures stop_after_minutes=30 trackers=[tensorboard]
-    python -m lactok.train recipe=mini-all data.root=~/pictures stop_after_minutes=60
-    python -m lactok.train recipe=mini-all data.root=~/pictures out=runs/try steps=200 pixel.options.colour=0.5
-    accelerate launch --num_processes 4 -m lactok.train recipe=vq data.root=~/pictures precision=bf16
+    python -m lactok.train recipe=vq data.root=~/images
+    python -m lactok.train recipe=vq data.root=~/images out=runs/try steps=200 optimizer.learning_rate=3e-4
+    python -m lactok.train recipe=vq data.root=~/images stop_after_minutes=30 trackers=[tensorboard]
+    python -m lactok.train recipe=mini-all data.root=~/images stop_after_minutes=60
+    python -m lactok.train recipe=mini-all data.root=~/images out=runs/try steps=200 pixel.options.colour=0.5
+    accelerate launch --num_processes 4 -m lactok.train recipe=vq data.root=~/images precision=bf16
 """
 
 

@@ -42,10 +42,10 @@ from lactok.train.recipe import Batch, Losses, Provenance, Recipe, checkpoint_na
 from lactok.train.run_folder import code_revision, command_line, open_run, sheet_path, training_compute
 
 SHOWN = 16
-"""Validation pictures in a sample sheet, in bands of BAND."""
+"""Validation images in a sample sheet, in bands of BAND."""
 BAND = 8
 CROPS_MEASURED = 4
-"""Fixed crops of each validation picture that `Recipe.measure` sees."""
+"""Fixed crops of each validation image that `Recipe.measure` sees."""
 
 
 class TrainingDiverged(Exception):
@@ -237,7 +237,7 @@ class _Run:
         training, validation = split(self.pack.index.names, data.validation)
         if not training:
             raise DataError(
-                f"data.root={data.root} holds {len(self.pack)} picture(s), data.validation={data.validation} of them "
+                f"data.root={data.root} holds {len(self.pack)} image(s), data.validation={data.validation} of them "
                 "held back: none is left to train on; name a larger folder, or a smaller data.validation"
             )
         self.per_rank = config.batch_size
@@ -278,7 +278,7 @@ class _Run:
         start = f"going on from step {self.progress.step}" if self.progress.step else "starting"
         return (
             f"{self.config.name}: {start} of {self.config.steps}, {trained:.2f} M trained "
-            f"parameters, {len(self.pack)} pictures, {self.per_step} a step, "
+            f"parameters, {len(self.pack)} images, {self.per_step} a step, "
             f"{self.accelerator.device}, run folder {self.folder}"
         )
 
@@ -301,12 +301,12 @@ class _Run:
 
         made = []
         for micro in range(config.accumulation):
-            images = self.prefetcher.get(step, self.recipe.picture_size(step), samples(micro))
+            images = self.prefetcher.get(step, self.recipe.image_size_at(step), samples(micro))
             seeds = tuple(noise_seed(config.seed, step, i) for i in samples(micro))
             made.append(Batch(images.to(self.accelerator.device, non_blocking=True), seeds, step))
         if step + 1 < config.steps:
             for micro in range(config.accumulation):
-                self.prefetcher.request(step + 1, self.recipe.picture_size(step + 1), samples(micro))
+                self.prefetcher.request(step + 1, self.recipe.image_size_at(step + 1), samples(micro))
         return made
 
     def _steps(self, stop: StopRequest) -> str:
@@ -394,7 +394,7 @@ class _Run:
                 self.recipe.train()
 
     def _sample(self) -> None:
-        """Sample pictures and measurements on validation pictures, with the averaged weights."""
+        """Sample images and measurements on validation images, with the averaged weights."""
         if not self.main:
             return
         with self._averaged(), self.accelerator.autocast():
@@ -438,7 +438,7 @@ class _Run:
     def _provenance(self) -> Provenance:
         root = self.config.data.root
         assert root is not None, "data.root is None: expected the folder that compose_config requires"
-        data = self.config.data.description or f"{len(self.pack)} pictures of the folder {Path(root).name}"
+        data = self.config.data.description or f"{len(self.pack)} images of the folder {Path(root).name}"
         compute = training_compute(self.progress, self.accelerator, data)
         return Provenance(command_line(self.config), self.recipe.image_size, compute, code_revision())
 
@@ -459,7 +459,7 @@ def _measured(pack: Pack, validation: Sequence[int], size: int, crops: CropRange
 
 
 def _save_sheet(originals: Tensor, reconstructions: Tensor, path: Path) -> None:
-    """A PNG with bands of originals above their reconstructions, small pictures enlarged by whole pixels."""
+    """A PNG with bands of originals above their reconstructions, small images enlarged by whole pixels."""
     bands = []
     for start in range(0, len(originals), BAND):
         for images in (originals, reconstructions):

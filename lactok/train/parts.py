@@ -21,7 +21,8 @@ from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig, build_unet
 from lactok.models.latent_diffusion import LatentDiffusionConfig
 from lactok.models.vq import VQConfig, VQEncoder, VQModel
-from lactok.models.vq_keymap import from_official as vq_from_official
+from lactok.models.vq_state_dict import NESTED, VQStateDict
+from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.tokenizers.mini_parts import (
     LDM,
     Base,
@@ -36,7 +37,6 @@ from lactok.train.config import preset_path
 from lactok.weights import (
     HubWeights,
     MissingWeights,
-    WeightsError,
     WeightsSource,
     load_state_dict,
     locate,
@@ -139,7 +139,8 @@ def load_parts(options: PartsOptions) -> Parts:
     if options.networks == "mini":
         return _mini(options)
     decoder = LatentDecoderConfig(UNetConfig(), condition_widths=tuple(options.condition_widths))
-    vq, unet, vae = build_vq(options.vq), build_unet_on_meta(UNetConfig()), autoencoder_on_meta(AutoencoderConfig())
+    vq = build_vq(options.vq)
+    unet, vae = meta_skeleton(build_unet, UNetConfig()), meta_skeleton(build_autoencoder, AutoencoderConfig())
     if not planned():
         fill(unet, override(SDXL_UNET, options.base), "SDXL's UNet")
         fill(vae, override(SDXL_VAE, options.autoencoder), "SDXL's autoencoder")
@@ -208,30 +209,13 @@ def preset_options(recipe: str) -> dict[str, Any]:
 
 def build_vq(path: str | None) -> VQEncoder:
     """The encoding half of LlamaGen's published tokenizer, frozen."""
-    with torch.device("meta"):
-        whole, encoder = VQModel(VQConfig()), VQEncoder(VQConfig())
+    whole, encoder = meta_skeleton(VQModel, VQConfig()), meta_skeleton(VQEncoder, VQConfig())
     if not planned():
         file = locate(published_vq(path))
-        content = load_state_dict(file)
-        key = next((k for k in ("ema", "model", "state_dict") if k in content), None)  # the published script's order
-        try:
-            state = vq_from_official(content if key is None else content[key], whole)
-        except WeightsError as error:
-            raise WeightsError(f"{file}: {error}") from error
+        with errors_name(file):
+            state = VQStateDict().from_published(find_state_dict(load_state_dict(file), NESTED), whole)
         encoder.load_state_dict({name: state[name] for name in encoder.state_dict()}, strict=True, assign=True)
     return encoder.eval().requires_grad_(False)
-
-
-def build_unet_on_meta(config: UNetConfig) -> UNet2DConditionModel:
-    """A UNet without memory."""
-    with torch.device("meta"):
-        return build_unet(config)
-
-
-def autoencoder_on_meta(config: AutoencoderConfig) -> AutoencoderKL:
-    """An autoencoder without memory."""
-    with torch.device("meta"):
-        return build_autoencoder(config)
 
 
 def fill(network: nn.Module, source: WeightsSource, what: str) -> None:

@@ -5,14 +5,16 @@ The loop (lactok/train/loop.py) owns everything else: data, optimizer, precision
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
+from lactok.checkpoint_file import CheckpointMetadata, save_checkpoint
 from lactok.interface import TrainingCompute
 from lactok.weights import WeightsSource
 
@@ -94,10 +96,10 @@ class Recipe(nn.Module, ABC):
     @property
     @abstractmethod
     def image_size(self) -> int:
-        """Side in pixels of validation pictures, and of training pictures where `picture_size` isn't overridden."""
+        """Side in pixels of validation images, and of training images where `image_size_at` isn't overridden."""
 
-    def picture_size(self, step: int) -> int:
-        """Side in pixels of the training pictures of a step: a function of the step (and of self.seed) alone."""
+    def image_size_at(self, step: int) -> int:
+        """Side in pixels of the training images of a step: a function of the step (and of self.seed) alone."""
         return self.image_size
 
     @abstractmethod
@@ -109,10 +111,10 @@ class Recipe(nn.Module, ABC):
 
     @abstractmethod
     def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Sample pictures: (B, 3, S, S) in [0, 1] to pictures of that shape, around [0, 1]."""
+        """Sample images: (B, 3, S, S) in [0, 1] to images of that shape, around [0, 1]."""
 
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """What to log about validation pictures (N, 3, S, S) in [0, 1]."""
+        """What to log about validation images (N, 3, S, S) in [0, 1]."""
         return {}
 
     @abstractmethod
@@ -124,3 +126,21 @@ def checkpoint_names(recipe: Recipe) -> list[str]:
     """Names in the state dict that a training checkpoint holds: trained parameters, and buffers outside `frozen`."""
     parameters = {name: p.requires_grad for name, p in recipe.named_parameters()}
     return [n for n in recipe.state_dict() if not n.startswith("frozen.") and parameters.get(n, True)]
+
+
+def export_model(path: Path, model: nn.Module, config: Any, provenance: Provenance) -> None:
+    """Weights of `model`, which `config` (a dataclass of JSON values) describes, with what the run knows of itself."""
+    export_state(path, model.state_dict(), config, provenance)
+
+
+def export_state(path: Path, state: Mapping[str, Tensor], config: Any, provenance: Provenance) -> None:
+    """As `export_model`, for tensors by name."""
+    metadata = CheckpointMetadata(
+        config=dataclasses.asdict(config),
+        image_size=provenance.image_size,
+        training=provenance.training,
+        recipe=provenance.recipe,
+        code_revision=provenance.code_revision,
+        data=provenance.training.data or "",
+    )
+    save_checkpoint(path, state, metadata)

@@ -67,7 +67,7 @@ def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bo
 
 
 def sheet_path(folder: Path, step: int) -> Path:
-    """Where the sample pictures of a step lie; those of the last step are the last thing that a run writes."""
+    """Where the sample images of a step lie; those of the last step are the last thing that a run writes."""
     return folder / "samples" / f"step-{step:08d}.png"
 
 

@@ -51,7 +51,7 @@ class StepCost:
 def step_cost(recipe: Recipe, images: tuple[int, int], step: int, micro_batches: int, autocast: bool) -> StepCost:
     """Of an optimizer step of `recipe`, all of it on the meta device and in train mode.
 
-    images: number and side in pixels of a micro-batch's pictures. autocast: bfloat16, as torch.autocast does it on
+    images: number and side in pixels of a micro-batch's images. autocast: bfloat16, as torch.autocast does it on
     CUDA, for which the meta device has no counterpart.
     """
     from torch.utils.flop_counter import FlopCounterMode

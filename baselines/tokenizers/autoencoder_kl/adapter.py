@@ -17,6 +17,8 @@ from torch import Tensor
 
 from lactok.interface import Latents, Tokenizer, TokenizerInfo, TrainingCompute
 from lactok.models import autoencoder
+from lactok.state_dict import meta_skeleton
+from lactok.tokenizers.checks import require_latents
 from lactok.tokenizers.miniature import LICENCE
 from lactok.weights import (
     CheckpointMismatch,
@@ -84,8 +86,7 @@ def build(config: Mapping[str, Any]) -> AutoencoderKL:
 
     if config.get("_class_name") != "AutoencoderKL":
         raise WeightsError(f"_class_name is {config.get('_class_name')!r}, expected 'AutoencoderKL'")
-    with torch.device("meta"):
-        return AutoencoderKL.from_config(dict(config))
+    return meta_skeleton(AutoencoderKL.from_config, dict(config))
 
 
 def current_names(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ def current_names(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
 
 
 class AutoencoderKLTokenizer(Tokenizer):
-    """A diffusers `AutoencoderKL`; pictures of any size that its factor divides."""
+    """A diffusers `AutoencoderKL`; images of any size that its factor divides."""
 
     Options: ClassVar[type] = AutoencoderKLOptions
     scale = "paper"
@@ -141,28 +142,25 @@ class AutoencoderKLTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Latents:
-        """Pictures (B, 3, H, W) in [0, 1] to latents (B, C, H / factor, W / factor), the posterior's mean, not scaled.
+        """Images (B, 3, H, W) in [0, 1] to latents (B, C, H / factor, W / factor), the posterior's mean, not scaled.
 
         Raises ValueError for sides that the factor does not divide.
         """
         height, width = images.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"pictures of {width}x{height} pixels, expected sides that {self.factor} divides; this autoencoder "
+                f"images of {width}x{height} pixels, expected sides that {self.factor} divides; this autoencoder "
                 "works at the evaluation size: choose a protocol with another one"
             )
         return Latents(self.model.encode(2 * images - 1).latent_dist.mean.float())
 
     @torch.no_grad()
     def decode(self, encoded: Latents, seeds: Sequence[int]) -> Tensor:
-        """Latents (B, C, h, w) to pictures (B, 3, h x factor, w x factor) around [0, 1]; seeds are not used.
+        """Latents (B, C, h, w) to images (B, 3, h x factor, w x factor) around [0, 1]; seeds are not used.
 
         Raises ValueError for anything else than latents of its own number of channels.
         """
-        latents, channels = encoded.values, self.model.config.latent_channels
-        if latents is None or latents.ndim != 4 or latents.shape[1] != channels:
-            seen = "ids" if latents is None else f"latents of shape {tuple(latents.shape)}"
-            raise ValueError(f"{seen}, expected latents of shape (B, {channels}, h, w)")
+        latents = require_latents(encoded, self.model.config.latent_channels)
         return (self.model.decode(latents).sample.float() + 1) / 2
 
 

@@ -33,7 +33,7 @@ class _PassThrough(Tokenizer):
 
 
 class Identity(_PassThrough):
-    """The picture itself: every metric at its best."""
+    """The image itself: every metric at its best."""
 
     calibration = -3
 
@@ -55,7 +55,7 @@ class Resize256(_PassThrough):
 
 
 class MeanColour(Tokenizer):
-    """One colour for the whole picture, 8 bits a channel: the floor."""
+    """One colour for the whole image, 8 bits a channel: the floor."""
 
     calibration = 2
     code_licence = "Apache-2.0"
@@ -75,7 +75,7 @@ class MeanColour(Tokenizer):
 
 @dataclass
 class ThumbnailOptions:
-    """bits: the rate to spend on a picture; 3584 is that of 256 ids of 16384 (LlamaGen VQ-16 at 256 px)."""
+    """bits: the rate to spend on an image; 3584 is that of 256 ids of 16384 (LlamaGen VQ-16 at 256 px)."""
 
     bits: int = 3584
 

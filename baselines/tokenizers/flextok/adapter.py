@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +14,13 @@ from torch import Tensor
 
 from baselines.tokenizers.flextok.checkpoint_config import parse_config, read_config
 from baselines.tokenizers.flextok.config import FlexTokConfig, VAEConfig, published, shape_differences
-from baselines.tokenizers.flextok.keymap import load_official, meta_model
 from baselines.tokenizers.flextok.model import FlexTok
 from baselines.tokenizers.flextok.sampler import Sampling, image_noise
+from baselines.tokenizers.flextok.state_dict import FlexTokStateDict
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models import autoencoder
+from lactok.state_dict import errors_name, meta_skeleton
+from lactok.tokenizers.checks import require_ids, require_images, require_seeds
 from lactok.tokenizers.miniature import LICENCE, Miniature
 from lactok.weights import (
     CheckpointMismatch,
@@ -42,10 +43,10 @@ class FlexTokOptions:
     """What may be set; the defaults are the published readme's (20 steps, guidance 7.5, projected).
 
     weights: a local model.safetensors instead of the hub's; the config.json beside it is read, else its header.
-    keep_ids: how many of a picture's ids are kept, from the first (1 to 256); its rate follows.
+    keep_ids: how many of an image's ids are kept, from the first (1 to 256); its rate follows.
     guidance_scale: 1 means no guidance.
     posterior_seed: None takes ids from the mean of the VAE's posterior. A number takes them from a sample of it, as
-        the published wrapper does by default; the sample's noise follows from this number and the picture alone.
+        the published wrapper does by default; the sample's noise follows from this number and the image alone.
     vae_scaling_factor: of the VAE's latents, for a checkpoint whose configuration does not state it.
     """
 
@@ -73,7 +74,7 @@ class FlexTokMiniOptions:
 
 
 class FlexTokTokenizer(Tokenizer):
-    """A `FlexTok` with a VAE, on square pictures of its one size; subclasses load it.
+    """A `FlexTok` with a VAE, on square images of its one size; subclasses load it.
 
     options needs keep_ids, steps, guidance_scale and posterior_seed of `FlexTokOptions`.
     """
@@ -116,19 +117,14 @@ class FlexTokTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1] to their first keep_ids ids; `lengths` is set where that is a prefix.
+        """Images (B, 3, S, S) in [0, 1] to their first keep_ids ids; `lengths` is set where that is a prefix.
 
         Raises ValueError for another size.
         """
-        size = self.model.config.image_size
-        if images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}); "
-                "the protocol resizes to info.input_size"
-            )
+        require_images(images, self.model.config.image_size)
         noise = None
         if self.options.posterior_seed is not None:
-            seeds = [picture_seed(image, self.options.posterior_seed) for image in images]
+            seeds = [image_seed(image, self.options.posterior_seed) for image in images]
             noise = torch.stack([image_noise(seed, self._latent_shape) for seed in seeds]).to(images.device)
         keep = self.options.keep_ids
         ids = self.model.encode_latents(self.model.latents_of(2 * images - 1, noise)).ids[:, :keep]
@@ -138,25 +134,20 @@ class FlexTokTokenizer(Tokenizer):
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, n), 1 <= n <= 256, to pictures (B, 3, S, S) around [0, 1]; `tokens.lengths` shortens each further.
+        """Ids (B, n), 1 <= n <= 256, to images (B, 3, S, S) around [0, 1]; `tokens.lengths` shortens each further.
 
         Image i starts from noise of seeds[i] alone. Raises ValueError for ids or lengths that are none.
         """
         ids, keep = self._checked(tokens)
-        if len(seeds) != len(ids):
-            raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
+        require_seeds(seeds, len(ids))
         noise = torch.stack([image_noise(seed, self._latent_shape) for seed in seeds]).to(ids.device)
         latents = self.model.decode_latents(ids, keep, noise, self.sampling)
-        return (self.model.pictures_of(latents) + 1) / 2
+        return (self.model.images_of(latents) + 1) / 2
 
     def _checked(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Ids (B, n), and how many of each count (B,)."""
-        ids, most, size = tokens.ids, self.model.config.registers, self.model.config.vocabulary
-        if ids is None or ids.ndim != 2 or not 1 <= ids.shape[1] <= most:
-            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
-            raise ValueError(f"{seen}, expected ids of shape (B, n) with n from 1 to {most}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1}")
+        config = self.model.config
+        ids = require_ids(tokens, config.registers, config.vocabulary, prefixes=True)
         if tokens.lengths is None:
             return ids, torch.full((len(ids),), ids.shape[1], device=ids.device)
         keep = tokens.lengths
@@ -165,8 +156,8 @@ class FlexTokTokenizer(Tokenizer):
         return ids, keep
 
 
-def picture_seed(image: Tensor, seed: int) -> int:
-    """A 63-bit number from `seed` and the picture (3, H, W) in [0, 1], rounded to 8 bits: the same on every device."""
+def image_seed(image: Tensor, seed: int) -> int:
+    """A 63-bit number from `seed` and the image (3, H, W) in [0, 1], rounded to 8 bits: the same on every device."""
     pixels = (image.clamp(0, 1) * 255 + 0.5).byte().cpu().numpy().tobytes()
     return int.from_bytes(hashlib.sha256(f"{seed}:".encode() + pixels).digest()[:8], "little") >> 1
 
@@ -197,7 +188,7 @@ class FlexTokD18D28(FlexTokTokenizer):
         """The sizes that the checkpoint states, which must be those of the published one."""
         path, *config_paths = [locate(source) for source in self.weights(self.options)]
         tree = read_config(config_paths[0] if config_paths else None, path)
-        with named(config_paths[0] if config_paths else path):
+        with errors_name(config_paths[0] if config_paths else path):
             config = parse_config(tree, self.EXPECTED.vae, self.options.vae_scaling_factor)
             if differences := shape_differences(config, self.EXPECTED):
                 raise CheckpointMismatch(
@@ -208,17 +199,8 @@ class FlexTokD18D28(FlexTokTokenizer):
 
     def _load(self) -> FlexTok:
         config, path = self._read_config(), locate(self.weights(self.options)[0])
-        with named(path):
-            return load_official(meta_model(config), load_state_dict(path))
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Put the file's name before the message of a CheckpointMismatch."""
-    try:
-        yield
-    except CheckpointMismatch as error:
-        raise CheckpointMismatch(f"{path}: {error}") from error
+        with errors_name(path):
+            return FlexTokStateDict().load(meta_skeleton(FlexTok, config), load_state_dict(path))
 
 
 class FlexTokD12D12(FlexTokD18D28):

@@ -45,8 +45,8 @@ class TransformerConfig:
 class FlexTokConfig:
     """A whole tokenizer; the defaults are those of every published one.
 
-    vae: None for a model that works on latents alone (then nothing turns pictures into latents).
-    registers: most ids of a picture; levels: FSQ levels of the numbers behind an id (their product is the vocabulary).
+    vae: None for a model that works on latents alone (then nothing turns images into latents).
+    registers: most ids of an image; levels: FSQ levels of the numbers behind an id (their product is the vocabulary).
     latent_channels, patch_size, grid: latents (latent_channels, S, S) with S = grid x patch_size are read as grid x
     grid patches. frequencies: width of the sinusoidal time embedding, even. max_timestep: its scale (see FlowDecoder).
     """
@@ -85,9 +85,9 @@ class FlexTokConfig:
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures in pixels (256). Raises ValueError for a model without VAE."""
+        """Side of the images in pixels (256). Raises ValueError for a model without VAE."""
         if self.vae is None:
-            raise ValueError("a FlexTok without VAE takes latents, not pictures")
+            raise ValueError("a FlexTok without VAE takes latents, not images")
         return self.latent_size * self.vae.downsample_factor
 
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from baselines.tokenizers.flextok.checkpoint_config import parse_config
 from baselines.tokenizers.flextok.config import FlexTokConfig, published
-from baselines.tokenizers.flextok.keymap import load_official, meta_model
 from baselines.tokenizers.flextok.model import FlexTok
 from baselines.tokenizers.flextok.sampler import ProjectedGuidance, Sampling, projected_guidance
+from baselines.tokenizers.flextok.state_dict import FlexTokStateDict
 from baselines.tokenizers.flextok.transformer import sincos_positions
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
+from lactok.state_dict import meta_skeleton
 from lactok.weights import CheckpointMismatch
 
 _INPUTS = ("latents", "noise", "noised_latents", "timesteps", "keep_k")
@@ -55,7 +56,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     if case.path.suffix == ".jsonl":
         raise CaseError(f"{case.path}: flextok has no .jsonl cases")
     config = parse_config(case.setting("model"))
-    model = load_official(meta_model(config), case_weights(case, config)).eval().to(case.device)
+    model = FlexTokStateDict().load(meta_skeleton(FlexTok, config), case_weights(case, config)).eval().to(case.device)
     makers = _makers(case, model)
     for name in case.names:
         if name in _INPUTS or name.endswith("_gap"):
@@ -113,7 +114,7 @@ def _with_max_timestep(case: CaseFolder, model: FlexTok, name: str) -> Callable[
     """What makes "velocity_full_max_timestep_1000": the same weights under another scale of time."""
     if not (match := _MAX_TIMESTEP.fullmatch(name)):
         return None
-    other = meta_model(dataclasses.replace(model.config, max_timestep=float(match[1])))
+    other = meta_skeleton(FlexTok, dataclasses.replace(model.config, max_timestep=float(match[1])))
     other.load_state_dict(model.state_dict(), assign=True)
     return _makers(case, other.eval())["velocity_full"]
 
@@ -129,7 +130,7 @@ def _sampling(case: CaseFolder) -> Sampling:
 
 
 def _guided(case: CaseFolder, calls: int) -> Tensor:
-    """The last of `calls` guided velocities of as many pictures as are stored, from the stored velocities."""
+    """The last of `calls` guided velocities of as many images as are stored, from the stored velocities."""
     sampling, running = _sampling(case), None
     assert sampling.projection is not None, "a case's sampling always states its projection"
     count = len(case["apg_first_call"])
@@ -152,7 +153,7 @@ def _manifest_lines(case: CaseFolder) -> Iterator[CheckLine]:
             entries = json.loads(path.read_text(encoding="utf-8"))
             state = {name: torch.empty(entry["shape"], device="meta") for name, entry in entries.items()}
             try:
-                load_official(meta_model(config), state)
+                FlexTokStateDict().load(meta_skeleton(FlexTok, config), state)
             except CheckpointMismatch as error:
                 yield failure(path.name, error)
             else:

@@ -1,7 +1,7 @@
 """FlexTok (arXiv 2502.13967): VAE latents -> registers -> ids, and a rectified-flow model back from any prefix of ids.
 
-Ported from a description of the published code (apple/ml-flextok); keymap.py beside this file names its checkpoints'
-tensors. Latents are (B, C, S, S), scaled; a picture's N ids are ordered, and the first k of them stand for it alone.
+Ported from a description of the published code (apple/ml-flextok); state_dict.py names its checkpoints' tensors.
+Latents are (B, C, S, S), scaled; an image's N ids are ordered, and the first k of them stand for it alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from baselines.tokenizers.flextok.transformer import (
     unpatchify,
 )
 from lactok.models.autoencoder import build_autoencoder
-from lactok.models.finite import require_finite
+from lactok.models.quantizer import require_finite
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -162,7 +162,7 @@ class FlexTok(nn.Module):
         self.decoder = FlowDecoder(config)
 
     def latents_of(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] to scaled latents, float32 whatever the dtype around it (as published).
+        """Images (B, 3, H, W) in [-1, 1] to scaled latents, float32 whatever the dtype around it (as published).
 
         noise: None for the posterior's mean, else standard normal values of the latents' shape, for a sample.
         """
@@ -172,8 +172,8 @@ class FlexTok(nn.Module):
             latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
             return latents * scale
 
-    def pictures_of(self, latents: Tensor) -> Tensor:
-        """Scaled latents to pictures (B, 3, H, W) around [-1, 1], not clamped; float32 as `latents_of`."""
+    def images_of(self, latents: Tensor) -> Tensor:
+        """Scaled latents to images (B, 3, H, W) around [-1, 1], not clamped; float32 as `latents_of`."""
         vae, scale = self._autoencoder()
         with torch.autocast(latents.device.type, enabled=False):
             return vae.decode(latents.float() / scale).sample

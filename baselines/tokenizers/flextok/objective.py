@@ -22,10 +22,9 @@ from baselines.tokenizers.flextok.transformer import Block, ModulatedBlock
 from lactok.models.autoencoder import load_mini_autoencoder
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import codebook_statistics
-from lactok.train.export import export_model
+from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, uniform
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -42,7 +41,7 @@ class FlexTokTrainingOptions:
     keep_all: share of samples that keep all ids; the others keep a power of two of them, all powers alike.
     null_share: share of samples without condition, for guidance.
     time_shift: mean of the logit-normal times; above 0, more samples are nearly noise, where the ids matter most.
-    sample_steps, guidance_scale: of the sample pictures.
+    sample_steps, guidance_scale: of the sample images.
     """
 
     model: FlexTokConfig = field(
@@ -121,7 +120,7 @@ class FlexTokRecipe(Recipe):
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """The flow's error, PSNR (mean over pictures, dB) with all ids and with an eighth of them, use of the ids."""
+        """The flow's error, PSNR (mean over images, dB) with all ids and with an eighth of them, use of the ids."""
         registers = self.options.model.registers
         parts = [(images[i : i + 32], seeds[i : i + 32]) for i in range(0, len(images), 32)]
         ids = torch.cat([self.model.encode_latents(self._latents(part)).ids for part, _ in parts])
@@ -139,9 +138,9 @@ class FlexTokRecipe(Recipe):
 
 @torch.no_grad()
 def _short_training_start(model: FlexTok) -> None:
-    """Let registers look at the picture, and the velocity at the registers, from the first step.
+    """Let registers look at the image, and the velocity at the registers, from the first step.
 
-    Register i begins at a place of the grid, in an order of which every prefix covers the picture evenly, and attention
+    Register i begins at a place of the grid, in an order of which every prefix covers the image evenly, and attention
     at one's own place; from the published start a short training never finds out that the registers say anything.
     """
     config = model.config

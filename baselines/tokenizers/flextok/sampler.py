@@ -20,7 +20,7 @@ Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 class ProjectedGuidance:
     """Adaptive projected guidance (arXiv 2410.02416) with the published values.
 
-    momentum: of the running sum of differences over the steps; norm_threshold: largest L2 norm of it, a picture;
+    momentum: of the running sum of differences over the steps; norm_threshold: largest L2 norm of it, an image;
     eta: how much of the part parallel to the conditional velocity stays.
     """
 
@@ -59,7 +59,7 @@ def projected_guidance(
 ) -> tuple[Tensor, Tensor]:
     """Guided velocity (B, C, H, W), and the running difference to hand in at the next step as `previous` (first: None).
 
-    Every picture for itself; the projection is computed in float64.
+    Every image for itself; the projection is computed in float64.
     """
     running = cond - uncond
     if previous is not None:
@@ -88,5 +88,5 @@ def sample(predict: Predict, noise: Tensor, sampling: Sampling) -> Tensor:
 
 
 def image_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal values (shape) from a picture's own seed, drawn on the CPU: the same for every device."""
+    """Standard normal values (shape) from an image's own seed, drawn on the CPU: the same for every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

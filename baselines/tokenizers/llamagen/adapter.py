@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from baselines.tokenizers.llamagen.keymap import load_official, meta_model
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models.vq import VQConfig, VQModel
+from lactok.models.vq_state_dict import NESTED, VQStateDict
+from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
+from lactok.tokenizers.checks import require_ids, require_images
 from lactok.tokenizers.miniature import LICENCE, Miniature
-from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate, override
+from lactok.weights import HubWeights, WeightsSource, load_state_dict, locate, override
 
 MINI = Miniature(
     "llamagen-mini.safetensors",
@@ -41,21 +42,8 @@ class LlamaGenMiniOptions:
     weights: str | None = None
 
 
-def official_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict inside a published checkpoint: under `ema`, else `model`, else `state_dict`, else the file itself.
-
-    That order is the published reconstruction script's. Raises WeightsError when what is found is no state dict.
-    """
-    key = next((k for k in ("ema", "model", "state_dict") if k in checkpoint), None)
-    state = checkpoint if key is None else checkpoint[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        where = "at its top level" if key is None else f"under {key!r}"
-        raise WeightsError(f"{path}: {where} stands something else than names with tensors; not a VQ checkpoint")
-    return state
-
-
 class _VQTokenizer(Tokenizer):
-    """A `VQModel` on square pictures of one size; subclasses load it."""
+    """A `VQModel` on square images of one size; subclasses load it."""
 
     code_licence = "MIT"
 
@@ -69,7 +57,7 @@ class _VQTokenizer(Tokenizer):
         self.model = model.eval().requires_grad_(False).to(device)
 
     def _load(self) -> tuple[VQModel, int, TrainingCompute | None]:
-        """The model on the CPU, the side of its pictures, and what its training cost."""
+        """The model on the CPU, the side of its images, and what its training cost."""
         raise NotImplementedError
 
     @property
@@ -85,24 +73,14 @@ class _VQTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
-        if images.shape[1:] != (3, self._size, self._size):
-            raise ValueError(
-                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {self._size}, {self._size}); "
-                "the protocol resizes to info.input_size"
-            )
+        """Images (B, 3, S, S) in [0, 1] to ids (B, (S / factor)^2), row by row. ValueError for another size."""
+        require_images(images, self._size)
         return Tokens(self.model.encode(2 * images - 1).ids.flatten(1))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
-        ids = tokens.ids
-        if ids is None or ids.shape[1:] != (self._side**2,):
-            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
-            raise ValueError(f"{seen}, expected ids of shape (B, {self._side**2})")
-        size = self.model.config.codebook_size
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1}")
+        """Ids (B, N) to images (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
+        ids = require_ids(tokens, self._side**2, self.model.config.codebook_size)
         return (self.model.decode_ids(ids.view(-1, self._side, self._side)).float() + 1) / 2
 
 
@@ -123,19 +101,17 @@ class LlamaGen(_VQTokenizer):
     def _load(self) -> tuple[VQModel, int, TrainingCompute | None]:
         (source,) = self.weights(self.options)
         path = locate(source)
-        state = official_tensors(load_state_dict(path), path)
-        try:
-            model = load_official(meta_model(self.CONFIG), state)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from error
+        with errors_name(path):
+            state = find_state_dict(load_state_dict(path), NESTED)
+            model = VQStateDict().load(meta_skeleton(VQModel, self.CONFIG), state)
         return model, self.options.input_size, self.TRAINING
 
 
 class LlamaGenT2I(LlamaGen):
-    """VQ-16 fine-tuned from the ImageNet one on LAION-COCO and internal pictures (text-to-image LlamaGen)."""
+    """VQ-16 fine-tuned from the ImageNet one on LAION-COCO and internal images (text-to-image LlamaGen)."""
 
     SOURCE = HubWeights("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
-    TRAINING = TrainingCompute(data="ImageNet train, then LAION-COCO and internal pictures")
+    TRAINING = TrainingCompute(data="ImageNet train, then LAION-COCO and internal images")
 
 
 class LlamaGenMini(_VQTokenizer):

@@ -1,7 +1,10 @@
 """Runs golden cases of LlamaGen's VQ tokenizer: everything is read from the case, every stored output is checked.
 
 A stored name is [s<size>_] + what it is + how it was cut down ("s256_recon_avgpool8"). The decoder is checked on the
-stored ids, so that an id that is a matter of rounding (see the stored gaps) does not spoil the pictures.
+stored ids, so that an id that is a matter of rounding (see the stored gaps) does not spoil the images. LlamaGen's own
+crop and rounding to uint8, which the cases hold, are here too; the benchmark resizes and rounds by its protocol
+(evals/tasks/protocol.py). Facts from the published dataset/augmentation.py and
+tokenizer/tokenizer_image/reconstruction_vq_ddp.py.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from baselines.tokenizers.llamagen.keymap import load_official, meta_model
-from baselines.tokenizers.llamagen.preprocess import centre_crop, to_uint8
 from lactok.conformance import GAP_MARGIN, CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
 from lactok.models.vq import VQConfig, VQModel
+from lactok.models.vq_state_dict import VQStateDict
+from lactok.state_dict import meta_skeleton
 
 _RESTS: tuple[tuple[str, Callable[..., Tensor]], ...] = (  # how a stored tensor was cut down, from the full one
     (r"_ch(\d+)_(\d+)", lambda x, low, high: x[:, low:high]),
@@ -75,7 +78,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
         raise CaseError(f"{case.path}: llamagen_vq has no .jsonl cases")
     fields = {f.name for f in dataclasses.fields(VQConfig)}
     config = VQConfig(**{key: value for key, value in case.config.items() if key in fields})
-    model = load_official(meta_model(config), case.seeded_weights()).eval().to(case.device)
+    model = VQStateDict().load(meta_skeleton(VQModel, config), case.seeded_weights()).eval().to(case.device)
     checked = {name for name in case.names if name in ("input", "random_tokens") or name.endswith("_gap")}
     for line in _lines(case, model):
         checked.add(line.tensor)
@@ -224,6 +227,25 @@ def _no_l2_lines(case: CaseFolder, model: VQModel) -> Iterator[CheckLine]:
 def _preprocess_lines(case: CaseFolder) -> Iterator[CheckLine]:
     for name in case.names:
         if match := re.fullmatch(r"(preprocess\d+_)out", name):
-            picture = Image.fromarray(case[f"{match[1]}in"].cpu().numpy())
-            got = torch.from_numpy(np.array(centre_crop(picture, case[name].shape[0])))
+            image = Image.fromarray(case[f"{match[1]}in"].cpu().numpy())
+            got = torch.from_numpy(np.array(centre_crop(image, case[name].shape[0])))
             yield compare_floats(name, got, case[name], rel=0.0)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central size x size square of `image` after its shorter side was brought to `size`.
+
+    Both sides are halved (BOX) while the shorter is at least twice the target, then scaled by BICUBIC.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    sides = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(sides, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images around [-1, 1] to uint8 of the same shape: clamp(127.5 x + 128, 0, 255), truncated."""
+    return (127.5 * images + 128).clamp(0, 255).byte()

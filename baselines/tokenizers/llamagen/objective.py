@@ -16,18 +16,16 @@ from torch import Tensor
 
 from lactok.models.vq import VQConfig, VQModel
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
-from lactok.train.export import export_model
-from lactok.train.perceptual import PerceptualDistance
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.distances import PerceptualDistance, mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 
 @dataclass
 class VQOptions(RevivalOptions):
-    """model: the network; image_size: pixels, side of the training pictures.
+    """model: the network; image_size: pixels, side of the training images.
 
     pixel, perceptual: weights of the L1 term (on [-1, 1]) and of the feature distance; 0 leaves the network unloaded.
-    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the picture's size on.
+    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the image's size on.
     """
 
     model: VQConfig = field(default_factory=VQConfig)
@@ -86,7 +84,7 @@ class VQRecipe(Recipe):
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """PSNR (mean over pictures, dB), both distances, and the use and perplexity of the codebook."""
+        """PSNR (mean over images, dB), both distances, and the use and perplexity of the codebook."""
         outputs, ids, pixel, perceptual = [], [], [], []
         for part in images.split(32):
             encoded = self.model.encode(part * 2 - 1)

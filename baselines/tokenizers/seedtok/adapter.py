@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,15 +11,15 @@ import torch
 from torch import Tensor
 
 from baselines.tokenizers.seedtok import unclip
-from baselines.tokenizers.seedtok.keymap import VIT_PREFIX, load_official, meta_model, official_shapes, used
-from baselines.tokenizers.seedtok.mini import SeedMini, SeedMiniConfig
 from baselines.tokenizers.seedtok.model import SeedConfig, SeedModel, normalise
-from baselines.tokenizers.seedtok.painter import build_unclip
+from baselines.tokenizers.seedtok.painter import SeedMini, SeedMiniConfig, build_unclip
+from baselines.tokenizers.seedtok.state_dict import VIT_PREFIX, SeedStateDict
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models import autoencoder
+from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
+from lactok.tokenizers.checks import require_ids, require_images, require_seeds
 from lactok.tokenizers.miniature import LICENCE, Miniature
 from lactok.weights import (
-    CheckpointMismatch,
     HubWeights,
     LocalWeights,
     UrlWeights,
@@ -69,10 +68,10 @@ class SeedTokMiniOptions:
 
 
 class SeedTok(Tokenizer):
-    """SEED-2: 32 causal ids of a picture's meaning, from which unCLIP paints a new picture; no pixel fidelity is meant.
+    """SEED-2: 32 causal ids of an image's meaning, from which unCLIP paints a new image; no pixel fidelity is meant.
 
     The published code draws the starting latents once, unseeded, and the embedding's noise from the global generator;
-    here both follow from the picture's seed.
+    here both follow from the image's seed.
     """
 
     Options: ClassVar[type] = SeedTokOptions
@@ -136,33 +135,22 @@ class SeedTok(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1] to ids (B, 32). ValueError for another size.
+        """Images (B, 3, S, S) in [0, 1] to ids (B, 32). ValueError for another size.
 
-        The published processor squeezes any picture to S x S by a bicubic filter, its demo by a bilinear one.
+        The published processor squeezes any image to S x S by a bicubic filter, its demo by a bilinear one.
         """
-        size = self.model.config.vit.img_size
-        if images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}): the positions are fixed; "
-                "the protocol resizes to info.input_size"
-            )
+        require_images(images, self.model.config.vit.img_size)
         return Tokens(self.model.encode(normalise(images)).ids)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, 32) to pictures (B, 3, S, S) in [0, 1]; both noises of picture i follow from seeds[i] alone.
+        """Ids (B, 32) to images (B, 3, S, S) in [0, 1]; both noises of image i follow from seeds[i] alone.
 
         Raises ValueError for ids that are none.
         """
-        ids, count, size = tokens.ids, self.model.config.qformer.num_query_token, self.model.config.n_embed
-        if ids is None or ids.shape[1:] != (count,):
-            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
-            raise ValueError(f"{seen}, expected ids of shape (B, {count})")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1}")
-        if len(seeds) != len(ids):
-            raise ValueError(f"{len(seeds)} seeds for {len(ids)} pictures: expected one each")
-        # picture by picture, so that none depends on what else is in the batch
+        ids = require_ids(tokens, self.model.config.qformer.num_query_token, self.model.config.n_embed)
+        require_seeds(seeds, len(ids))
+        # image by image, so that none depends on what else is in the batch
         rows = [self.model.image_embeds(self.model.lift(one[None])).float() for one in ids]
         embeds = torch.cat([*rows, torch.empty(0, self.model.config.image_features_dim, device=ids.device)])
         return self.unclip.paint(embeds, seeds, self.sampling).float()
@@ -221,36 +209,14 @@ def common_folder(paths: Sequence[Path]) -> Path:
 def _load_model(config: SeedConfig, quantizer: Path, vit: Path) -> SeedModel:
     """The model of both files, on the CPU. Raises CheckpointMismatch naming the files and what does not fit.
 
-    What the files hold beyond the manifest, by names that are not known, is said in a warning.
+    Unexpected keys of the files are named in a warning.
     """
     state = {f"{VIT_PREFIX}{name}": tensor for name, tensor in _tensors(vit).items()} | _tensors(quantizer)
-    try:
-        model = meta_model(config)
-        return load_official(model, without_strangers(state, model, str(quantizer)))
-    except CheckpointMismatch as error:
-        raise CheckpointMismatch(f"{quantizer} with {vit}: {error}") from error
+    model, adapter = meta_skeleton(SeedModel, config), SeedStateDict()
+    with errors_name(f"{quantizer} with {vit}"):
+        return adapter.load(model, adapter.without_unexpected(state, model, str(quantizer)))
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """The published state dict, which is flat. Raises WeightsError when there stands something else than tensors."""
-    state: dict[str, Any] = load_state_dict(path)
-    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise WeightsError(
-            f"{path}: under {', '.join(map(repr, other[:3]))} stands something else than a tensor; "
-            "expected the published flat mapping of names to tensors"
-        )
-    return state
-
-
-def without_strangers(state: Mapping[str, Tensor], model: SeedModel, where: str) -> Mapping[str, Tensor]:
-    """`state` without names that nothing here knows, all of which a warning names.
-
-    The published file is known to hold 146 names that its class ignores, not all of which are known. They stay where a
-    name that the model needs is missing, so that the mismatch lists both.
-    """
-    wanted = official_shapes(model)
-    strangers = [name for name in used(state, model) if name not in wanted]
-    if not strangers or any(name not in state for name in wanted):
-        return state
-    warnings.warn(f"{where}: {len(strangers)} unknown entries are ignored: {', '.join(strangers)}", stacklevel=2)
-    return {name: tensor for name, tensor in state.items() if name not in strangers}
+    with errors_name(path):
+        return find_state_dict(load_state_dict(path))

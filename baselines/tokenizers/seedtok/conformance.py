@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from baselines.tokenizers.seedtok.keymap import VIT_PREFIX, load_official, meta_model
 from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, SeedModel, ViTConfig, normalise
+from baselines.tokenizers.seedtok.state_dict import VIT_PREFIX, SeedStateDict
 from baselines.tokenizers.seedtok.unclip import class_labels
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
+from lactok.state_dict import meta_skeleton
 
 CONDITIONING = "unclip_conditioning.safetensors"
 VIT_MANIFEST = "manifest_visual_encoder.json"
@@ -27,7 +28,7 @@ _FIXED = {"recon_s": True, "blocks_for_image": True, "use_qformer_image": False}
 """Published settings that this port does not vary, by the value of SEED-2."""
 
 _SHAPES_NOTHING = {"max_position_embeddings"}
-"""Published settings of parts that pictures do not use."""
+"""Published settings of parts that images do not use."""
 
 _PICTURES = ("image_unit_range", "image_normalised")
 _LABELS = re.compile(r"class_labels_noise_level_(\d+)")
@@ -89,7 +90,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     if any(_LABELS.fullmatch(name) for name in case.names):  # a case of the conditioning alone
         yield from conditioning_lines({name: case[name] for name in case.names})
         return
-    model = load_official(meta_model(case_config(case)), case_weights(case)).eval().to(case.device)
+    model = SeedStateDict().load(meta_skeleton(SeedModel, case_config(case)), case_weights(case)).eval().to(case.device)
     checked = set()
     for line in (*_encode_lines(case, model), *_decode_lines(case, model)):
         checked.add(line.tensor)
@@ -103,7 +104,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
 
 
 def _encode_lines(case: CaseFolder, model: SeedModel) -> Iterator[CheckLine]:
-    """From the picture to the ids; a picture in [0, 1] is normalised here."""
+    """From the image to the ids; an image in [0, 1] is normalised here."""
     if not any(name in case for name in _PICTURES):
         return
     images = normalise(case["image_unit_range"]) if "image_unit_range" in case else case["image_normalised"]

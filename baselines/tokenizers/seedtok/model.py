@@ -1,6 +1,6 @@
-"""The SEED-2 tokenizer: a picture as 32 causal ids, and those as one image embedding (SEED-LLaMA, arXiv 2310.01218).
+"""The SEED-2 tokenizer: an image as 32 causal ids, and those as one image embedding (SEED-LLaMA, arXiv 2310.01218).
 
-EVA-CLIP's ViT reads the picture, BLIP-2's Q-Former summarises it in 32 queries that see only earlier ones, each query
+EVA-CLIP's ViT reads the image, BLIP-2's Q-Former summarises it in 32 queries that see only earlier ones, each query
 is matched to a codebook; codes become the CLIP embedding from which unclip.py paints. ViT and Q-Former are
 transformers' BLIP-2 networks, the blocks of the way back are timm's.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2VisionModel
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Of OpenAI's CLIP, per channel of a picture in [0, 1]."""
+"""Of OpenAI's CLIP, per channel of an image in [0, 1]."""
 
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -87,7 +87,7 @@ class SeedConfig:
 
 @dataclass(frozen=True)
 class SeedEncoded:
-    """What the encoder made of B pictures, from the ids back to the ViT.
+    """What the encoder made of B images, from the ids back to the ViT.
 
     ids: int64 (B, N); quantizer_input: (B, N, codebook_embed_dim); query_output: (B, N, hidden_size);
     vision_embeds: the ViT's tokens (B, 1 + patches, embed_dim) after `ln_vision`; vit_output: before it.
@@ -101,13 +101,13 @@ class SeedEncoded:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] as CLIP's networks take them: per channel (x - mean) / std."""
+    """Images (B, 3, H, W) in [0, 1] as CLIP's networks take them: per channel (x - mean) / std."""
     mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (images - mean) / std
 
 
 class SeedModel(nn.Module):
-    """Pictures to ids, and ids to image embeddings."""
+    """Images to ids, and ids to image embeddings."""
 
     def __init__(self, config: SeedConfig | None = None) -> None:
         from timm.models.vision_transformer import Block
@@ -143,7 +143,7 @@ class SeedModel(nn.Module):
         self.distill_image_proj = nn.Linear(queries * last, config.image_features_dim)
 
     def encode(self, images: Tensor) -> SeedEncoded:
-        """Normalised pictures (B, 3, img_size, img_size) to ids, with what lies between."""
+        """Normalised images (B, 3, img_size, img_size) to ids, with what lies between."""
         vit_output = self.vision.encoder(inputs_embeds=self.vision.embeddings(images)).last_hidden_state
         vision_embeds = self.vision.post_layernorm(vit_output.float())
         query_output = self._queries(vision_embeds)

@@ -3,8 +3,8 @@
 Encoder, quantizer and the way back learn to rebuild an image embedding from causal ids, as SEED does for unCLIP's CLIP
 embedding (arXiv 2310.01218, section 3.2); here the target is what EfficientNet-Lite2's feature maps hold on average. A
 latent diffusion model learns to paint from the embedding that the ids give, with unCLIP's noise and schedules; its
-gradient stops there. Published, ViT and Q-Former come trained on hundreds of millions of captioned pictures, and text
-is a target, too. Lite2's last features, nearer to meaning, are out of reach: from hundreds of pictures, no part of
+gradient stops there. Published, ViT and Q-Former come trained on hundreds of millions of captioned images, and text
+is a target, too. Lite2's last features, nearer to meaning, are out of reach: from hundreds of images, no part of
 their variance on others can be learned, while that of its first maps can.
 """
 
@@ -19,18 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.tokenizers.seedtok.mini import SeedMini, SeedMiniConfig
 from baselines.tokenizers.seedtok.model import SeedModel, normalise
-from baselines.tokenizers.seedtok.painter import TIMESTEPS, build_unclip, latents_schedule, noised_condition
+from baselines.tokenizers.seedtok.painter import (
+    TIMESTEPS,
+    SeedMini,
+    SeedMiniConfig,
+    build_unclip,
+    latents_schedule,
+    noised_condition,
+)
 from baselines.tokenizers.seedtok.unclip import Sampling
 from lactok import registry
 from lactok.models.autoencoder import load_mini_autoencoder
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
-from lactok.train.export import export_model
+from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, uniform
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -41,18 +46,18 @@ NOISE, TIME, LEVEL, EMBEDDING, NULL = range(5)
 """Streams of a sample's random numbers, see lactok/train/noise.py."""
 
 STATISTICS_STEPS = 40
-"""From whose pictures the target's mean and deviation are taken."""
+"""From whose images the target's mean and deviation are taken."""
 
 
 @dataclass
 class SeedTrainingOptions(RevivalOptions):
     """model: the networks. autoencoder: checkpoint of recipe=vae; null: the miniature that ships.
 
-    features_size: pixels a side to which pictures are enlarged for the target's network; features_stages: its feature
+    features_size: pixels a side to which images are enlarged for the target's network; features_stages: its feature
         maps whose means by channel are the target, 1 to 5.
     most_noise: largest noise level of the embedding in training, of 1000; null_share: share without condition.
     quantize_from: the first step at which the way back sees codes; before it, the encoder's vectors.
-    sample_steps, guidance_scale: of the sample pictures.
+    sample_steps, guidance_scale: of the sample images.
     """
 
     model: SeedMiniConfig = field(default_factory=SeedMiniConfig)
@@ -84,7 +89,7 @@ class SeedRecipe(Recipe):
                 f"options.model.tokenizer.image_features_dim={options.model.tokenizer.image_features_dim}: "
                 f"the first {options.features_stages} feature maps have {width} channels"
             )
-        self.statistics = nn.BatchNorm1d(width, affine=False, momentum=None)  # None: a mean of all pictures seen
+        self.statistics = nn.BatchNorm1d(width, affine=False, momentum=None)  # None: a mean of all images seen
         self.dead_codes = DeadCodes(tokenizer.n_embed, options)
         self._schedule = latents_schedule()
 
@@ -94,7 +99,7 @@ class SeedRecipe(Recipe):
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
-        """Image embeddings (B, D): means of feature maps by channel, brought to mean 0, deviation 1 over pictures."""
+        """Image embeddings (B, D): means of feature maps by channel, brought to mean 0, deviation 1 over images."""
         means = _means(self.frozen["features"], images, self.options)
         return F.batch_norm(means, self.statistics.running_mean, self.statistics.running_var)
 
@@ -155,7 +160,7 @@ class SeedRecipe(Recipe):
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """Cosine of embedding and target, the painter's error, use of the codebook, PSNR (dB) of 16 pictures."""
+        """Cosine of embedding and target, the painter's error, use of the codebook, PSNR (dB) of 16 images."""
         ids, cosine, painting = [], [], []
         for start in range(0, len(images), 32):
             part = images[start : start + 32]
@@ -181,7 +186,7 @@ class SeedRecipe(Recipe):
 
 @torch.no_grad()
 def _means(features: nn.Module, images: Tensor, options: SeedTrainingOptions) -> Tensor:
-    """Channel means (B, D) of the first feature maps of enlarged pictures."""
+    """Channel means (B, D) of the first feature maps of enlarged images."""
     size = (options.features_size,) * 2
     enlarged = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
     stages = cast("Effnet", features).stages(enlarged, options.features_stages)
@@ -190,9 +195,9 @@ def _means(features: nn.Module, images: Tensor, options: SeedTrainingOptions) ->
 
 @torch.no_grad()
 def _short_training_start(model: SeedModel) -> None:
-    """Let the ids depend on the picture from the first step; published, ViT and Q-Former come trained.
+    """Let the ids depend on the image from the first step; published, ViT and Q-Former come trained.
 
-    Query i begins at a place of the grid, in an order of which every prefix covers the picture evenly, and attention at
+    Query i begins at a place of the grid, in an order of which every prefix covers the image evenly, and attention at
     one's own place.
     """
     vit, qformer = model.config.vit, model.config.qformer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from baselines.tokenizers.seedtok.model import SeedConfig, SeedModel
 from baselines.tokenizers.seedtok.unclip import UnCLIP
 from lactok.models.autoencoder import AutoencoderConfig
 
@@ -110,3 +112,25 @@ def noised_condition(embeds: torch.Tensor, levels: torch.Tensor, noise: torch.Te
 
     noised = embedding_schedule().add_noise(embeds, noise, levels)
     return torch.cat([noised, get_timestep_embedding(levels, embeds.shape[1], True, 0)], 1)
+
+
+@dataclass(frozen=True)
+class SeedMiniConfig:
+    """tokenizer, painter: the two networks."""
+
+    tokenizer: SeedConfig = field(default_factory=SeedConfig)
+    painter: PainterConfig = field(default_factory=PainterConfig)
+
+    def __post_init__(self) -> None:
+        for name, cls in (("tokenizer", SeedConfig), ("painter", PainterConfig)):
+            if isinstance(value := getattr(self, name), dict):  # JSON gives mappings
+                object.__setattr__(self, name, cls(**value))
+
+
+class SeedMini(nn.Module):
+    """Both networks, under one state dict."""
+
+    def __init__(self, config: SeedMiniConfig) -> None:
+        super().__init__()
+        self.tokenizer = SeedModel(config.tokenizer)
+        self.unet = build_unet(config.painter, config.tokenizer.image_features_dim)

@@ -50,8 +50,8 @@ class Sampling:
     """How to paint; the defaults are those with which SEED calls the pipeline.
 
     steps: denoising steps; guidance_scale: 1 or less means no guidance; noise_level: index into the schedule by which
-    noise is added to the embedding (level 0 still adds a little). together: pictures in one pass; one, as published,
-    since strong guidance amplifies rounding, so that a picture would not be the same to the last digits in any batch.
+    noise is added to the embedding (level 0 still adds a little). together: images in one pass; one, as published,
+    since strong guidance amplifies rounding, so that an image would not be the same to the last digits in any batch.
     """
 
     steps: int = 20
@@ -81,7 +81,7 @@ class UnCLIP:
 
     @property
     def output_size(self) -> int:
-        """Side in pixels of the pictures that it gives."""
+        """Side in pixels of the images that it gives."""
         return self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
 
     @property
@@ -94,15 +94,15 @@ class UnCLIP:
         return self
 
     def paint(self, embeds: Tensor, seeds: Sequence[int], sampling: Sampling) -> Tensor:
-        """Image embeddings (B, embedding_dim) to pictures (B, 3, S, S) in [0, 1].
+        """Image embeddings (B, embedding_dim) to images (B, 3, S, S) in [0, 1].
 
-        One generator a picture, on the CPU and seeded by seeds[i] alone, draws the embedding's noise first, then the
+        One generator an image, on the CPU and seeded by seeds[i] alone, draws the embedding's noise first, then the
         starting latents (the pipeline's own order).
         """
         if len(embeds) != len(seeds):
             raise ValueError(f"{len(seeds)} seeds for {len(embeds)} embeddings: expected one each")
         size = self.output_size
-        pictures = [embeds.new_empty(0, 3, size, size)]
+        images = [embeds.new_empty(0, 3, size, size)]
         for start in range(0, len(embeds), sampling.together):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + sampling.together]]
             made = self.pipeline(
@@ -114,8 +114,8 @@ class UnCLIP:
                 noise_level=sampling.noise_level,
                 output_type="pt",
             )
-            pictures.append(made.images)
-        return torch.cat(pictures)
+            images.append(made.images)
+        return torch.cat(images)
 
     def _prompt(self, count: int) -> dict[str, Any]:
         if self.pipeline.text_encoder is not None:

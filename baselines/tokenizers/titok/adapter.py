@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from baselines.tokenizers.titok.keymap import load_official, meta_model
 from baselines.tokenizers.titok.model import TiTok, TiTokConfig
+from baselines.tokenizers.titok.state_dict import TiTokStateDict
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
+from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
+from lactok.tokenizers.checks import require_ids, require_images
 from lactok.tokenizers.miniature import LICENCE, Miniature
-from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate, override
+from lactok.weights import HubWeights, WeightsSource, load_state_dict, locate, override
 
 MINI = Miniature(
     "titok-mini.safetensors",
@@ -63,11 +65,9 @@ class TiTokS128(Tokenizer):
         """The model on the CPU, and what its training cost."""
         (source,) = self.weights(self.options)
         path = locate(source)
-        checkpoint = load_state_dict(path)
-        try:
-            model = load_official(meta_model(self.CONFIG), official_tensors(checkpoint))
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from error
+        with errors_name(path):
+            state = find_state_dict(load_state_dict(path))
+            model = TiTokStateDict().load(meta_skeleton(TiTok, self.CONFIG), state)
         return model, self.TRAINING
 
     @property
@@ -84,24 +84,14 @@ class TiTokS128(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tokens:
-        """Pictures (B, 3, S, S) in [0, 1], no normalisation, to ids (B, N). ValueError for another size."""
-        size = self.model.config.image_size
-        if images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"pictures of shape {tuple(images.shape)}, expected (B, 3, {size}, {size}): the positions are fixed; "
-                "the protocol resizes to info.input_size"
-            )
+        """Images (B, 3, S, S) in [0, 1], no normalisation, to ids (B, N). ValueError for another size."""
+        require_images(images, self.model.config.image_size)
         return Tokens(self.model.encode(images).ids.flatten(1))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
-        """Ids (B, N) to pictures (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
-        ids, config = tokens.ids, self.model.config
-        if ids is None or ids.shape[1:] != (config.num_latent_tokens,):
-            seen = "latents" if ids is None else f"ids of shape {tuple(ids.shape)}"
-            raise ValueError(f"{seen}, expected ids of shape (B, {config.num_latent_tokens})")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.codebook_size:
-            raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {config.codebook_size - 1}")
+        """Ids (B, N) to images (B, 3, S, S) around [0, 1]; seeds are not used. Raises ValueError for other ids."""
+        ids = require_ids(tokens, self.model.config.num_latent_tokens, self.model.config.codebook_size)
         return self.model.decode_ids(ids.unsqueeze(1)).float()
 
 
@@ -119,14 +109,3 @@ class TiTokMini(TiTokS128):
     def _load(self) -> tuple[TiTok, TrainingCompute | None]:
         model, metadata = MINI.load(lambda made: TiTok(made.build_config(TiTokConfig)), self.options.weights)
         return model, metadata.training
-
-
-def official_tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The published state dict, which is flat. Raises WeightsError when there stands something else than tensors."""
-    other = [name for name, value in checkpoint.items() if not isinstance(value, Tensor)]
-    if other:
-        raise WeightsError(
-            f"under {', '.join(map(repr, other[:3]))} stands something else than a tensor; "
-            "expected the published flat mapping of names to tensors"
-        )
-    return checkpoint

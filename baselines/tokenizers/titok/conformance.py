@@ -1,6 +1,6 @@
 """Runs golden cases of TiTok: everything is read from the case, every stored output is checked.
 
-Each part is fed what is stored, so that one that differs does not spoil the next: the picture to the encoder, the
+Each part is fed what is stored, so that one that differs does not spoil the next: the image to the encoder, the
 stored codes to the decoder, the stored ids to `reconstruction_from_ids`.
 """
 
@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from baselines.tokenizers.titok.keymap import load_official, meta_model
 from baselines.tokenizers.titok.model import TiTok, TiTokConfig
+from baselines.tokenizers.titok.state_dict import TiTokStateDict
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
+from lactok.state_dict import meta_skeleton
 
 _INPUTS = ("image", "image_uint8")
 
@@ -72,7 +73,7 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     """Every stored output of a `titok` case, one line each. Raises CaseError for a case that is incomplete."""
     if case.path.suffix == ".jsonl":
         raise CaseError(f"{case.path}: titok has no .jsonl cases")
-    model = load_official(meta_model(case_config(case)), case_weights(case)).eval().to(case.device)
+    model = TiTokStateDict().load(meta_skeleton(TiTok, case_config(case)), case_weights(case)).eval().to(case.device)
     outputs = set(case.names) - set(_INPUTS)
     for make in (_encode, _decode, _decode_ids):
         full = make(case, model, outputs)

@@ -1,4 +1,4 @@
-"""TiTok: a picture as a short row of ids (Yu et al., "An Image is Worth 32 Tokens", arXiv 2406.07550).
+"""TiTok: an image as a short row of ids (Yu et al., "An Image is Worth 32 Tokens", arXiv 2406.07550).
 
 A ViT reads the patches together with learned latent tokens, of which each becomes an id; a second ViT turns the codes
 into a grid of logits over the codebook of MaskGIT's VQGAN, whose pixel decoder paints their softmax-weighted mean.
@@ -20,12 +20,12 @@ from lactok.models.quantizer import QuantizerLosses, VectorQuantizer
 class TiTokConfig:
     """Architecture of a `TiTok`; the defaults are TiTok-S-128's, with the published names.
 
-    image_size: side in pixels of the pictures (published as the preprocessing's crop size); fixed by the positions.
+    image_size: side in pixels of the images (published as the preprocessing's crop size); fixed by the positions.
     codebook_size, token_size: shape of the codebook; use_l2_norm: compare and return unit vectors.
     commitment_cost: weight of the quantizer's commitment term.
     vit_enc_model_size, vit_dec_model_size: "small", "base" or "large", or (width, depth, heads).
     vit_enc_patch_size, vit_dec_patch_size: pixels of a side of a patch; the decoder's only gives its grid.
-    num_latent_tokens: ids a picture. is_legacy: see `TiTokEncoder`; the published S-128 is.
+    num_latent_tokens: ids an image. is_legacy: see `TiTokEncoder`; the published S-128 is.
     pixel_codebook_size, pixel_token_size: shape of the pixel codebook.
     pixel_ch, pixel_ch_mult: base width of the pixel decoder, and the width of each level in units of it, highest
         resolution first; pixel_num_res_blocks: residual blocks a level; pixel_norm_num_groups: of its group norms;
@@ -61,7 +61,7 @@ class TiTokConfig:
 
     @property
     def output_size(self) -> int:
-        """Side in pixels of decoded pictures: the decoder's grid, doubled by every level but the last, of patches."""
+        """Side in pixels of decoded images: the decoder's grid, doubled by every level but the last, of patches."""
         return self.image_size // self.vit_dec_patch_size * 2 ** (len(self.pixel_ch_mult) - 1) * self.pixel_patch_size
 
 
@@ -79,7 +79,7 @@ class Encoded:
 
 
 class TiTok(nn.Module):
-    """Pictures (B, 3, S, S), RGB in [0, 1], to ids (B, 1, N) and back to (B, 3, output_size, output_size)."""
+    """Images (B, 3, S, S), RGB in [0, 1], to ids (B, 1, N) and back to (B, 3, output_size, output_size)."""
 
     def __init__(self, config: TiTokConfig | None = None) -> None:
         super().__init__()
@@ -121,15 +121,15 @@ class TiTok(nn.Module):
         )
 
     def pre_quant(self, images: Tensor) -> Tensor:
-        """Encoder's vectors (B, token_size, 1, N) before normalisation. Raises ValueError for another picture size."""
+        """Encoder's vectors (B, token_size, 1, N) before normalisation. Raises ValueError for another image size."""
         size = self.config.image_size
         if images.shape[-2:] != (size, size):
             height, width = images.shape[-2:]
-            raise ValueError(f"picture of {width}x{height} pixels, expected {size}x{size}: the positions are fixed")
+            raise ValueError(f"image of {width}x{height} pixels, expected {size}x{size}: the positions are fixed")
         return self.encoder(images, self.latent_tokens)
 
     def encode(self, images: Tensor) -> Encoded:
-        """Pictures (B, 3, S, S) in [0, 1] to codes. Raises ValueError as `pre_quant`."""
+        """Images (B, 3, S, S) in [0, 1] to codes. Raises ValueError as `pre_quant`."""
         pre_quant = self.pre_quant(images)
         quantized, ids = self.quantize(pre_quant)
         return Encoded(quantized, ids, pre_quant)
@@ -148,15 +148,15 @@ class TiTok(nn.Module):
         return mean.contiguous(memory_format=torch.channels_last)  # one memory layout, whatever the batch
 
     def paint(self, pixel_codes: Tensor) -> Tensor:
-        """Pixel codes (B, pixel_token_size, h, w) to pictures around [0, 1], not clamped."""
+        """Pixel codes (B, pixel_token_size, h, w) to images around [0, 1], not clamped."""
         return self.pixel_decoder(pixel_codes)
 
     def decode(self, quantized: Tensor) -> Tensor:
-        """Codes (B, token_size, 1, N) to pictures (B, 3, output_size, output_size) around [0, 1], not clamped."""
+        """Codes (B, token_size, 1, N) to images (B, 3, output_size, output_size) around [0, 1], not clamped."""
         return self.paint(self.soft_codes(self.decode_logits(quantized)))
 
     def decode_ids(self, ids: Tensor) -> Tensor:
-        """Ids (B, 1, N) to pictures; see `lookup` and `decode`."""
+        """Ids (B, 1, N) to images; see `lookup` and `decode`."""
         return self.decode(self.lookup(ids))
 
     def quantizer_losses(self, pre_quant: Tensor, ids: Tensor | None = None) -> QuantizerLosses:

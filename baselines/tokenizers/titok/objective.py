@@ -1,6 +1,6 @@
 """The training objective of TiTok, recipe `titok`.
 
-L1 + perceptual distance + codebook and commitment terms on the painted picture, all networks together: the objective
+L1 + perceptual distance + codebook and commitment terms on the painted image, all networks together: the objective
 of TiTok's single-stage training (arXiv 2406.07550, section 3.3) without the adversarial term. The published TiTok-S-128
 was trained in two stages, first against the proxy codes of a trained MaskGIT-VQGAN, whose pixel decoder it kept. No
 miniature of that exists; so that the pixel decoder learns to heed its codes before the transformers give good ones, a
@@ -22,10 +22,8 @@ from baselines.tokenizers.titok.model import TiTok, TiTokConfig
 from baselines.tokenizers.titok.vit import TiTokDecoder, TiTokEncoder
 from lactok.train.attention_start import grid_places, mimetic_
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
-from lactok.train.export import export_model
-from lactok.train.perceptual import PerceptualDistance
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.distances import PerceptualDistance, mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 MEAN_PIXEL = 0.45
 """Of photographs, about (ImageNet's means are 0.485, 0.456, 0.406)."""
@@ -39,10 +37,10 @@ AID_LOGITS = 2.0
 
 @dataclass
 class TiTokTrainingOptions(RevivalOptions):
-    """model: the network, whose image_size is that of the training pictures.
+    """model: the network, whose image_size is that of the training images.
 
     pixel, perceptual: weights of the L1 term (on [-1, 1]) and of the feature distance; 0 leaves the network unloaded.
-    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the picture's size on.
+    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the image's size on.
     quantize_from: the first step at which the decoder sees codes; before it, the encoder's unit vectors.
     aid_until: share of the steps in which the pixel encoder paints every other sample.
     """
@@ -116,7 +114,7 @@ class TiTokRecipe(Recipe):
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """PSNR (mean over pictures, dB), both distances, and the use and perplexity of the codebook."""
+        """PSNR (mean over images, dB), both distances, and the use and perplexity of the codebook."""
         ids = torch.cat([self.model.encode(part).ids for part in images.split(32)])
         outputs = torch.cat([self.model.decode_ids(part).float() for part in ids.split(32)])
         perceptual = [self._perceptual(a, b) for a, b in zip(images.split(32), outputs.split(32), strict=True)]
@@ -133,7 +131,7 @@ class TiTokRecipe(Recipe):
 
 
 def _short_training_start(model: TiTok) -> None:
-    """Let the ids depend on the picture, and the picture on the ids, from the first step.
+    """Let the ids depend on the image, and the image on the ids, from the first step.
 
     The published start (layers of deviation 0.02, random places) suits a long training; a short one collapses from it,
     as attention hardly mixes patches into the latent tokens. Here latent token i begins at its share of the grid, row
@@ -155,7 +153,7 @@ def _short_training_start(model: TiTok) -> None:
     assert conv_out.bias is not None, "the pixel decoder's last convolution has no bias"
     with torch.no_grad():
         embed.bias.copy_(-MEAN_PIXEL * embed.weight.sum((1, 2, 3)))
-        conv_out.weight.mul_(0.1)  # nearly a picture of the mean colour
+        conv_out.weight.mul_(0.1)  # nearly an image of the mean colour
         conv_out.bias.fill_(MEAN_PIXEL)
 
 
@@ -175,7 +173,7 @@ def start_transformer(vit: TiTokEncoder | TiTokDecoder) -> None:
 
 
 def _pixel_encoder(pixel_codes: int, factor: int) -> nn.Module:
-    """Pictures around 0 to logits over the pixel codes, `factor` pixels a place; a training aid, not part of TiTok."""
+    """Images around 0 to logits over the pixel codes, `factor` pixels a place; a training aid, not part of TiTok."""
     halvings = factor.bit_length() - 1
     layers: list[nn.Module] = [nn.Conv2d(3, AID_WIDTH, 4, stride=2, padding=1)]
     for _ in range(halvings - 1):

@@ -1,4 +1,4 @@
-"""The pixel decoder of MaskGIT's VQGAN (arXiv 2202.04200), as TiTok carries it: codes of a grid to a picture.
+"""The pixel decoder of MaskGIT's VQGAN (arXiv 2202.04200), as TiTok carries it: codes of a grid to an image.
 
 Not diffusers' decoder: no attention, convolutions without bias, and another shortcut (see `_ResidualBlock`).
 Facts: bytedance/1d-tokenizer, modeling/modules/maskgit_vqgan.py, whose tensor names these modules have.
@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lactok.models.patches import nearest_init
+from lactok.models.vq import nearest_init
 
 NORM_EPS = 1e-6
 """Of every group norm (published code)."""

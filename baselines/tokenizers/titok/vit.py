@@ -1,7 +1,7 @@
-"""The two vision transformers of TiTok: pictures to latent tokens, and quantized latent tokens to a grid of logits.
+"""The two vision transformers of TiTok: images to latent tokens, and quantized latent tokens to a grid of logits.
 
 Bidirectional pre-norm blocks (timm's) over [class token, patches, latent tokens]; paper: arXiv 2406.07550, section 3;
-facts: bytedance/1d-tokenizer, modeling/modules/blocks.py. keymap.py beside this file names the checkpoint's tensors.
+facts: bytedance/1d-tokenizer, modeling/modules/blocks.py. state_dict.py names the checkpoint's tensors.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _LatentViT(nn.Module):
 
 
 class TiTokEncoder(_LatentViT):
-    """Pictures (B, 3, H, H) to vectors (B, token_size, 1, N) before quantization.
+    """Images (B, 3, H, H) to vectors (B, token_size, 1, N) before quantization.
 
     legacy: reshape tokens to channels where they should be transposed, as the code of the released weights does.
     """
@@ -109,7 +109,7 @@ class TiTokDecoder(_LatentViT):
         latents = self.decoder_embed(quantized.flatten(2).transpose(1, 2))
         x = self._attend(self.mask_token.expand(len(latents), self.grid**2, -1), latents)
         x = self.ln_post(x[:, 1 : 1 + self.grid**2])
-        x = x.transpose(1, 2).contiguous()  # one layout: else a lone picture takes other kernels
+        x = x.transpose(1, 2).contiguous()  # one layout: else a lone image takes other kernels
         return self.ffn(x.unflatten(2, (self.grid, self.grid)))
 
 

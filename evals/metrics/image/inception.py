@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evals.metrics.base import ImageMetric
 from lactok import registry
-from lactok.feature_extractors.inception import WEIGHTS
+from lactok.feature_extractors import inception
 from lactok.interface import Item
 from lactok.weights import WeightsSource
 
@@ -31,7 +31,7 @@ class Inception(ImageMetric):
 
     @classmethod
     def weights(cls) -> tuple[WeightsSource, ...]:
-        return (WEIGHTS,)
+        return (inception.WEIGHTS,)
 
     @classmethod
     def build(cls, device: torch.device, settings: Mapping[str, Any]) -> Inception:

@@ -3,12 +3,12 @@
 Two kinds, for the two samplers of lactok/models/samplers.py:
 
 - `tlcm`: latent consistency distillation (arXiv 2310.04378; TLCM is 2406.05768) on TLCM's grid of timesteps. From a
-  noised picture at a grid point the teacher walks by DDIM to the next one, and the student's x_0 must be the one that
+  noised image at a grid point the teacher walks by DDIM to the next one, and the student's x_0 must be the one that
   it predicts there, or, at the end of the grid, the teacher's. The points that are evaluated in use (999, 499, 124)
   are drawn half of the time.
 - `hypersd`: one step. From pure noise at t = 999, the student's x_0 must be what the teacher reaches by DDIM in
   `rollout` steps: a squared error, and one of the differences between neighbouring latents, which a mean of many
-  possible pictures fails first. No network judges. (Hyper-SD, arXiv 2404.13686, goes there in segments and adds
+  possible images fails first. No network judges. (Hyper-SD, arXiv 2404.13686, goes there in segments and adds
   adversarial and human feedback.)
 """
 
@@ -25,15 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lactok.models.autoencoder import MINI as AUTOENCODER
+from lactok.models.few_step_lora import evaluated_timesteps, require_accelerator
 from lactok.models.latent_diffusion import predict_noise
 from lactok.models.lora import LoRAConfig, add_lora
 from lactok.models.samplers import FIRST_TIMESTEP, TLCM_GRID, NoiseSchedule, consistency_sampler
 from lactok.tokenizers.mini_parts import LDM, AdapterFileConfig, Diffusion
-from lactok.train.accelerators import evaluated_timesteps, require_accelerator
-from lactok.train.export import export_state
 from lactok.train.noise import normal, timesteps, uniform
 from lactok.train.parts import left_by, load_diffusion_or_plan
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_state
 from lactok.weights import WeightsSource
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ class AcceleratorRecipe(Recipe):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Samples from noise by the few steps, as many as there are pictures; no reconstructions."""
+        """Samples from noise by the few steps, as many as there are images; no reconstructions."""
         like = self._like(images)
         noises = torch.stack([normal(seeds, like, FRESH + i) for i in range(len(self.timesteps))], dim=1)
 
@@ -180,7 +179,7 @@ class AcceleratorRecipe(Recipe):
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """The training errors on one in four of the validation pictures."""
+        """The training errors on one in four of the validation images."""
         images, seeds = images[::4], seeds[::4]
         parts = [(images[i : i + 32], seeds[i : i + 32]) for i in range(0, len(images), 32)]
         if self.options.accelerator == "hypersd":

@@ -14,30 +14,29 @@ from torch import Tensor
 
 from lactok.data.batches import rng
 from lactok.models.lactok import LacTok, LacTokConfig
+from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.ladd import LatentDecoder, build_controlnet
-from lactok.models.ladd_keymap import to_official
 from lactok.models.samplers import NoiseSchedule
 from lactok.models.vq import VQEncoder
 from lactok.tokenizers.mini_parts import CopyFileConfig
-from lactok.train.export import export_model, export_state
 from lactok.train.noise import normal
 from lactok.train.parts import PartsOptions, load_parts, part_sources, with_earlier_parts
-from lactok.train.recipe import Provenance, Recipe
+from lactok.train.recipe import Provenance, Recipe, export_model, export_state
 from lactok.weights import WeightsSource
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 ENCODER_SIZE = 21
-"""Stream of random numbers, lactok/data/batches.py, that picks the size of the encoder's pictures of a step."""
+"""Stream of random numbers, lactok/data/batches.py, that picks the size of the encoder's images of a step."""
 
 
 @dataclass
 class CopyOptions(PartsOptions):
     """encoder_sizes: pixels of a side that the encoder sees, one of them drawn for each optimizer step.
 
-    picture_sizes: pixels of a side of the target pictures, in the order of training, each for an equal share of the
-        steps. Of the validation pictures it is the last one, and the middle one of encoder_sizes.
+    picture_sizes: pixels of a side of the target images, in the order of training, each for an equal share of the
+        steps. Of the validation images it is the last one, and the middle one of encoder_sizes.
     """
 
     encoder_sizes: list[int] = field(default_factory=lambda: [224, 256, 288])
@@ -101,7 +100,7 @@ class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
     def image_size(self) -> int:
         return self.options.picture_sizes[-1]
 
-    def picture_size(self, step: int) -> int:
+    def image_size_at(self, step: int) -> int:
         sizes = self.options.picture_sizes
         return sizes[min(step * len(sizes) // self.total_steps, len(sizes) - 1)]
 
@@ -112,13 +111,13 @@ class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
 
     @property
     def usual_encoder_size(self) -> int:
-        """Of validation pictures."""
+        """Of validation images."""
         sizes = sorted(self.options.encoder_sizes)
         return sizes[len(sizes) // 2]
 
     @torch.no_grad()
     def codes(self, images: Tensor, size: int) -> Tensor:
-        """The code map (B, D, h, w) of pictures (B, 3, S, S) in [0, 1], seen at `size` pixels; float32 always.
+        """The code map (B, D, h, w) of images (B, 3, S, S) in [0, 1], seen at `size` pixels; float32 always.
 
         Resized as the protocol does it: bicubic, antialiased, clamped.
         """
@@ -129,7 +128,7 @@ class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
-        """Scaled latents of pictures (B, 3, S, S) in [0, 1], the posterior's mean, float32."""
+        """Scaled latents of images (B, 3, S, S) in [0, 1], the posterior's mean, float32."""
         vae: AutoencoderKL = self.frozen["vae"]
         mean = vae.encode(images * 2 - 1).latent_dist.mean.float()
         return mean * self.config.autoencoder.scaling_factor
@@ -147,7 +146,7 @@ class CopyRecipe(Recipe, Generic[AnyCopyOptions]):
         The latter as `options.NAME.weights=PATH` takes it.
         """
         if self._base is None:
-            export_state(path, to_official(self.lactok().state_dict()), self.config, provenance)
+            export_state(path, LacTokStateDict().to_published(self.lactok().state_dict()), self.config, provenance)
             return
         parts = self._base.vq_file.tensors, self._base.diffusion.file.tensors
         config = CopyFileConfig(self.config.decoder, *parts, adapter, tuple(timesteps))

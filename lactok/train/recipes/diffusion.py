@@ -2,7 +2,7 @@
 
 Equation 4: the squared error of the noise predicted from noised latents, the timestep, and the code map (of the
 velocity, where that is what the UNet predicts). The copy starts as a copy of the UNet's encoder half, its zero
-convolutions at zero. The encoder's pictures have a size drawn for each step and the target pictures grow (section 5.1).
+convolutions at zero. The encoder's images have a size drawn for each step and the target images grow (section 5.1).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor, nn
 from lactok.models.ladd import LatentDecoder
 from lactok.models.prediction import squared_errors
 from lactok.models.samplers import ddim_sampler
+from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, timesteps
 from lactok.train.parts import planned
 from lactok.train.recipe import Batch, Losses, Provenance
 from lactok.train.recipes.copy import CopyOptions, CopyRecipe
-from lactok.train.reconstruction import mean_psnr
 
 NOISE, TIME, SAMPLER = range(3)
 """Streams of a sample's random numbers, see lactok/train/noise.py."""
 
 MEASURED = 16
-"""Validation pictures that are sampled for the log's PSNR: each costs `sample_steps` evaluations."""
+"""Validation images that are sampled for the log's PSNR: each costs `sample_steps` evaluations."""
 
 
 @dataclass
 class DiffusionTrainingOptions(CopyOptions):
-    """sample_steps: of DDIM, for the sample pictures and the log's PSNR.
+    """sample_steps: of DDIM, for the sample images and the log's PSNR.
 
     condition_gain: of the last of the convolutions that read the code map, at the start (1 keeps the power of what
         comes in). Published, it starts at zero as the copy's outputs do, and a product of two zeros is slow to leave;
@@ -58,7 +58,7 @@ class DiffusionRecipe(CopyRecipe[DiffusionTrainingOptions]):
             nn.init.normal_(last.weight, std=options.condition_gain * last.weight[0].numel() ** -0.5)
 
     def _errors(self, images: Tensor, seeds: Sequence[int], size: int) -> Tensor:
-        """Squared error of the prediction (B,), codes from pictures at `size` pixels."""
+        """Squared error of the prediction (B,), codes from images at `size` pixels."""
         latents, codes = self.latents(images), self.codes(images, size)
         noise = normal(seeds, latents, NOISE)
         t = timesteps(seeds, latents.device, self.schedule.timesteps, TIME)
@@ -74,7 +74,7 @@ class DiffusionRecipe(CopyRecipe[DiffusionTrainingOptions]):
         network, sampler = self.lactok(), ddim_sampler(self.options.sample_steps)
         codes = self.codes(images, self.usual_encoder_size)
         noises = self.noises(images, seeds, sampler.draws, SAMPLER)
-        return (network.pictures_of(network.decode_latents(codes, noises, sampler)) + 1) / 2
+        return (network.images_of(network.decode_latents(codes, noises, sampler)) + 1) / 2
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:

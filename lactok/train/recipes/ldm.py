@@ -21,10 +21,9 @@ from lactok.models.latent_diffusion import LatentDiffusionConfig, predict_noise
 from lactok.models.prediction import squared_errors
 from lactok.models.samplers import NoiseSchedule, ddim_sampler
 from lactok.tokenizers.mini_parts import LDMFileConfig
-from lactok.train.export import export_model
 from lactok.train.noise import normal, timesteps
 from lactok.train.parts import left_by, load_autoencoder_or_plan, planned
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 from lactok.weights import WeightsSource
 
 if TYPE_CHECKING:
@@ -34,15 +33,15 @@ NOISE, TIME = range(2)
 """Streams of a sample's random numbers, see lactok/train/noise.py."""
 
 BANDS = (0, 250, 500, 750, 1000)
-"""Of timesteps, in which the error on validation pictures is logged: the last is what few-step samplers start from."""
+"""Of timesteps, in which the error on validation images is logged: the last is what few-step samplers start from."""
 
 
 @dataclass
 class LDMOptions:
-    """model: the network. image_size: pixels, side of the training pictures.
+    """model: the network. image_size: pixels, side of the training images.
 
     autoencoder: path of a checkpoint of recipe=vae; null: that of the run vae-mini beside this one, else the miniature
-    that ships. sample_steps: of DDIM, for the sample pictures.
+    that ships. sample_steps: of DDIM, for the sample images.
     """
 
     model: LatentDiffusionConfig = field(default_factory=LatentDiffusionConfig)
@@ -52,7 +51,7 @@ class LDMOptions:
 
 
 class LDMRecipe(Recipe):
-    """Trains the UNet; the sample sheet shows samples from noise below pictures to which they have no relation."""
+    """Trains the UNet; the sample sheet shows samples from noise below images to which they have no relation."""
 
     Options = LDMOptions
     path_options = ("autoencoder",)
@@ -110,7 +109,7 @@ class LDMRecipe(Recipe):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Samples from noise, as many as there are pictures."""
+        """Samples from noise, as many as there are images."""
         factor, channels = self._autoencoder.downsample_factor, self._autoencoder.latent_channels
         like = images.new_empty(len(images), channels, images.shape[2] // factor, images.shape[3] // factor)
         latents = ddim_sampler(self.options.sample_steps)(

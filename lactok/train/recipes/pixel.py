@@ -1,4 +1,4 @@
-"""Recipe `pixel`: the paper's stage 2. The accelerated decoder is fine-tuned end to end on the pictures themselves.
+"""Recipe `pixel`: the paper's stage 2. The accelerated decoder is fine-tuned end to end on the images themselves.
 
 Equation 6: an accelerator's adapter is merged into the frozen UNet; from pure noise one evaluation (`hypersd`), or the
 few-step chain with gradients through the last evaluation alone (`tlcm`), the autoencoder's decoder, and the perceptual
@@ -17,8 +17,16 @@ from torch import Tensor, nn
 
 from lactok.feature_extractors import lpips
 from lactok.interface import TrainingCompute
-from lactok.models.accelerators import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
-from lactok.models.ladd_keymap import is_wrapped
+from lactok.models.few_step_lora import (
+    HYPERSD,
+    TLCM,
+    TLCM_CONFIG,
+    evaluated_timesteps,
+    merge_hypersd,
+    merge_tlcm,
+    require_accelerator,
+)
+from lactok.models.lactok_state_dict import is_wrapped
 from lactok.models.samplers import consistency_sampler
 from lactok.tokenizers.mini_parts import (
     ADAPTERS,
@@ -28,12 +36,10 @@ from lactok.tokenizers.mini_parts import (
     load_copy,
     require_made_with,
 )
-from lactok.train.accelerators import evaluated_timesteps, require_accelerator
+from lactok.train.distances import PerceptualDistance, ScoringDistance, mean_psnr
 from lactok.train.parts import left_by, only, planned
-from lactok.train.perceptual import PerceptualDistance, ScoringDistance
 from lactok.train.recipe import Batch, Losses, Provenance
 from lactok.train.recipes.copy import CopyOptions, CopyRecipe
-from lactok.train.reconstruction import mean_psnr
 from lactok.weights import (
     LocalWeights,
     UnpublishedWeights,
@@ -152,7 +158,7 @@ class PixelRecipe(CopyRecipe[PixelOptions]):
         merge(self.frozen["unet"], *paths)
 
     def _decoded(self, images: Tensor, seeds: Sequence[int], size: int) -> Tensor:
-        """Pictures (B, 3, S, S) around [-1, 1] from their codes at `size` pixels and pure noise."""
+        """Images (B, 3, S, S) around [-1, 1] from their codes at `size` pixels and pure noise."""
         network, codes = self.lactok(), self.codes(images, size)
 
         def predict(x: Tensor, t: int) -> Tensor:
@@ -164,10 +170,10 @@ class PixelRecipe(CopyRecipe[PixelOptions]):
             return noise
 
         noises = self.noises(images, seeds, self.sampler.draws, SAMPLER)
-        return network.pictures_of(self.sampler(predict, noises, self.schedule))
+        return network.images_of(self.sampler(predict, noises, self.schedule))
 
     def _distances(self, images: Tensor, output: Tensor) -> dict[str, Tensor]:
-        """Each term of the loss, by picture (B,). images: in [0, 1]; output: around [-1, 1]."""
+        """Each term of the loss, by image (B,). images: in [0, 1]; output: around [-1, 1]."""
         target, cells = images * 2 - 1, self.options.colour_cells
         colour = F.adaptive_avg_pool2d(output - target, cells).square().mean((1, 2, 3))
         terms = {"pixel": (output - target).abs().mean((1, 2, 3)), "colour": colour}
@@ -187,7 +193,7 @@ class PixelRecipe(CopyRecipe[PixelOptions]):
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """PSNR (mean over pictures, dB) and the terms of the loss, on every other validation picture."""
+        """PSNR (mean over images, dB) and the terms of the loss, on every other validation image."""
         images, seeds = images[::2], seeds[::2]
         outputs, terms = [], []
         for i in range(0, len(images), 16):

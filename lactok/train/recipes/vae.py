@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
-from lactok.train.export import export_model
+from lactok.train.distances import PerceptualDistance, mean_psnr
 from lactok.train.noise import normal
-from lactok.train.perceptual import PerceptualDistance
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe
-from lactok.train.reconstruction import mean_psnr
+from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 
 FIRST_LOG_VARIANCE = -6.0
 """Of the posterior at the start: with 0, the latents of a short training stay drowned in their own noise."""
@@ -30,11 +28,11 @@ MOMENTUM = 0.99
 
 @dataclass
 class VAEOptions:
-    """model: the network; its scaling_factor is measured, not set. image_size: pixels, side of the training pictures.
+    """model: the network; its scaling_factor is measured, not set. image_size: pixels, side of the training images.
 
     pixel, perceptual, kl: weights of the L1 term (on [-1, 1]), of the feature distance (0 leaves the network
     unloaded), and of the divergence from a unit normal (mean over latent values).
-    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the picture's size on.
+    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the image's size on.
     """
 
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
@@ -96,7 +94,7 @@ class VAERecipe(Recipe):
 
     @torch.no_grad()
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
-        """PSNR (mean over pictures, dB), both distances, and the standard deviation of the latents."""
+        """PSNR (mean over images, dB), both distances, and the standard deviation of the latents."""
         outputs = torch.cat([self.reconstruct(part, ()).float() for part in images.split(32)])
         perceptual = [self._perceptual(a, b) for a, b in zip(images.split(32), outputs.split(32), strict=True)]
         return {

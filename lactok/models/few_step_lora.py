@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lactok.models.lora import LoRAConfig, add_to_weights
+from lactok.models.samplers import FIRST_TIMESTEP, tlcm_timesteps
 from lactok.weights import CheckpointMismatch, HubWeights, WeightsError, load_state_dict
 
 if TYPE_CHECKING:
@@ -30,6 +31,22 @@ TLCM_CONFIG = HubWeights("OPPOer/TLCM", "adapter_config.json", otherwise=_OTHERW
 """Its settings: rank and alpha are read from there."""
 
 _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+
+ACCELERATORS = ("hypersd", "tlcm")
+
+
+def require_accelerator(name: str | None) -> str:
+    """The name. Raises ValueError unless it is an accelerator's."""
+    if name is None or name not in ACCELERATORS:
+        seen = "none is named" if name is None else f"accelerator={name}"
+        raise ValueError(f"{seen}: expected accelerator={' or accelerator='.join(ACCELERATORS)}")
+    return name
+
+
+def evaluated_timesteps(accelerator: str, evaluations: int) -> tuple[int, ...]:
+    """(999,) for hypersd; for tlcm those of its published grid. Raises ValueError for a number that it lacks."""
+    return (FIRST_TIMESTEP,) if accelerator == "hypersd" else tlcm_timesteps(evaluations)
 
 
 @torch.no_grad()

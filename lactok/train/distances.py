@@ -1,4 +1,4 @@
-"""The perceptual term of the miniatures' objectives: a distance of EfficientNet-Lite2 features, which score nothing."""
+"""Distances of reconstructions from images: the objectives' perceptual terms, and the training log's PSNR."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lactok.feature_extractors import lpips
 class PerceptualDistance(nn.Module):
     """Squared distance of channel-normalised features, averaged over places and stages (LPIPS' form, uncalibrated).
 
-    stages: feature maps compared, 1 to 5, from 1/2 of the picture's size on. Raises WeightsError when the network's
+    stages: feature maps compared, 1 to 5, from 1/2 of the image's size on. Raises WeightsError when the network's
     package is missing.
     """
 
@@ -43,8 +43,17 @@ class ScoringDistance(nn.Module):
 
     def __init__(self, net: lpips.Net, load: bool = True) -> None:
         super().__init__()
-        self.network = registry.load("features", f"lpips-{net}")() if load else lpips.outline(net)
+        self.network = registry.load("features", f"lpips-{net}")() if load else lpips.skeleton(net)
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Both (B, 3, H, W), around [0, 1]; (B,)."""
         return self.network(images * 2 - 1, reconstructions * 2 - 1).flatten()
+
+
+def mean_psnr(outputs: Tensor, images: Tensor) -> float:
+    """PSNR in dB of outputs (N, 3, H, W), clamped to [0, 1], against images of that shape; mean over images.
+
+    Of floats, not of 8-bit images: for a training log, not for a table. At most 100 dB an image.
+    """
+    errors = (outputs.clamp(0, 1) - images).square().mean((1, 2, 3))
+    return (-10 * errors.clamp_min(1e-10).log10()).mean().item()
