@@ -125,7 +125,29 @@ def test_the_readme_opens_with_two_commands_that_do_all_set_up():
     assert "pytest" in blocks[1]
 
 
-def test_every_relative_link_of_the_docs_leads_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_of_the_docs_leads_somewhere(page: Path):
+    for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^):]+)\)", page.read_text())):
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: no heading for {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_the_docs_name_exists(page: Path):
+    """`evals/engine/job.py` and the like: paths from the repository's root in code spans."""
+    for path in re.findall(r"`((?:lactok|baselines|evals|benchmarks|tests)/[\w./-]*)`", page.read_text()):
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_a_heading_has_the_anchor_of_github():
+    assert "many-processes-many-machines" in anchors(ROOT / "docs" / "scale-out.md")

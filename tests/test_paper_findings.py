@@ -57,7 +57,7 @@ def test_findings(finding: str, part: str, verdict: str):
 
 
 def test_stated_findings_have_a_source_and_a_verdict():
-    assert {"tlcm-steps", "accelerator-merged", "scores-select-and-judge", "lactokgen-h-pairs"} <= set(by_name())
+    assert {"tlcm-steps", "few-step-lora-merged", "scores-select-and-judge", "lactokgen-h-pairs"} <= set(by_name())
     assert all(fact.source and fact.verdict for fact in facts())
 
 

@@ -20,7 +20,7 @@ RECONSTRUCTION = ("rFID", "PSNR", "SSIM", "LPIPS")
 LOWER = ("rFID", "LPIPS")
 DATASETS = ("imagenet-val", "coco-val2017", "mjhq-5k", "flux-5k")
 DOWNSAMPLING = 16
-"""Pixels of a side by ids of a side: LlamaGen's VQ-16 (section 1, appendix A)."""
+"""Pixels of a side by tokens of a side: LlamaGen's VQ-16 (section 1, appendix A)."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _gpt_xl() -> Computed:
 def _ratio() -> Computed:
     vqgan = (1024 // DOWNSAMPLING) ** 2
     return Computed(
-        f"1024 pixels at {DOWNSAMPLING}x give {vqgan} ids; {vqgan} / 256 = {vqgan // 256}",
+        f"1024 pixels at {DOWNSAMPLING}x give {vqgan} tokens; {vqgan} / 256 = {vqgan // 256}",
         "holds" if vqgan == 16 * 256 else "does not hold",
     )
 
