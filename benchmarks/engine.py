@@ -49,13 +49,8 @@ from evals.engine.models import ModelRun
 from evals.engine.store import Cache
 from evals.metrics.base import ImageMetric
 from evals.metrics.plan import MetricPlan
-from evals.tasks.protocol import (
-    ReconstructionProtocol,
-    evaluation_image,
-    native_images,
-    reconstruction,
-    to_tensor,
-)
+from evals.tasks.protocol import ReconstructionProtocol
+from evals.tasks.reconstruction import evaluation_image, native_images, scored_images, to_tensor
 from lactok.interface import Item
 
 PIXELS = ("psnr", "ssim")  # what the script computes with scikit-image
@@ -139,7 +134,7 @@ def script(job: Job, folder: Path, clock: Clock) -> None:
                     encoded = tokenizer.encode(native)
                 with clock.part("decode"):
                     seed = item_seed(row.conditions.seed, 0, item.content_hash)
-                    back = reconstruction(tokenizer.decode(encoded, [seed]), protocol)
+                    back = scored_images(tokenizer.decode(encoded, [seed]), protocol)
             pair = [t[0].permute(1, 2, 0).cpu().numpy() for t in (reference, back)]
             with clock.part("write"):
                 for name, image in zip(("reference", "back"), pair, strict=True):

@@ -135,7 +135,8 @@ class RowRecord:
 class RunRecord:
     """A whole run: everything a table, a report or a comparison needs to know.
 
-    schema: version of this record. items: how many images or prompts; unit: which of the two.
+    schema: version of this record. items: how many images or prompts; unit: which of the two; parameters: the task's
+    own that differ from their defaults ("round_trips").
     missing_metrics: a line for each metric that was asked for and can't be computed, with its reason.
     command: what was typed. ranks: processes that shared the work; device: of the first.
     """
@@ -152,6 +153,7 @@ class RunRecord:
     items: int
     clusters: int
     unit: Literal["images", "prompts"] = "images"
+    parameters: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     missing_metrics: list[str] = field(default_factory=list)

@@ -14,7 +14,8 @@ from skimage import data
 
 from baselines.tokenizers.calibration.adapter import DownsampleBits, MeanColour, ThumbnailOptions
 from evals.tasks import reconstruction as steps
-from evals.tasks.protocol import ReconstructionProtocol, evaluation_image, native_images, reconstruction, to_tensor
+from evals.tasks.protocol import ReconstructionProtocol
+from evals.tasks.reconstruction import evaluation_image, native_images, scored_images, to_tensor
 from lactok.interface import NoOptions
 from lactok.registry import load
 
@@ -31,7 +32,7 @@ def evaluation() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def small(evaluation: torch.Tensor) -> torch.Tensor:
     """What comes back from 64 pixels: uint8 (2, 3, 128, 128)."""
-    return reconstruction(native_images(evaluation, [], 64, MINI), MINI)
+    return scored_images(native_images(evaluation, [], 64, MINI), MINI)
 
 
 def digest(array: np.ndarray) -> str:

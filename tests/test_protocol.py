@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from skimage import data
 
-from evals.tasks.protocol import ReconstructionProtocol, evaluation_image, native_images, reconstruction, to_tensor
+from evals.tasks.protocol import ReconstructionProtocol
+from evals.tasks.reconstruction import evaluation_image, native_images, scored_images, to_tensor
 
 MINI = ReconstructionProtocol("mini-128", eval_size=128, fit="squash", effnet_size=128)
 
@@ -71,7 +72,7 @@ def test_one_pixel_and_very_wide_pictures(coffee: np.ndarray):
 def test_native_and_back(coffee: np.ndarray):
     evaluation = to_tensor([evaluation_image(coffee, MINI)])
     same = native_images(evaluation, [], 128, MINI)
-    assert torch.equal(reconstruction(same, MINI), evaluation)
+    assert torch.equal(scored_images(same, MINI), evaluation)
     native = native_images(evaluation, [], 64, MINI)
     assert native.shape == (1, 3, 64, 64)
     assert native.min() >= 0
@@ -96,7 +97,7 @@ def test_native_from_the_source_differs(coffee: np.ndarray):
 def test_rounding_happens_once(rounding: str, want: list[int]):
     protocol = dataclasses.replace(MINI, rounding=rounding)
     values = torch.tensor([-0.3, 0.5, 1.5, 254.9, 300.0]).div(255).view(5, 1, 1, 1).expand(5, 3, 128, 128)
-    assert reconstruction(values, protocol)[:, 0, 0, 0].tolist() == want
+    assert scored_images(values, protocol)[:, 0, 0, 0].tolist() == want
 
 
 @pytest.mark.parametrize(

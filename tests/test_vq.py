@@ -62,16 +62,16 @@ def test_round_trip_of_a_picture_that_is_not_square():
         assert model.decode_ids(encoded.ids).shape == images.shape
 
 
-def test_a_picture_does_not_depend_on_its_batch():
-    model = trained_like(SMALL)
-    images = photographs()
+def test_an_image_does_not_depend_on_its_batch():
+    """In float64, where rounding, which differs with the batch's kernels, is far below what a neighbour would add."""
+    model, images = trained_like(SMALL).double(), photographs().double()
     with torch.no_grad():
         together = model.encode(images)
         decoded = model.decode_ids(together.ids)
         for i in range(len(images)):
             alone = model.encode(images[i : i + 1])
             assert torch.equal(alone.ids[0], together.ids[i])
-            torch.testing.assert_close(model.decode_ids(alone.ids)[0], decoded[i], rtol=0, atol=1e-5)
+            torch.testing.assert_close(model.decode_ids(alone.ids)[0], decoded[i], rtol=0, atol=1e-11)
 
 
 def test_a_size_that_does_not_divide_is_refused():

@@ -249,12 +249,14 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         "rows": [[run.row.label, run.row.changed] for run in job.runs],
         "metrics": [p.identity for p in (*job.metrics.image, *job.metrics.sets, *job.metrics.tokens)],
         "protocol": job.task.protocol.hash,
+        "parameters": job.task.parameters,
         "dataset": job.dataset.fingerprint,
         "conditions": conditions,
     }
     return RunRecord(
         suite=config.suite,
         task=job.task.name,
+        parameters=job.task.parameters,
         scale=config.scale,
         config_hash=sha256(json.dumps(determining, sort_keys=True, default=str).encode()).hexdigest()[:10],
         config=dataclasses.asdict(config),

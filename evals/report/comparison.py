@@ -76,6 +76,8 @@ def incomparable_run(run: RunRecord) -> str:
         return f"task {run.task}; published figures are compared for reconstruction alone"
     if run.protocol_hash != paper_protocol().hash:
         return f"protocol {run.protocol['name']} ({run.protocol_hash}), not paper-1024 ({paper_protocol().hash})"
+    if run.parameters:
+        return ", ".join(f"{name}={value}" for name, value in run.parameters.items())
     if run.dataset not in IMAGES:
         return f"dataset {run.dataset} is none of the paper's ({', '.join(IMAGES)})"
     if run.items != IMAGES[run.dataset]:

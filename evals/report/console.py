@@ -51,7 +51,8 @@ def print_run(run: RunRecord, console: Console | None = None) -> None:
 def headline(run: RunRecord) -> str:
     """One line: suite, scale, items, protocol."""
     protocol = f"protocol {run.protocol['name']} ({run.protocol_hash})"
-    return f"{run.suite}, scale {run.scale}: {items_text(run)}, {protocol}"
+    parameters = "".join(f", {name}={value}" for name, value in run.parameters.items())
+    return f"{run.suite}, scale {run.scale}: {items_text(run)}, {protocol}{parameters}"
 
 
 def closing(run: RunRecord, model: str) -> list[str]:

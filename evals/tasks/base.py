@@ -63,6 +63,11 @@ class Task(ABC):
     unit: ClassVar[Literal["images", "prompts"]]
     protocol: Conventions
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The task's own parameters that differ from their defaults; they stand in every report."""
+        return {}
+
     @abstractmethod
     def inputs(self, chunk: Chunk) -> Artifact:
         """What determines the chunk's batch: a node, not stored."""

@@ -1,4 +1,4 @@
-"""Every convention that moves a number, in one frozen, hashed record a task, and the functions that carry it out.
+"""Every convention that moves a number, in one frozen, hashed record a task. Imports no torch; tasks carry them out.
 
 What published evaluators do differs on nearly every field (docs/protocol.md says who does what). A result holds its
 protocol's hash; a table never mixes hashes without saying so.
@@ -9,16 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from evals.typed import typed
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 Filter = Literal["nearest", "bilinear", "bicubic"]
 PilFilter = Literal["box", "bilinear", "bicubic", "lanczos"]
@@ -124,63 +118,3 @@ class GenerationProtocol(Conventions):
         super().__post_init__()
         if self.image_size is not None and not 16 <= self.image_size <= 16384:
             raise ValueError(f"protocol.image_size={self.image_size}: expected 16 to 16384 pixels, or null")
-
-
-def evaluation_image(source: np.ndarray, protocol: ReconstructionProtocol) -> np.ndarray:
-    """The image that metrics see: uint8 (eval_size, eval_size, 3) from uint8 (H, W, 3). Pillow resizes."""
-    return _fitted(source, protocol.eval_size, protocol)
-
-
-def _fitted(source: np.ndarray, size: int, protocol: ReconstructionProtocol) -> np.ndarray:
-    import numpy as np
-    from PIL import Image
-
-    height, width = source.shape[:2]
-    resample = Image.Resampling[protocol.eval_filter.upper()]
-    box = (0, 0, width, height)
-    if protocol.fit == "crop":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
-    if box == (0, 0, size, size):
-        return source
-    return np.asarray(Image.fromarray(source).resize((size, size), resample, box=box))
-
-
-def to_tensor(images: list[np.ndarray]) -> Tensor:
-    """uint8 HWC arrays of one size to a uint8 tensor (B, 3, H, W)."""
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-
-
-def native_images(
-    evaluation: Tensor, sources: Sequence[np.ndarray], size: int | None, protocol: ReconstructionProtocol
-) -> Tensor:
-    """What a tokenizer of input size `size` is given: float32 (B, 3, size, size) in [0, 1].
-
-    evaluation: uint8 (B, 3, E, E); sources: the B decoded originals, read only when native_from is "source".
-    """
-    if size is None or size == protocol.eval_size:
-        return evaluation.float() / 255
-    if protocol.native_from == "source":
-        return to_tensor([_fitted(s, size, protocol) for s in sources]).to(evaluation.device).float() / 255
-    return resize(evaluation.float() / 255, size, protocol.native_filter, protocol.native_antialias).clamp(0, 1)
-
-
-def reconstruction(output: Tensor, protocol: ReconstructionProtocol) -> Tensor:
-    """A tokenizer's output to the uint8 (B, 3, E, E) that metrics see: clamp, resize back, clamp, round once."""
-    images = resize(output.float().clamp(0, 1), protocol.eval_size, protocol.back_filter, protocol.back_antialias)
-    scaled = images.clamp(0, 1) * 255
-    return (scaled + 0.5 if protocol.rounding == "half_up" else scaled).floor().byte()
-
-
-def resize(images: Tensor, size: int, filter: Filter, antialias: bool) -> Tensor:
-    """Float (B, 3, H, W) to (B, 3, size, size) by torch's filter; untouched where it has that size already."""
-    import torch.nn.functional as F
-
-    if tuple(images.shape[-2:]) == (size, size):
-        return images
-    interpolate = partial(F.interpolate, images, size=(size, size), mode=filter)
-    return interpolate() if filter == "nearest" else interpolate(antialias=antialias, align_corners=False)

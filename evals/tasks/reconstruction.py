@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from evals.datasets.base import ImageDataset
@@ -19,7 +22,7 @@ from evals.engine.job import Artifact, Chunk, item_seed
 from evals.engine.models import Called, ModelRun
 from evals.engine.store import Cache
 from evals.tasks.base import Batch, Outputs, Task, plain
-from evals.tasks.protocol import ReconstructionProtocol, evaluation_image, native_images, reconstruction, to_tensor
+from evals.tasks.protocol import Filter, ReconstructionProtocol
 from lactok.interface import Item, Latents, Recorded, Tokenizer, TokenizerInfo, Tokens
 
 # Versions of the steps: raise one when the same inputs give another result.
@@ -52,6 +55,10 @@ class Reconstruction(Task):
     def __init__(self, dataset: ImageDataset, protocol: ReconstructionProtocol, round_trips: int = 1) -> None:
         self.dataset, self.protocol, self.round_trips = dataset, protocol, round_trips
         self._pool = ThreadPoolExecutor(THREADS)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {} if self.round_trips == 1 else {"round_trips": self.round_trips}
 
     def image_side(self) -> int:
         return self.protocol.eval_size
@@ -175,7 +182,7 @@ class Reconstruction(Task):
             return tokenizer.decode(encoded.encoded[_as_slice(rows)].owned(), [seeds[p] for p in wanted])
 
         def consume(result: Any, count: int) -> Tensor:
-            return reconstruction(check_images(result, count, size), self.protocol)
+            return scored_images(check_images(result, count, size), self.protocol)
 
         called = run.call("decode", encoded.positions, decode, consume)
         return _outputs(called, batch.references, encoded.refused | called.refused, called.timed)
@@ -187,7 +194,7 @@ class Reconstruction(Task):
 
         def consume(result: Any, count: int) -> Tensor:
             images = check_image_list(result, count, "images")
-            return torch.cat([reconstruction(image[None], self.protocol) for image in images])
+            return torch.cat([scored_images(image[None], self.protocol) for image in images])
 
         called = run.call(
             "images",
@@ -236,3 +243,55 @@ def pick(images: Tensor, positions: list[int]) -> Tensor:
 def _as_slice(positions: list[int]) -> slice | list[int]:
     first, last = positions[0], positions[-1]
     return slice(first, last + 1) if last - first + 1 == len(positions) else positions
+
+
+def evaluation_image(source: np.ndarray, protocol: ReconstructionProtocol) -> np.ndarray:
+    """The image that metrics see: uint8 (eval_size, eval_size, 3) from uint8 (H, W, 3). Pillow resizes."""
+    return _fitted(source, protocol.eval_size, protocol)
+
+
+def _fitted(source: np.ndarray, size: int, protocol: ReconstructionProtocol) -> np.ndarray:
+    height, width = source.shape[:2]
+    resample = Image.Resampling[protocol.eval_filter.upper()]
+    box = (0, 0, width, height)
+    if protocol.fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+    if box == (0, 0, size, size):
+        return source
+    return np.asarray(Image.fromarray(source).resize((size, size), resample, box=box))
+
+
+def to_tensor(images: list[np.ndarray]) -> Tensor:
+    """uint8 HWC arrays of one size to a uint8 tensor (B, 3, H, W)."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def native_images(
+    evaluation: Tensor, sources: Sequence[np.ndarray], size: int | None, protocol: ReconstructionProtocol
+) -> Tensor:
+    """What a tokenizer of input size `size` is given: float32 (B, 3, size, size) in [0, 1].
+
+    evaluation: uint8 (B, 3, E, E); sources: the B decoded originals, read only when native_from is "source".
+    """
+    if size is None or size == protocol.eval_size:
+        return evaluation.float() / 255
+    if protocol.native_from == "source":
+        return to_tensor([_fitted(s, size, protocol) for s in sources]).to(evaluation.device).float() / 255
+    return resize(evaluation.float() / 255, size, protocol.native_filter, protocol.native_antialias).clamp(0, 1)
+
+
+def scored_images(output: Tensor, protocol: ReconstructionProtocol) -> Tensor:
+    """A tokenizer's output to the uint8 (B, 3, E, E) that metrics see: clamp, resize back, clamp, round once."""
+    images = resize(output.float().clamp(0, 1), protocol.eval_size, protocol.back_filter, protocol.back_antialias)
+    scaled = images.clamp(0, 1) * 255
+    return (scaled + 0.5 if protocol.rounding == "half_up" else scaled).floor().byte()
+
+
+def resize(images: Tensor, size: int, filter: Filter, antialias: bool) -> Tensor:
+    """Float (B, 3, H, W) to (B, 3, size, size) by torch's filter; untouched where it has that size already."""
+    if tuple(images.shape[-2:]) == (size, size):
+        return images
+    interpolate = partial(F.interpolate, images, size=(size, size), mode=filter)
+    return interpolate() if filter == "nearest" else interpolate(antialias=antialias, align_corners=False)
