@@ -27,7 +27,8 @@ class _Reader(pickle.Unpickler):
 
 
 def read_numpy_pickle(path: str | os.PathLike) -> Any:
-    """The file's content: dicts, lists, tuples, plain values, and arrays of numbers.
+    """The file's content: dicts, lists, tuples, plain values, and arrays of numbers. Pickle protocols 3 and 4, which
+    need three names of numpy; the others call more.
 
     Raises pickle.UnpicklingError for a name outside ALLOWED, before it is looked up, and for arrays of objects; what
     else a damaged file makes the reader raise (EOFError, ValueError, ...) passes.

@@ -399,7 +399,7 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def require_finite(content: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Raises WeightsError naming the tensors of `path` that are not finite (infinities may stand in attention masks)."""
+    """Raises WeightsError naming the tensors of `path` that are not finite (attention masks may hold infinities)."""
     if bad := list(_not_finite(content)):
         more = ", ..." if len(bad) > _SHOWN else ""
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""The network of DISTS (Ding et al. 2020): VGG-16 whose poolings are L2 poolings, and the learned weights alpha and beta.
+"""The network of DISTS (Ding et al. 2020): VGG-16 with L2 poolings, and the learned weights alpha and beta.
 
 Alpha and beta are those of the distribution `DISTS-pytorch` 0.1 (MIT), the authors' own, which is read and never
 imported: it would fetch VGG-16 by itself. VGG-16 is torchvision's, as for LPIPS.
@@ -63,7 +63,8 @@ class Dists(nn.Module):
 
     def __init__(self, alpha: Tensor, beta: Tensor) -> None:
         super().__init__()
-        stages, before = [], 3
+        stages: list[nn.Module] = []
+        before = 3
         for convolutions, width in zip(STAGES, WIDTHS, strict=True):
             layers: list[nn.Module] = [L2Pooling(before)] if stages else []
             for _ in convolutions:

@@ -19,8 +19,7 @@ from lactok.weights import LocalWeights, WeightsError, WeightsSource, load_state
 if TYPE_CHECKING:
     from lpips import LPIPS
 
-# Smallest sides that leave every stage a pixel: AlexNet's two 3-pixel poolings after a stride of 4, VGG's four halvings,
-# SqueezeNet's three poolings.
+# Pixels a side that leave every stage at least one (measured on the networks, and tested).
 SMALLEST: Mapping[Net, int] = {"alex": 31, "vgg": 16, "squeeze": 17}
 LINEAR: Mapping[str, LocalWeights] = {
     net: LocalWeights(f"weights/v0.1/{net}.pth", package="lpips", sha256=sha256)

@@ -42,7 +42,7 @@ class MsSsim(ImageMetric):
 
     def embed(self, images: Tensor, items: Sequence[Item]) -> MsSsimEmbedding:
         """images: uint8 (B, 3, H, W). Raises ValueError for sides under SMALLEST."""
-        require_side(images, SMALLEST, "MS-SSIM's five scales")
+        require_side(images, SMALLEST, "MS-SSIM")
         x = images.flatten(0, 1).double()
         pixels = [x]
         for _ in WEIGHTS[1:]:
