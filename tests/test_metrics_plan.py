@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from evals.metrics import plan as planning
 from evals.metrics.base import ImageMetric, SetMetric
 from evals.metrics.plan import DEFAULTS, identity, metric_class, metric_names, plan
 from lactok import registry
-from lactok.weights import LocalWeights
+from lactok.registry import source_hash
+from lactok.weights import LocalWeights, is_pinned
 from tests.support import install_plugin
 
 
@@ -32,6 +34,7 @@ class Conventions:
 
 
 PROTOCOL = Conventions()
+TASK = SimpleNamespace(protocol=PROTOCOL, has_references=True)
 CPU = torch.device("cpu")
 PLUGIN = """
 import torch
@@ -100,13 +103,14 @@ def columns(found: planning.Plan) -> list[str]:
 
 
 def test_the_default_table():
-    found = plan("default", "effnet", PROTOCOL)
+    found = plan("default", "effnet", TASK)
     assert found.missing == []
-    assert [p.name for p in found.image] == ["psnr", "ssim", "effnet", "colour"]
+    assert [p.name for p in found.image] == ["psnr", "ssim", "lpips-alex", "effnet", "colour"]
+    assert [p.name for p in found.image if not p.columns_wanted] == ["effnet"]
     assert [p.name for p in found.sets] == ["fd-effnet"]
     assert [p.name for p in found.tokens] == ["codes"]
     assert columns(found) == [
-        *("PSNR", "PSNR-pooled", "SSIM", "perc-effnet", "top1-effnet", "FD-effnet", "colour-de00", "brightness-dl"),
+        *("PSNR", "PSNR-pooled", "SSIM", "LPIPS-alex", "FD-effnet", "colour-de00", "brightness-dl"),
         *("codebook use", "perplexity", "entropy"),
     ]
     kinds = {planned.column.name: planned.kind for planned in found.columns}
@@ -116,7 +120,7 @@ def test_the_default_table():
 
 
 def test_columns_come_in_the_order_of_the_names():
-    assert columns(plan("codes,fd-effnet,psnr,codes", "effnet", PROTOCOL)) == [
+    assert columns(plan("codes,fd-effnet,psnr,codes", "effnet", TASK)) == [
         *("codebook use", "perplexity", "entropy", "FD-effnet", "PSNR", "PSNR-pooled")
     ]
 
@@ -126,7 +130,7 @@ def test_columns_come_in_the_order_of_the_names():
 )
 def test_a_set_metric_pulls_its_features_in(wanted: str, shown: bool):
     """Its image metric is computed once, and its columns are in the table only if it was named itself."""
-    found = plan(wanted, "effnet", PROTOCOL)
+    found = plan(wanted, "effnet", TASK)
     (source,) = found.image
     assert (source.name, source.columns_wanted) == ("effnet", shown)
     assert ("perc-effnet" in columns(found)) == shown
@@ -137,7 +141,11 @@ def test_identity_holds_what_determines_the_values(monkeypatch: pytest.MonkeyPat
     effnet = metric_class("effnet")
     found = identity(effnet, PROTOCOL)
     digest = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    assert found == {"name": "effnet", "version": 1, "protocol": {"effnet_size": 128}, "weights": [digest]}
+    assert found == {
+        "name": "effnet", "version": 1, "protocol": {"effnet_size": 128}, "weights": [digest],
+        "source": source_hash(effnet),
+    }  # fmt: skip
+    assert source_hash(effnet) != source_hash(metric_class("ssim")), "an edit of its code is another metric"
     monkeypatch.setattr(effnet, "version", 2)
     assert identity(effnet, PROTOCOL)["version"] == 2
     assert identity(metric_class("ssim"), PROTOCOL)["protocol"] == {"ssim_window": "uniform7"}
@@ -152,17 +160,17 @@ def test_an_unknown_name_gives_the_nearest():
 def test_missing_weights_are_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     gone = LocalWeights(str(tmp_path / "gone.pth"), otherwise="get it from a friend")
     monkeypatch.setattr("evals.metrics.image.effnet.LITE0", gone)
-    found = plan("default", "effnet", PROTOCOL)
-    assert [line.split(":")[0] for line in found.missing] == ["effnet", "fd-effnet"]
+    found = plan("default", "effnet", TASK)
+    assert [line.split(":")[0] for line in found.missing] == ["fd-effnet"]
     assert all("get it from a friend" in line for line in found.missing)
-    assert [p.name for p in found.image] == ["psnr", "ssim", "colour"]
+    assert [p.name for p in found.image] == ["psnr", "ssim", "lpips-alex", "colour"]
     assert found.sets == []
     assert "FD-effnet" not in columns(found)
 
 
 @pytest.mark.usefixtures("plugin")
 def test_third_party_metrics_that_can_not_be_used_are_named():
-    found = plan(["psnr", *NAMES, "ssim"], "effnet", PROTOCOL)
+    found = plan(["psnr", *NAMES, "ssim"], "effnet", TASK)
     assert [p.name for p in found.image] == ["psnr", "fine", "ssim"]
     assert (found.sets, found.tokens) == ([], [])
     reasons = {line.split(": ")[0]: line for line in found.missing}
@@ -198,7 +206,7 @@ def test_every_metric_is_what_it_says():
         cls = metric_class(name)
         assert cls.version >= 1
         assert cls.summary
-        assert all(source.sha256 for source in cls.weights())
+        assert all(is_pinned(source) for source in cls.weights())
         assert set(cls.protocol_fields) <= set(vars(PROTOCOL))
         if issubclass(cls, ImageMetric) and not cls.weights():
             assert isinstance(cls.build(CPU, PROTOCOL.subset(*cls.protocol_fields)), cls)
@@ -218,8 +226,16 @@ def test_naming_metrics_imports_neither_networks_nor_other_metrics():
     code = (
         "import sys; from evals.metrics.plan import metric_class, metric_names; metric_names('default', 'inception'); "
         "assert 'torch' not in sys.modules; "
-        "[metric_class(n) for n in ('lpips-alex', 'rfid', 'kid', 'effnet', 'codes')]; "
+        "[metric_class(n) for n in ('lpips-alex', 'dists', 'ms-ssim', 'rfid', 'kid', 'codes')]; "
         "print([m for m in ('lpips', 'timm', 'torchvision', 'torch_fidelity') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_metrics_that_compare_need_references():
+    alone = SimpleNamespace(protocol=PROTOCOL, has_references=False)
+    found = plan("psnr,fd-effnet,codes", "effnet", alone)
+    assert [line.split(":")[0] for line in found.missing] == ["psnr", "fd-effnet"]
+    assert all("reference images" in line for line in found.missing)
+    assert {planned.metric for planned in found.columns} == {"codes"}
