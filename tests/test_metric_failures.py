@@ -135,6 +135,7 @@ def test_lpips_of_images_that_are_too_small(tmp_path: Path, data: Path, monkeypa
     finished = run(data, tmp_path / "out", BOTH, *more)
     (line,) = finished.record.missing_metrics
     assert line.startswith("lpips-alex:")
+    assert "images of 16x16 pixels; LPIPS-alex needs 31x31 or more" in line
     assert rows(finished)["toy"].cells["PSNR"].value > 0
 
 

@@ -26,6 +26,18 @@ def test_all_pass(model):
     assert len({line.tensor for line in lines}) == len(lines)
 
 
+def test_lpips_with_the_published_weights():
+    lines = list(run_lpips(CaseFolder(GOLDEN / "lpips" / "real")))
+    assert [line for line in lines if not line.passed] == []
+    assert {line.tensor for line in lines} == {"out.alex_0", "out.vgg_0"}
+
+
+@pytest.mark.parametrize("copied", ["lpips"], indirect=True)
+def test_weights_of_another_kind_are_refused(copied):
+    with pytest.raises(CaseError, match='"weights" is \'imagined\', expected "real" or "seeded"'):
+        list(run_lpips(change(copied, lambda config: config.update(weights="imagined"))))
+
+
 @pytest.fixture
 def copied(tmp_path, request):
     """A case in a folder of its own, to be changed."""

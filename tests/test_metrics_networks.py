@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from PIL import Image
 from skimage import data
 from torch import Tensor
 
+from evals.metrics.image.dists import DistsMetric
 from evals.metrics.image.effnet import EffnetMetric
 from evals.metrics.image.inception import Inception
-from evals.metrics.image.lpips import LpipsAlex, LpipsVgg
-from lactok.feature_extractors import effnet, inception, lpips
+from evals.metrics.image.lpips import Lpips, LpipsAlex, LpipsVgg
+from lactok.feature_extractors import dists, effnet, imagenet, inception, lpips
 from lactok.seeded import manifest_of, seeded_state_dict
+from lactok.weights import load_tensors
 from tests.metrics_support import embed, items, scores
 
 
@@ -63,6 +68,91 @@ def test_lpips_is_the_package(net, cls, pairs):
     torch.testing.assert_close(got, want.double(), rtol=1e-4, atol=1e-7)
     assert got[0] == 0
     assert (got[1:] > 1e-4).all()
+
+
+@cache
+def example(name: str) -> Tensor:
+    """An example image of the LPIPS authors' repository: uint8 (1, 3, 64, 64)."""
+    path = Path(__file__).parent / "golden" / "lpips" / "real" / f"ex_{name}.png"
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
+
+
+@cache
+def published(net: str) -> Tensor:
+    """LPIPS of the examples' pairs ref-p0 and ref-p1."""
+    cls = {"alex": LpipsAlex, "vgg": LpipsVgg}[net]
+    metric = cls.build(torch.device("cpu"), {})
+    return scores(metric, example("ref").repeat(2, 1, 1, 1), torch.cat([example("p0"), example("p1")]))[f"LPIPS-{net}"]
+
+
+def test_lpips_has_the_authors_published_figures():
+    """In the authors' repository (`test_network.py`): Distances: (0.722, 0.138)."""
+    assert [f"{value:.3f}" for value in published("alex").tolist()] == ["0.722", "0.138"]
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_with_the_published_weights_is_the_package(net):
+    package = lpips.load(net)
+    with torch.no_grad():
+        want = [package(example("ref") / 127.5 - 1, example(p) / 127.5 - 1).item() for p in ("p0", "p1")]
+    assert published(net).tolist() == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize(("net", "smallest"), lpips.SMALLEST.items())
+def test_lpips_of_images_that_are_too_small(net, smallest):
+    metric = Lpips(seeded_lpips(net))
+    image = torch.zeros(1, 3, smallest, smallest + 40, dtype=torch.uint8)
+    assert all(stage.numel() for stage in embed(metric, image))
+    for small in (image[:, :, 1:], image[:, :, 1:].mT):
+        with pytest.raises(ValueError, match=rf"LPIPS-{net} needs {smallest}x{smallest} or more"):
+            embed(metric, small)
+    with pytest.raises(RuntimeError):  # and it is the network's own limit
+        metric.module.net(image[:, :, 1:].float())
+
+
+@pytest.fixture(scope="module")
+def the_dists() -> DistsMetric:
+    return DistsMetric.build(torch.device("cpu"), {})
+
+
+def test_dists_is_the_package(the_dists, pairs, monkeypatch):
+    """The authors' class, with the same VGG-16 where it would download one."""
+    from DISTS_pytorch import DISTS
+
+    build = torchvision.models.vgg16
+
+    def vgg16(pretrained: bool) -> torch.nn.Module:
+        with torch.device("meta"):
+            network = build(weights=None)
+        network.features.load_state_dict(
+            {n.removeprefix("features."): t for n, t in load_tensors(imagenet.BACKBONES["vgg"]).items()}, assign=True
+        )
+        return network
+
+    monkeypatch.setattr("DISTS_pytorch.DISTS_pt.models.vgg16", vgg16)
+    package = DISTS(load_weights=False)
+    learned = load_tensors(dists.ALPHA_BETA)
+    package.alpha.data, package.beta.data = learned["alpha"], learned["beta"]
+    a, b = pairs
+    got = scores(the_dists, a, b)["DISTS"]
+    with torch.no_grad():
+        want = torch.stack([package(x[None] / 255, y[None] / 255) for x, y in zip(a, b)])
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, want.double(), rtol=0, atol=2e-6)
+    assert got[0].item() == pytest.approx(0, abs=1e-12)
+    assert (got[1:] > 0.05).all()
+
+
+def test_dists_batches_and_sizes(the_dists, pairs):
+    a, b = pairs
+    batched = scores(the_dists, a, b)["DISTS"]
+    single = torch.cat([scores(the_dists, a[i, None], b[i, None])["DISTS"] for i in range(5)])
+    torch.testing.assert_close(single, batched, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(scores(the_dists, b, a)["DISTS"], batched, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="images of shapes"):
+        the_dists.score(embed(the_dists, a[:2]), embed(the_dists, b[:1]), items(2))
+    with pytest.raises(ValueError, match="images of 15x80 pixels; DISTS needs 16x16 or more"):
+        embed(the_dists, a[:1, :, :15])
 
 
 def test_lpips_embeddings(alex, pairs):

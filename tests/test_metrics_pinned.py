@@ -39,7 +39,9 @@ def small(reference: Tensor) -> Tensor:
     return (images * 255 + 0.5).floor().byte()
 
 
-@pytest.mark.parametrize("name", ["psnr", "ssim", "ssim-gauss11", "colour", "effnet"])
+@pytest.mark.parametrize(
+    "name", ["psnr", "ssim", "ssim-gauss11", "colour", "effnet", "lpips-alex", "lpips-vgg", "dists"]
+)
 def test_values(name: str, reference: Tensor, small: Tensor):
     cls = metric_class(name)
     metric = cls.build(CPU, {field: SETTINGS[field] for field in cls.protocol_fields})
@@ -56,14 +58,27 @@ def test_values(name: str, reference: Tensor, small: Tensor):
         assert seen[column] == pytest.approx(want, rel=1e-4, abs=2e-5), column
 
 
+def test_ms_ssim(reference: Tensor, small: Tensor):
+    """It needs larger images."""
+    cls = metric_class("ms-ssim")
+    pairs = (F.interpolate(images.float(), (256, 256)).byte() for images in (reference, small))
+    version, values = MS_SSIM
+    assert cls.version == version
+    assert scores(cls(), *pairs)["MS-SSIM"].tolist() == pytest.approx(values, rel=1e-4)
+
+
 def test_every_image_metric_without_downloads_is_pinned():
     """Those whose networks are large downloads have golden cases instead."""
-    elsewhere = {"lpips-alex", "lpips-vgg", "inception"}
+    elsewhere = {"inception", "ms-ssim"}
     names = {n for n in registry.entries("metrics") if hasattr(metric_class(n), "score")}
     assert names - elsewhere == set(METRICS)
 
 
+MS_SSIM = (1, [0.96127632, 0.95343084])
 METRICS = {
+    "lpips-alex": (1, {"LPIPS-alex": [0.11424269, 0.10325784]}),
+    "lpips-vgg": (1, {"LPIPS-vgg": [0.14193875, 0.14105540]}),
+    "dists": (1, {"DISTS": [0.16460978, 0.16918708]}),
     "psnr": (1, {"PSNR": [31.917005, 28.585354], "MSE": [41.8196, 90.062703]}),
     "ssim": (1, {"SSIM": [0.9207613, 0.89254279]}),
     "ssim-gauss11": (1, {"SSIM-gauss11": [0.90427092, 0.88374209]}),

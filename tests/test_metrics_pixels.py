@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from evals.metrics.base import ImageMetric
 from evals.metrics.image import tiles
 from evals.metrics.image.colour import Colour
+from evals.metrics.image.ms_ssim import MsSsim
 from evals.metrics.image.psnr import Psnr, pooled_psnr
 from evals.metrics.image.ssim import C1, Ssim, SsimGauss11
 from tests.metrics_support import embed, items, scores
@@ -205,3 +207,53 @@ def test_unknown_window():
 def test_cuda_equals_cpu(metric, photographs):
     a, b = photographs
     torch.testing.assert_close(score(metric, a.cuda(), b.cuda()).cpu(), score(metric, a, b), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(176, 256), (192, 192), (320, 176)])
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
+def test_ms_ssim_is_pytorch_msssims(size, damage):
+    """Where the sides stay even down to the last scale, which is where implementations agree."""
+    from pytorch_msssim import ms_ssim
+
+    a = image_of(3, *size, flat=False)
+    b = DAMAGES[damage](a, np.random.RandomState(1))
+    x, y = tensor(a), tensor(b)
+    window = torch.exp(-((torch.arange(11.0, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    window = (window / window.sum()).expand(3, 1, 1, 11)  # the package's own, which it makes in float32
+    want = ms_ssim(x.double(), y.double(), data_range=255, size_average=False, win=window)
+    assert_same(score(MsSsim(), x, y).item(), want.item())
+
+
+def slow_ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """One channel, by Wang's code: scipy's filters, symmetric borders, every second pixel."""
+    weights, result = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333), 1.0
+    for scale, weight in enumerate(weights):
+        mean = lambda x: ndimage.gaussian_filter(x, 1.5, radius=5, mode="reflect")[5:-5, 5:-5]  # noqa: E731
+        m, n = mean(a), mean(b)
+        contrast = (2 * (mean(a * b) - m * n) + 58.5225) / (mean(a * a) - m * m + mean(b * b) - n * n + 58.5225)
+        luminance = (2 * m * n + 6.5025) / (m * m + n * n + 6.5025)
+        result *= max((contrast * luminance if scale == 4 else contrast).mean(), 0) ** weight
+        blocks = (ndimage.correlate(x, np.full((2, 2), 0.25), mode="reflect", origin=-1) for x in (a, b))
+        a, b = (x[::2, ::2] for x in blocks)
+    return result
+
+
+@pytest.mark.parametrize("size", [(161, 161), (163, 250), (177, 200)])
+@pytest.mark.parametrize("damage", ["inverted", "noise", "one pixel", "unrelated"])
+def test_ms_ssim_is_its_definition_at_odd_sizes(size, damage):
+    a = image_of(4, *size, flat=False)
+    b = DAMAGES[damage](a, np.random.RandomState(1))
+    want = np.mean([slow_ms_ssim(a[..., c].astype(np.float64), b[..., c].astype(np.float64)) for c in range(3)])
+    assert_same(score(MsSsim(), tensor(a), tensor(b)).item(), want)
+
+
+def test_ms_ssim_of_batches_and_of_images_that_are_too_small():
+    a, b = (torch.cat([tensor(image_of(seed, 170, 165, False)) for seed in seeds]) for seeds in ((0, 1), (0, 2)))
+    values = score(MsSsim(), a, b)
+    assert values[0] == 1
+    assert values.tolist() == [score(MsSsim(), a[i, None], b[i, None]).item() for i in range(2)]
+    for small in (a[:, :, :160], a[..., :160]):
+        with pytest.raises(ValueError, match="MS-SSIM needs 161x161 or more"):
+            embed(MsSsim(), small)
+    with pytest.raises(ValueError, match=r"images of \(170, 165\) and \(165, 170\) pixels"):
+        MsSsim().score(embed(MsSsim(), a), embed(MsSsim(), a.mT), items(2))

@@ -18,7 +18,7 @@ from evals.metrics.base import ImageMetric, SetMetric
 from evals.metrics.plan import DEFAULTS, identity, metric_class, metric_names, plan
 from lactok import registry
 from lactok.registry import source_hash
-from lactok.weights import LocalWeights
+from lactok.weights import LocalWeights, is_pinned
 from tests.support import install_plugin
 
 
@@ -105,11 +105,12 @@ def columns(found: planning.Plan) -> list[str]:
 def test_the_default_table():
     found = plan("default", "effnet", TASK)
     assert found.missing == []
-    assert [p.name for p in found.image] == ["psnr", "ssim", "effnet", "colour"]
+    assert [p.name for p in found.image] == ["psnr", "ssim", "lpips-alex", "effnet", "colour"]
+    assert [p.name for p in found.image if not p.columns_wanted] == ["effnet"]
     assert [p.name for p in found.sets] == ["fd-effnet"]
     assert [p.name for p in found.tokens] == ["codes"]
     assert columns(found) == [
-        *("PSNR", "PSNR-pooled", "SSIM", "perc-effnet", "top1-effnet", "FD-effnet", "colour-de00", "brightness-dl"),
+        *("PSNR", "PSNR-pooled", "SSIM", "LPIPS-alex", "FD-effnet", "colour-de00", "brightness-dl"),
         *("codebook use", "perplexity", "entropy"),
     ]
     kinds = {planned.column.name: planned.kind for planned in found.columns}
@@ -160,9 +161,9 @@ def test_missing_weights_are_told_and_the_others_go_on(monkeypatch: pytest.Monke
     gone = LocalWeights(str(tmp_path / "gone.pth"), otherwise="get it from a friend")
     monkeypatch.setattr("evals.metrics.image.effnet.LITE0", gone)
     found = plan("default", "effnet", TASK)
-    assert [line.split(":")[0] for line in found.missing] == ["effnet", "fd-effnet"]
+    assert [line.split(":")[0] for line in found.missing] == ["fd-effnet"]
     assert all("get it from a friend" in line for line in found.missing)
-    assert [p.name for p in found.image] == ["psnr", "ssim", "colour"]
+    assert [p.name for p in found.image] == ["psnr", "ssim", "lpips-alex", "colour"]
     assert found.sets == []
     assert "FD-effnet" not in columns(found)
 
@@ -205,7 +206,7 @@ def test_every_metric_is_what_it_says():
         cls = metric_class(name)
         assert cls.version >= 1
         assert cls.summary
-        assert all(source.sha256 for source in cls.weights())
+        assert all(is_pinned(source) for source in cls.weights())
         assert set(cls.protocol_fields) <= set(vars(PROTOCOL))
         if issubclass(cls, ImageMetric) and not cls.weights():
             assert isinstance(cls.build(CPU, PROTOCOL.subset(*cls.protocol_fields)), cls)
@@ -225,7 +226,7 @@ def test_naming_metrics_imports_neither_networks_nor_other_metrics():
     code = (
         "import sys; from evals.metrics.plan import metric_class, metric_names; metric_names('default', 'inception'); "
         "assert 'torch' not in sys.modules; "
-        "[metric_class(n) for n in ('lpips-alex', 'rfid', 'kid', 'effnet', 'codes')]; "
+        "[metric_class(n) for n in ('lpips-alex', 'dists', 'ms-ssim', 'rfid', 'kid', 'codes')]; "
         "print([m for m in ('lpips', 'timm', 'torchvision', 'torch_fidelity') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

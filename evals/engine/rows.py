@@ -232,8 +232,7 @@ def identify(row: Row) -> Identity:
     with isolated():
         sources = row.cls.weights(row.options)
     for source in sources:
-        path = weights.locate(source)
-        records.append(WeightsRecord(str(source), weights.sha256_of(path), pinned=source.sha256 is not None))
+        records.append(WeightsRecord(str(source), weights.identity_of(source), pinned=weights.is_pinned(source)))
     options = {k: v for k, v in plain_options(row.options).items() if k not in row.cls.path_options}
     parts = {
         "name": row.name,

@@ -160,3 +160,10 @@ class TokenMetric(Metric):
     @abstractmethod
     def compute(self, tokens: Tokens, info: TokenizerInfo) -> Mapping[str, float]:
         """Column name to value. tokens: all items', on the CPU. Raises ValueError where it is not defined."""
+
+
+def require_side(images: Tensor, smallest: int, metric: str) -> None:
+    """Raises ValueError when images (B, 3, H, W) have a side under `smallest` pixels, the least that `metric` takes."""
+    height, width = images.shape[-2:]
+    if min(height, width) < smallest:
+        raise ValueError(f"images of {height}x{width} pixels; {metric} needs {smallest}x{smallest} or more")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ from evals.metrics.sets.frechet import frechet_distance
 from evals.metrics.sets.kid import kid
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, failure
 from lactok.seeded import TensorSpec
+
+if TYPE_CHECKING:
+    from lpips import LPIPS
+
+    from lactok.feature_extractors.lpips import Net
 
 UINT8_RTOL, UINT8_ATOL = 1e-6, 1e-8  # of PSNR and SSIM, which are exact but for the last operations
 FLOAT32_RTOL = 1e-5  # against figures that were computed in float32
@@ -53,18 +58,16 @@ def _other_conventions(names: list[str]) -> str:
 def run_lpips(case: CaseFolder) -> Iterator[CheckLine]:
     """Distances, what each stage adds, and maps, for each network and group of pairs of an `lpips` case.
 
-    The backbones are seeded, the linear layers those of the installed package.
+    The linear layers are those of the installed package. The backbones are seeded; where the case says
+    `"weights": "real"` they are the published ones, from wherever they are found.
     """
-    from lactok.feature_extractors.lpips import build
-
-    if (case.setting("version"), case.setting("lpips")) != ("0.1", True):
-        raise CaseError(
-            f"version {case.setting('version')!r}, lpips {case.setting('lpips')}: only 0.1 with linear layers"
-        )
+    version, linear = case.setting("version"), case.config.get("lpips", True)
+    if (version, linear) != ("0.1", True):
+        raise CaseError(f"version {version!r}, lpips {linear}: only 0.1 with linear layers")
     groups = [name.removeprefix("in.a_") for name in case.names if name.startswith("in.a_")]
     claimed = {f"in.{side}_{group}" for side in "ab" for group in groups}
     for net in case.setting("nets"):
-        metric = Lpips(build(net, _seeded_backbone(case, net), case.device))
+        metric = Lpips(_lpips_module(case, net))
         for group in groups:
             a, b = case[f"in.a_{group}"], case[f"in.b_{group}"]
             name = f"out.{net}_{group}"
@@ -80,6 +83,17 @@ def run_lpips(case: CaseFolder) -> Iterator[CheckLine]:
                     claimed.add(key)
                     yield compare_floats(key, got, case[key])
     yield from _unclaimed(case, claimed)
+
+
+def _lpips_module(case: CaseFolder, net: Net) -> LPIPS:
+    from lactok.feature_extractors.lpips import build, load
+
+    weights = case.config.get("weights", "seeded")
+    if weights == "real":
+        return load(net, case.device)
+    if weights != "seeded":
+        raise CaseError(f'{case.path / "config.json"}: "weights" is {weights!r}, expected "real" or "seeded"')
+    return build(net, _seeded_backbone(case, net), case.device)
 
 
 def _seeded_backbone(case: CaseFolder, net: str) -> dict[str, Tensor]:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from evals.config import ConfigError, as_list
 from evals.tasks.protocol import Conventions
 from lactok import registry
-from lactok.weights import WeightsError, locate, sha256_of
+from lactok.weights import WeightsError, identity_of
 
 if TYPE_CHECKING:
     from evals.metrics.base import Column, ImageMetric, Metric, SetMetric, TokenMetric
 
 # What a table holds by default, by the `features` setting.
 DEFAULTS = {
-    "effnet": ("psnr", "ssim", "effnet", "fd-effnet", "colour", "codes"),
+    "effnet": ("psnr", "ssim", "lpips-alex", "fd-effnet", "colour", "codes"),
     "inception": ("psnr", "ssim", "lpips-alex", "rfid", "kid", "colour", "codes"),
 }
 Kind = Literal["image", "set", "token"]
@@ -120,7 +120,7 @@ def identity(cls: type[Metric], protocol: Conventions) -> dict[str, Any]:
         "name": cls.name,
         "version": cls.version,
         "protocol": protocol.subset(*cls.protocol_fields),
-        "weights": [sha256_of(locate(source)) for source in cls.weights()],
+        "weights": [identity_of(source) for source in cls.weights()],
         "source": registry.source_hash(cls),
     }
 

