@@ -187,6 +187,11 @@ def _compose(overrides: list[str]) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = [_renamed(o) for o in [*_of_the_suite(_given(overrides)), *overrides]]
+    if renaming := [o for o in overrides if o.lstrip("+~").split("=", 1)[0] == "protocol.name"]:
+        raise ConfigError(
+            f"{renaming[0]}: a protocol's name says which shipped one it is and what was changed of it; choose one by "
+            f"protocol={'|'.join(group_names('protocol'))}, change its fields by protocol.FIELD=value"
+        )
     try:
         with initialize_config_module("evals.conf", version_base="1.3"):
             composed = compose("config", overrides=[_allow_new_keys(o) for o in overrides])
@@ -253,6 +258,11 @@ def _check(config: RunConfig) -> None:
     for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes"):
         if getattr(config.slurm, name) < 1:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
+    for name, value in (("out", config.out), ("dataset.root", config.dataset.root)):
+        if value is not None and not value.strip():  # it would be the current folder
+            raise ConfigError(f"{name}= is empty (an unset variable of the shell?): name a folder; {name}=. is this one")
+    if not as_list(config.metrics):
+        raise ConfigError("metrics is empty, so the run would have no figures: name one, a list [a,b], or default")
     if config.dataset.name not in (names := entries("datasets")):
         raise ConfigError(unknown("dataset", config.dataset.name, list(names)))
     if config.workers != "auto" and (not isinstance(config.workers, int) or config.workers < 1):

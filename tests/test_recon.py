@@ -144,6 +144,15 @@ def test_bf16_is_a_condition_of_its_own(folder: Path, tmp_path: Path):
     assert cells(half, "llamagen-mini")["PSNR"] == pytest.approx(cells(full, "llamagen-mini")["PSNR"], abs=0.5)
 
 
+@pytest.mark.parametrize("other", [["metrics=[fd-effnet]"], ["metrics=[psnr,fd-effnet]"], ["round_trips=2"]])
+def test_a_run_with_another_table_has_another_folder(folder: Path, tmp_path: Path, other: list[str]):
+    usual = ["tokenizers=toy", "calibration=false", "metrics=[effnet,fd-effnet]"]
+    first = run(folder, tmp_path / "out", *usual)
+    second = run(folder, tmp_path / "out", *usual[:2], *(other if other[0].startswith("m") else [usual[2], *other]))
+    again = run(folder, tmp_path / "out", *usual)
+    assert first.folder == again.folder != second.folder
+
+
 def test_one_image_alone_has_no_distance_and_says_so(folder: Path, tmp_path: Path):
     record = run(folder, tmp_path / "out", "tokenizers=toy", "limit=1").record
     cell = next(r for r in record.rows if r.label == "toy").cells["FD-effnet"]

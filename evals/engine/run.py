@@ -249,8 +249,11 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         "scale": config.scale,
         "rows": [[run.row.label, run.row.changed] for run in job.runs],
         "metrics": [p.identity for p in (*job.metrics.image, *job.metrics.sets, *job.metrics.tokens)],
+        "columns": [planned.column.name for planned in job.metrics.columns],
+        "round_trips": config.round_trips,
         "protocol": job.task.protocol.hash,
         "dataset": job.dataset.fingerprint,
+        "clusters": [item.cluster for item in job.dataset.items],
         "conditions": conditions,
     }
     return RunRecord(
