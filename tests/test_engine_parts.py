@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from baselines.tokenizers.calibration.adapter import MeanColour
+from evals.config import ConfigError
 from evals.engine.batches import Batcher
 from evals.engine.checks import PluginError, check_encoded, check_image_list, check_images
+from evals.engine.environment import check_precision
 from evals.engine.job import CHUNK, Artifact, Chunk, Job, chunks_of, item_seed
 from evals.engine.models import Conditions, ModelRun
 from evals.engine.rows import Identity, Row
@@ -38,6 +40,20 @@ def test_batches_halve_when_memory_runs_out(error: Exception):
     results, timed = batcher.run(16, call)
     assert [i for r in results for i in r] == list(range(16))
     assert max(seen) <= 2 == timed.batch == batcher.size
+
+
+@pytest.mark.parametrize(("size", "count", "ran"), [(100_000, 8, 8), (4, 10, 4), (16, 1, 1)])
+def test_the_batch_that_is_recorded_is_one_that_was_run(size: int, count: int, ran: int):
+    seen = []
+    _, timed = Batcher(size, CPU).run(count, lambda part: seen.append(part.stop - part.start))
+    assert timed.batch == max(seen) == ran
+
+
+def test_a_precision_that_a_cpu_does_not_have_is_refused():
+    with pytest.raises(ConfigError, match="precision=fp32"):
+        check_precision("tf32", CPU)
+    check_precision("fp32", CPU)
+    check_precision("bf16", CPU)
 
 
 def test_out_of_memory_at_batch_one_and_other_errors_are_raised():

@@ -50,7 +50,7 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
                                                                                                       [the scale's]
   seed=0 seeds=K          seed of models that draw noise; K seed indices of each item, with their spread    [0, 1]
   device=auto|cpu|cuda    [auto: cuda where there is one]
-  precision=fp32|tf32|bf16   of the models; metrics are always fp32 or finer                                [fp32]
+  precision=fp32|tf32|bf16   of the models; metrics are always fp32 or finer; tf32 on GPUs that have it      [fp32]
   batch_size=N            of models and metrics; halved when memory runs out                              [chosen]
   resident=N              models that are held in memory together                [mini weights: all, paper: one]
   workers=auto|N          processes on CPU cores that share the work, one thread each (OMP_NUM_THREADS=N: N);

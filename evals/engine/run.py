@@ -17,7 +17,7 @@ import torch
 
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import ChangedImage, Dataset
-from evals.engine.environment import choose_device, code_revision, describe_device, package_versions, process_origin
+from evals.engine.environment import check_precision, choose_device, code_revision, describe_device, package_versions, process_origin
 from evals.engine.execute import begun, execute, remove_damaged
 from evals.engine.job import Job
 from evals.engine.missing import open_all
@@ -140,6 +140,7 @@ def _wanted(config: RunConfig) -> Wanted:
 
 def _plan(config: RunConfig, ranks: Ranks) -> Job:
     device = choose_device(config.device, ranks)
+    check_precision(config.precision, device)
     rows = resolve_rows(_wanted(config))
     cache = Cache(Path(config.out) / "cache", process_origin(device))
     ranks.check_shared(cache.root)
