@@ -69,6 +69,7 @@ class RunConfig:
     resident: int | None = None
     save_images: bool = False
     on_bad_image: str = "stop"
+    max_refused: Any = None
     out: str = "results"
     workers: Any = "auto"
     launcher: str = "here"
@@ -99,6 +100,28 @@ class RunConfig:
                 f"expected {VERSION}"
             )
         return protocol
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A number of items, or a share of all of them. text: as it was given, "3" or "1%"."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for another text, or more than 100 %."""
+        if self._share and not 0 <= float(self.text[:-1]) <= 100:
+            raise ValueError
+        if not self._share and int(self.text) < 0:
+            raise ValueError
+
+    @property
+    def _share(self) -> bool:
+        return self.text.endswith("%")
+
+    def of(self, items: int) -> int:
+        """The most items of so many."""
+        return int(float(self.text[:-1]) * items / 100 + 1e-9) if self._share else int(self.text)
 
 
 CHOICES = {
@@ -260,7 +283,9 @@ def _check(config: RunConfig) -> None:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
     for name, value in (("out", config.out), ("dataset.root", config.dataset.root)):
         if value is not None and not value.strip():  # it would be the current folder
-            raise ConfigError(f"{name}= is empty (an unset variable of the shell?): name a folder; {name}=. is this one")
+            raise ConfigError(
+                f"{name}= is empty (an unset variable of the shell?): name a folder; {name}=. is this one"
+            )
     if not as_list(config.metrics):
         raise ConfigError("metrics is empty, so the run would have no figures: name one, a list [a,b], or default")
     if config.dataset.name not in (names := entries("datasets")):
@@ -269,6 +294,13 @@ def _check(config: RunConfig) -> None:
         raise ConfigError(f"workers={config.workers}: expected auto, or a whole number of at least 1")
     if config.dataset.expect is not None and config.dataset.expect < 1:
         raise ConfigError(f"dataset.expect={config.dataset.expect}: expected a whole number of at least 1")
+    if config.max_refused is not None:
+        try:
+            Limit(str(config.max_refused))
+        except ValueError as error:
+            raise ConfigError(
+                f"max_refused={config.max_refused}: expected a number of items (3) or a share of them (1%), at least 0"
+            ) from error
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")
 

@@ -44,6 +44,8 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
                           `python -m evals data list` says what to place where; dataset.expect=N where DIR holds a
                           part, of N images
   on_bad_image=stop|skip  stop with the list of all unreadable images, or leave them out and say so         [stop]
+  max_refused=N|P%        a model that refuses more items fails; those that it refuses are counted and not scored
+                                                                        [1% in reconstruction, any in generation]
   limit=N                 only N items, spread over the dataset by a fixed rule                              [all]
   protocol=mini-128|native-256|paper-1024|as-generated   every convention that moves a number; single fields can be
                           changed: protocol.fit=crop, protocol.back_filter=bilinear, ... (docs/protocol.md)

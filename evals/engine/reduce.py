@@ -6,7 +6,7 @@ Artifacts are read in chunk order, whoever made them, so the figures are the sam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evals.engine.checks import PluginError
 from evals.engine.job import Artifact, Job
 from evals.engine.models import ModelRun
 from evals.engine.store import Entry
@@ -22,6 +23,9 @@ from evals.metrics.intervals import bootstrap, cluster_bootstrap
 from evals.metrics.plan import MetricPlan
 from evals.record import Origin, RowRecord, Speed, Value
 from lactok.interface import GeneratorInfo, Item, TokenizerInfo, Tokens
+
+# Refused items that the error of a row with too many names.
+FIRST_REASONS = 3
 
 
 class LostArtifact(Exception):
@@ -74,9 +78,22 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         for of_tokens in job.metrics.tokens:
             record.cells |= _token_cells(run, of_tokens, tokens)
     record.refused = {item.id: run.refused[item.id] for item in items if item.id in run.refused}
+    _check_refused(job, record.refused)
     record.speed = _speed(job, run, reading)
     record.origins = [Origin(**origin) for origin in reading.origins]
     return record, per_image
+
+
+def _check_refused(job: Job, refused: Mapping[str, str]) -> None:
+    """Raises PluginError with the first reasons where a row refused more items than the run allows."""
+    count = len(job.dataset.items)
+    if job.max_refused is None or len(refused) <= (most := job.max_refused.of(count)):
+        return
+    first = "; ".join(f"{item}: {reason}" for item, reason in list(refused.items())[:FIRST_REASONS])
+    raise PluginError(
+        f"{len(refused):,} of {count:,} {job.task.unit} refused, max_refused={job.max_refused.text} allows {most:,}: "
+        f"{first}{'; ...' if len(refused) > FIRST_REASONS else ''}"
+    )
 
 
 def describe(run: ModelRun, job: Job) -> RowRecord:
@@ -155,9 +172,7 @@ class _Reading:
         entries = [e for e in entries if len(e.meta["refused"]) < len(e.arrays["ids"])]
         if not entries:
             return None
-        kept = np.concatenate(
-            [[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries]
-        )
+        kept = np.concatenate([[str(p) not in e.meta["refused"] for p in range(len(e.arrays["ids"]))] for e in entries])
         ids = torch.from_numpy(_joined(entries, "ids")[kept]).long()
         has_lengths = "lengths" in entries[0].arrays
         return Tokens(ids, torch.from_numpy(_joined(entries, "lengths")[kept]).long() if has_lengths else None)

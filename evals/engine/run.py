@@ -15,9 +15,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from evals.config import ConfigError, RunConfig
+from evals.config import ConfigError, Limit, RunConfig
 from evals.datasets.base import ChangedImage, Dataset
-from evals.engine.environment import check_precision, choose_device, code_revision, describe_device, package_versions, process_origin
+from evals.engine.environment import (
+    check_precision,
+    choose_device,
+    code_revision,
+    describe_device,
+    package_versions,
+    process_origin,
+)
 from evals.engine.execute import begun, execute, remove_damaged
 from evals.engine.job import Job
 from evals.engine.missing import open_all
@@ -150,6 +157,7 @@ def _plan(config: RunConfig, ranks: Ranks) -> Job:
         raise ConfigError(f"dataset {config.dataset.name} has no items")
     task = make_task(config, dataset)
     conditions = Conditions(device, config.precision, config.seed)
+    refused = task.max_refused if config.max_refused is None else str(config.max_refused)
     batch_size = config.batch_size or _batch_size(task, device)
     return Job(
         task=task,
@@ -163,6 +171,7 @@ def _plan(config: RunConfig, ranks: Ranks) -> Job:
         resident=config.resident or (None if config.weights == "mini" else 1),
         save_images=config.save_images,
         shown=frozenset(spread(dataset, SHOWN)),
+        max_refused=None if refused is None else Limit(refused),
         ranks=ranks,
     )
 
@@ -252,6 +261,7 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         "metrics": [p.identity for p in (*job.metrics.image, *job.metrics.sets, *job.metrics.tokens)],
         "columns": [planned.column.name for planned in job.metrics.columns],
         "round_trips": config.round_trips,
+        "max_refused": job.max_refused,
         "protocol": job.task.protocol.hash,
         "dataset": job.dataset.fingerprint,
         "clusters": [item.cluster for item in job.dataset.items],
