@@ -150,7 +150,8 @@ class TokenizerInfo:
 
     @property
     def bits_per_image(self) -> float | None:
-        """Tokens times log2(codebook size), the rate of a fixed-length code; None where there are no tokens."""
+        """Tokens times log2(codebook size), the rate of a fixed-length code and the most that one of variable length
+        spends; None where there are no tokens."""
         if self.tokens_per_image is None or self.codebook_size is None:
             return None
         if isinstance(self.codebook_size, int):

@@ -21,6 +21,7 @@ from evals.engine.store import Entry
 from evals.metrics.base import ImageMetric, SetMetric, TokenMetric
 from evals.metrics.intervals import bootstrap, cluster_bootstrap
 from evals.metrics.plan import MetricPlan
+from evals.metrics.tokens import mean_bits
 from evals.record import Origin, RowRecord, Speed, Value
 from lactok.interface import GeneratorInfo, Item, TokenizerInfo, Tokens
 
@@ -74,6 +75,8 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         record.cells |= _set_cells(job, run, of_sets, reading, items)
     tokens = reading.tokens()
     if tokens is not None:
+        assert isinstance(run.info, TokenizerInfo)
+        record.bits_per_image = mean_bits(tokens, run.info)
         record.keys["tokens"] = [artifact.key for c in job.chunks if (artifact := job.task.tokens(run, c))]
         for of_tokens in job.metrics.tokens:
             record.cells |= _token_cells(run, of_tokens, tokens)
@@ -110,7 +113,7 @@ def describe(run: ModelRun, job: Job) -> RowRecord:
     record.training = str(info.training) if info.training else ""
     record.seeds = 1 if info.deterministic else job.seeds
     if isinstance(info, TokenizerInfo):
-        record.tokens_per_image, record.bits_per_image = info.tokens_per_image, info.bits_per_image
+        record.tokens_per_image, record.max_bits_per_image = info.tokens_per_image, info.bits_per_image
         size = info.codebook_size
         record.codebook_size = list(size) if isinstance(size, tuple) else size
         record.input_size, record.output_size = info.input_size, info.output_size
