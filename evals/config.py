@@ -22,11 +22,13 @@ class ConfigError(Exception):
 @dataclass
 class DatasetConfig:
     """name: see `python -m evals list`; root: folder or file of the data, where the dataset needs one; expect: its
-    number of items, where a part of a dataset of published size is wanted."""
+    number of items, where a part of a dataset of published size is wanted; cluster: of a folder, which images belong
+    together for intervals: "folder", "file", or a CSV with columns file and cluster."""
 
     name: str = "photos"
     root: str | None = None
     expect: int | None = None
+    cluster: str | None = None
 
 
 @dataclass
@@ -264,7 +266,9 @@ def _allow_new_keys(override: str) -> str:
         return f"dataset.name={override.removeprefix('dataset=')}"
     return (
         f"++{override}"
-        if override.startswith(("options.", "protocol.", "dataset.root=", "dataset.expect=", "slurm.more."))
+        if override.startswith(
+            ("options.", "protocol.", "dataset.root=", "dataset.expect=", "dataset.cluster=", "slurm.more.")
+        )
         else override
     )
 
@@ -281,11 +285,13 @@ def _check(config: RunConfig) -> None:
     for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes"):
         if getattr(config.slurm, name) < 1:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
-    for name, value in (("out", config.out), ("dataset.root", config.dataset.root)):
+    for name, value in (
+        ("out", config.out),
+        ("dataset.root", config.dataset.root),
+        ("dataset.cluster", config.dataset.cluster),
+    ):
         if value is not None and not value.strip():  # it would be the current folder
-            raise ConfigError(
-                f"{name}= is empty (an unset variable of the shell?): name a folder; {name}=. is this one"
-            )
+            raise ConfigError(f"{name}= is empty (an unset shell variable?): name it, or leave {name} out")
     if not as_list(config.metrics):
         raise ConfigError("metrics is empty, so the run would have no figures: name one, a list [a,b], or default")
     if config.dataset.name not in (names := entries("datasets")):

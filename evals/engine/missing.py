@@ -51,7 +51,9 @@ def open_all(configs: Sequence[RunConfig], rows: Sequence[Row], cache_dir: Path)
 def _open(config: RunConfig, cache_dir: Path) -> Dataset:
     dataset = config.dataset
     stop_or_skip: Literal["stop", "skip"] = "skip" if config.on_bad_image == "skip" else "stop"
-    request = DatasetRequest(cache_dir, dataset.root, config.limit, stop_or_skip, dataset.expect)
+    request = DatasetRequest(
+        cache_dir, dataset.root, config.limit, stop_or_skip, dataset.expect, cluster=dataset.cluster
+    )
     return open_dataset(dataset.name, request)
 
 

@@ -28,7 +28,7 @@ from evals.datasets.base import (
     spread,
 )
 from evals.datasets.images.download import Download
-from evals.datasets.images.preflight import check_source, count_notes, decode_checked
+from evals.datasets.images.preflight import check_source, decode_checked, notes_on
 from evals.datasets.images.sources.base import ImageSource
 from evals.datasets.images.sources.folder import FolderSource
 from evals.datasets.images.sources.shards import ParquetSource
@@ -138,9 +138,10 @@ class PaperDataset(ImageDataset):
             notes.append(f"dataset.expect={request.expect:,}: a part of {cls.name}, which has {cls.expected:,} images")
         if found.problem:
             notes.append(f"not the whole of {cls.name}: {found.problem}")
-        notes += count_notes(checked[i] for i in good)
+        items = [Item(i, i, checked[i].sha256) for i in good]
+        notes += notes_on(checked, items)
         notes += [f"{found.aside:,} other file(s) left aside"] * bool(found.aside) + [note] * bool(note)
-        return cls(found, [Item(i, i, checked[i].sha256) for i in good], bad, notes, index)
+        return cls(found, items, bad, notes, index)
 
     @classmethod
     def find(cls, root: str | Path | None, cache_dir: Path, expect: int | None = None) -> Found:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ import numpy as np
 import PIL
 
 from evals.datasets.base import ChangedImage, DataError, DatasetError
+from evals.datasets.duplicates import look_alike, perceptual_hash
 from evals.datasets.images.sources.base import ImageSource, file_stamp
 from lactok.files import WriteError, write_atomically
 from lactok.images.decode import VERSION, ImageError, decode, read_bytes
@@ -33,7 +34,7 @@ from lactok.progress import Meter
 # Threads that decode (Pillow releases the interpreter's lock); more would only hold more images in memory.
 MAX_THREADS = 16
 # Raise it when an answer's fields change.
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 # Seconds between two writings of the index.
 SAVE_EVERY = 60.0
 
@@ -42,12 +43,13 @@ SAVE_EVERY = 60.0
 class Checked:
     """What is known of a file. stamp: see ImageSource.stamp, () for an answer that must not be kept (the
     file could not be opened); sha256: hex, of its bytes; reason: why it is no image, "" when it is; notes: see
-    lactok.images.decode.Decoded."""
+    lactok.images.decode.Decoded; looks: see evals.datasets.duplicates.perceptual_hash."""
 
     stamp: tuple[int, ...]
     sha256: str
     reason: str = ""
     notes: tuple[str, ...] = ()
+    looks: str = ""
 
 
 def check_all(paths: Mapping[str, Path], index: Path) -> tuple[dict[str, Checked], str]:
@@ -115,7 +117,8 @@ def check_member(source: ImageSource, name: str) -> Checked:
 def _decoded(data: bytes, stamp: tuple[int, ...]) -> Checked:
     digest = sha256(data).hexdigest()
     try:
-        return Checked(stamp, digest, "", decode(data).notes)
+        decoded = decode(data)
+        return Checked(stamp, digest, "", decoded.notes, perceptual_hash(decoded.pixels))
     except ImageError as error:
         return Checked(stamp, digest, error.reason)
 
@@ -135,10 +138,12 @@ def decode_checked(read: Callable[[], bytes], label: str, item: Item, index: Pat
         raise DatasetError(f"{label}: {error.reason}") from error
 
 
-def count_notes(checked: Iterable[Checked]) -> list[str]:
-    """A line for each kind of note on images, with the number of images."""
-    kinds = Counter(note for answer in checked for note in answer.notes)
-    return [f"{count:,} image(s): {note}" for note, count in sorted(kinds.items())]
+def notes_on(checked: Mapping[str, Checked], items: Sequence[Item]) -> list[str]:
+    """What a report says of these images: a line for each kind of note, with their number; those that look alike."""
+    kinds = Counter(note for item in items for note in checked[item.id].notes)
+    counted = [f"{count:,} image(s): {note}" for note, count in sorted(kinds.items())]
+    distinct = list({item.content_hash: item for item in reversed(items)}.values())[::-1]
+    return counted + look_alike({item.id: checked[item.id].looks for item in distinct}, distinct)
 
 
 def _check_in_threads(
@@ -178,8 +183,8 @@ def _read_index(index: Path) -> dict[str, Checked]:
         if data["rules"] != _rules():
             return {}
         return {
-            i: Checked(tuple(stamp), digest, reason, tuple(notes))
-            for i, (stamp, digest, reason, notes) in data["files"].items()
+            i: Checked(tuple(stamp), digest, reason, tuple(notes), looks)
+            for i, (stamp, digest, reason, notes, looks) in data["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return {}
