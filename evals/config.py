@@ -23,12 +23,14 @@ class ConfigError(Exception):
 class DatasetConfig:
     """name: see `python -m evals list`; root: folder or file of the data, where the dataset needs one; expect: its
     number of items, where a part of a dataset of published size is wanted; cluster: of a folder, which images belong
-    together for intervals: "folder", "file", or a CSV with columns file and cluster."""
+    together for intervals: "folder", "file", or a CSV with columns file and cluster; max_pixels: images with more are
+    refused, None: the decoder's limit."""
 
     name: str = "photos"
     root: str | None = None
     expect: int | None = None
     cluster: str | None = None
+    max_pixels: int | None = None
 
 
 @dataclass
@@ -265,11 +267,7 @@ def _allow_new_keys(override: str) -> str:
     if override.startswith("dataset="):
         return f"dataset.name={override.removeprefix('dataset=')}"
     return (
-        f"++{override}"
-        if override.startswith(
-            ("options.", "protocol.", "dataset.root=", "dataset.expect=", "dataset.cluster=", "slurm.more.")
-        )
-        else override
+        f"++{override}" if override.startswith(("options.", "protocol.", "dataset.root=", "slurm.more.")) else override
     )
 
 
@@ -307,6 +305,8 @@ def _check(config: RunConfig) -> None:
             raise ConfigError(
                 f"max_refused={config.max_refused}: expected a number of items (3) or a share of them (1%), at least 0"
             ) from error
+    if config.dataset.max_pixels is not None and config.dataset.max_pixels < 1:
+        raise ConfigError(f"dataset.max_pixels={config.dataset.max_pixels}: expected a whole number of at least 1")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")
 

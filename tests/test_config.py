@@ -64,6 +64,8 @@ def test_a_path_with_special_characters_is_taken_or_answered_with_quoting_that_w
         ("dataset.root=", "dataset.root= is empty"),
         ("dataset.root='  '", "dataset.root= is empty"),
         ("out=", "out= is empty"),
+        ("dataset.max_pixels=0", "at least 1"),
+        ("dataset.cluster=", "dataset.cluster= is empty"),
         ("metrics=[]", "metrics is empty"),
         ("metrics=", "metrics is empty"),
     ],

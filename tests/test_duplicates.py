@@ -166,7 +166,7 @@ def test_images_that_look_alike_are_told_of_and_kept_in_the_index(tmp_path: Path
     (root / "copy.png").write_bytes((root / "picture 02.png").read_bytes())
     Image.open(root / "picture 00.png").save(root / "again.jpg", quality=60)
     first = opened(root, tmp_path / "cache")
-    monkeypatch.setattr("evals.datasets.images.preflight.decode", lambda data: pytest.fail("decoded again"))
+    monkeypatch.setattr("evals.datasets.images.preflight.decode", lambda *_: pytest.fail("decoded again"))
     for dataset in (first, opened(root, tmp_path / "cache")):
         (note,) = [note for note in dataset.notes if "look nearly the same" in note]
         assert note.startswith("2 image(s)")

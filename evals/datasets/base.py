@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from lactok.images.decode import MAX_PIXELS, Decoding
 from lactok.items import Item
 
 
@@ -62,7 +63,8 @@ class DatasetRequest:
     root: the folder of the data, None where none is given; limit: only so many items, spread over the whole list by a
     fixed rule (`spread`); on_bad_image: "stop" at images that can't be read, or "skip" them;
     cache_dir: where an index of checked images may be kept; expect: the number of items, for a part of a dataset of
-    known size; cluster: which items belong together, in a dataset that can be told ("folder", "file", or a CSV).
+    known size; cluster: which items belong together, in a dataset that can be told ("folder", "file", or a CSV);
+    max_pixels: images with more are bad, None: the decoder's limit; eval_size: side in pixels of the evaluation images.
     """
 
     cache_dir: Path
@@ -71,6 +73,13 @@ class DatasetRequest:
     on_bad_image: Literal["stop", "skip"] = "stop"
     expect: int | None = None
     cluster: str | None = None
+    max_pixels: int | None = None
+    eval_size: int | None = None
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the images are decoded."""
+        return Decoding(MAX_PIXELS if self.max_pixels is None else self.max_pixels)
 
 
 @dataclass(frozen=True)

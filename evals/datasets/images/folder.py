@@ -25,7 +25,7 @@ from evals.datasets.base import (
     spread,
 )
 from evals.datasets.images.preflight import check_all, decode_checked, notes_on
-from lactok.images.decode import extensions, read_bytes
+from lactok.images.decode import Decoding, extensions, read_bytes, unread_formats
 from lactok.images.folder import Listing, list_folder, printable
 from lactok.items import Item
 
@@ -35,16 +35,23 @@ class Folder(ImageDataset):
     a CSV with columns file (path below the folder) and cluster."""
 
     name = "folder"
-    settings = frozenset({"cluster"})
+    settings = frozenset({"cluster", "max_pixels"})
 
     def __init__(
-        self, items: list[Item], paths: dict[str, Path], left_out: list[BadImage], notes: list[str], index: Path
+        self,
+        items: list[Item],
+        paths: dict[str, Path],
+        left_out: list[BadImage],
+        notes: list[str],
+        index: Path,
+        how: Decoding,
     ) -> None:
         self.items = items
         self.left_out = left_out
         self.notes = notes
         self._paths = paths
         self._index = index
+        self._how = how
 
     @classmethod
     def open(cls, request: DatasetRequest) -> Folder:
@@ -60,7 +67,7 @@ class Folder(ImageDataset):
         paths = {i: listing.images[i] for i in spread(sorted(listing.images), request.limit)}
         place = os.path.realpath(folder)
         index = request.cache_dir / f"folder-{sha256(os.fsencode(place)).hexdigest()[:16]}.json"
-        checked, note = check_all(paths, index)
+        checked, note = check_all(paths, index, request.decoding)
         bad = [BadImage(printable(paths[i]), checked[i].reason) for i in paths if checked[i].reason]
         bad += [BadImage(error.path, error.reason) for error in listing.unlisted]
         good = [i for i in paths if not checked[i].reason]
@@ -73,12 +80,14 @@ class Folder(ImageDataset):
             )
         cluster_of = _clusters(request.cluster or "file", good)
         items = [Item(i, cluster_of[i], checked[i].sha256) for i in good]
-        notes = notes_on(checked, items)
+        notes = notes_on(checked, items, request.eval_size)
         if listing.aside:
             notes.append(f"{listing.aside.total():,} other file(s) in the folder left aside: {listing.aside_counts}")
+        if not_read := unread_formats(listing.aside):
+            notes.append(not_read)
         if note:
             notes.append(note)
-        return cls(items, {i: paths[i] for i in good}, bad, notes, index)
+        return cls(items, {i: paths[i] for i in good}, bad, notes, index, request.decoding)
 
     @classmethod
     def needs(cls) -> DatasetNeeds:
@@ -86,7 +95,7 @@ class Folder(ImageDataset):
 
     def read(self, item: Item) -> np.ndarray:
         path = self._paths[item.id]
-        return decode_checked(lambda: read_bytes(path), printable(path), item, self._index)
+        return decode_checked(lambda: read_bytes(path), printable(path), item, self._index, self._how)
 
 
 def _clusters(wanted: str, ids: Sequence[str]) -> dict[str, str]:
@@ -133,5 +142,5 @@ def _nothing_found(folder: Path, listing: Listing) -> DatasetError:
     found = f"{listing.aside.total():,} other file(s): {listing.aside_counts}" if listing.aside else "no files at all"
     return DatasetError(
         f"no images in {printable(folder.absolute())}: found {found}. Looked, in all folders below it, for names "
-        f"that end in {' '.join(sorted(extensions()))}"
+        f"that end in {' '.join(sorted(extensions()))}. {unread_formats(listing.aside)}".rstrip(". ")
     )
