@@ -122,7 +122,7 @@ def test_a_csv_that_can_not_be_used_says_why(albums: Path, tmp_path: Path, text:
 
 
 def test_a_dataset_with_clusters_of_its_own_takes_none(tmp_path: Path):
-    with pytest.raises(DatasetError, match="of folder"):
+    with pytest.raises(DatasetError, match="these do: folder"):
         registry.open_dataset("photos", DatasetRequest(cache_dir=tmp_path, cluster="folder"))
 
 

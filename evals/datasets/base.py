@@ -64,7 +64,8 @@ class DatasetRequest:
     fixed rule (`spread`); on_bad_image: "stop" at images that can't be read, or "skip" them;
     cache_dir: where an index of checked images may be kept; expect: the number of items, for a part of a dataset of
     known size; cluster: which items belong together, in a dataset that can be told ("folder", "file", or a CSV);
-    max_pixels: images with more are bad, None: the decoder's limit; eval_size: side in pixels of the evaluation images.
+    max_pixels: images with more are bad, None: the decoder's limit; colour: what is done by colour profiles, None:
+    nothing; eval_size: side in pixels of the evaluation images.
     """
 
     cache_dir: Path
@@ -74,12 +75,13 @@ class DatasetRequest:
     expect: int | None = None
     cluster: str | None = None
     max_pixels: int | None = None
+    colour: Literal["srgb"] | None = None
     eval_size: int | None = None
 
     @property
     def decoding(self) -> Decoding:
         """How the images are decoded."""
-        return Decoding(MAX_PIXELS if self.max_pixels is None else self.max_pixels)
+        return Decoding(MAX_PIXELS if self.max_pixels is None else self.max_pixels, self.colour or "ignore")
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,11 @@ def open_dataset(name: str, request: DatasetRequest) -> Dataset:
     if request.expect is not None and cls.expected is None:
         sized = ", ".join(other.name for other in dataset_classes() if other.expected is not None)
         raise DatasetError(f"dataset.expect={request.expect} is for a part of {sized}; {name} has no number")
-    for setting in ("cluster", "max_pixels"):
+    keys = {"cluster": "dataset.cluster", "max_pixels": "dataset.max_pixels", "colour": "protocol.colour"}
+    for setting, key in keys.items():
         if (value := getattr(request, setting)) is not None and setting not in cls.settings:
             able = ", ".join(other.name for other in dataset_classes() if setting in other.settings)
-            raise DatasetError(f"dataset.{setting}={value}: dataset={name} does not follow it; of {able}")
+            raise DatasetError(f"{key}={value}: dataset={name} does not follow it; these do: {able}")
     dataset = cls.open(request)
     dataset.items, notes = share_clusters(dataset.items)
     dataset.notes = [*dataset.notes, *notes]

@@ -61,6 +61,7 @@ def _open(config: RunConfig, cache_dir: Path) -> Dataset:
         dataset.expect,
         dataset.cluster,
         dataset.max_pixels,
+        "srgb" if isinstance(protocol, ReconstructionProtocol) and protocol.colour == "srgb" else None,
         protocol.eval_size if isinstance(protocol, ReconstructionProtocol) else None,
     )
     return open_dataset(dataset.name, request)

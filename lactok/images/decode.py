@@ -1,7 +1,8 @@
 """An image file to the uint8 RGB array that evaluation and training start from.
 
 The rules, whose version is the protocol's `decode`: the EXIF orientation is applied; alpha is composited over white;
-grey, palette, CMYK (Adobe's inverted one too) and YCbCr become RGB as Pillow converts them, without colour profiles;
+grey, palette, CMYK (Adobe's inverted one too) and YCbCr become RGB as Pillow converts them, without colour profiles
+unless `Decoding.colour` says so;
 16-bit samples are scaled to 8 bits by v * 255 / 65535, rounded; of several frames the first one is taken. A file that
 can't be decoded whole is refused. HEIC is read where pillow-heif is installed, which turns images upright itself.
 
@@ -21,10 +22,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+from lactok.images.colour import ProfileError, is_srgb, to_srgb
 
 # The version of the rules above: raise it when the same file gives other pixels.
 VERSION = 1
@@ -52,9 +56,14 @@ _UPRIGHT = {
 # Endings of the formats that pillow-heif reads (registered for image/heif and image/heic; AVIF is read by Pillow too).
 HEIF_ENDINGS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif", ".avif", ".avifs"})
 
+Colour = Literal["ignore", "srgb"]
+
 NOTE_FRAMES = "several frames: the first one is used"
 NOTE_ALPHA = "alpha composited over white"
 NOTE_SIXTEEN = "16-bit colour: Pillow keeps the high byte of each sample"
+NOTE_PROFILE = "colour profile other than sRGB: ignored (protocol.colour=srgb converts by it)"
+NOTE_BAD_PROFILE = "colour profile that can't be read: ignored"
+NOTE_CONVERTED = "converted to sRGB by its colour profile"
 
 
 class ImageError(Exception):
@@ -71,9 +80,11 @@ class ImageError(Exception):
 
 @dataclass(frozen=True)
 class Decoding:
-    """What of the rules can be chosen. max_pixels: an image with more is refused."""
+    """What of the rules can be chosen. max_pixels: an image with more is refused; colour: "ignore" colour profiles, as
+    evaluators do, or convert to "srgb" by them (lactok/images/colour.py), an image without one being sRGB."""
 
     max_pixels: int = MAX_PIXELS
+    colour: Colour = "ignore"
 
 
 @dataclass(frozen=True)
@@ -172,8 +183,11 @@ def _decode(data: bytes, name: str, how: Decoding) -> Decoded:
             image.load()
             orientation = image.getexif().get(_ORIENTATION_TAG)
             alpha = _is_transparent(image)
-            rgb = _to_rgb(image)
-            notes = ((NOTE_FRAMES, getattr(image, "is_animated", False)), (NOTE_ALPHA, alpha), (NOTE_SIXTEEN, sixteen))
+            profile = image.info.get("icc_profile") or b""
+            rgb = _to_srgb(image, profile) if profile and how.colour == "srgb" else _to_rgb(image)
+            notes = [(NOTE_FRAMES, getattr(image, "is_animated", False)), (NOTE_ALPHA, alpha), (NOTE_SIXTEEN, sixteen)]
+            if profile:
+                notes += _notes_on_profile(profile, how)
     except ImageError as error:
         raise ImageError(name, error.reason) from error
     except UnidentifiedImageError as error:
@@ -190,6 +204,15 @@ def _decode(data: bytes, name: str, how: Decoding) -> Decoded:
 
 def _too_large(pixels: int, how: Decoding, sides: str = "") -> str:
     return f"too large: {sides}{pixels:,} pixels; at most {how.max_pixels:,} are decoded (dataset.max_pixels=N)"
+
+
+def _notes_on_profile(profile: bytes, how: Decoding) -> list[tuple[str, bool]]:
+    """Each note, and whether it applies."""
+    try:
+        other = not is_srgb(profile)
+    except ProfileError:
+        return [(NOTE_BAD_PROFILE, True)]
+    return [(NOTE_PROFILE if how.colour == "ignore" else NOTE_CONVERTED, other)]
 
 
 def _is_sixteen_bit_colour(image: Image.Image) -> bool:
@@ -216,6 +239,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         over = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """A loaded image with a colour profile to sRGB, mode RGB, alpha over white."""
+    alpha = None
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_rgb(image).getchannel("R")
+    elif image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+    base = image if image.mode in ("L", "RGB", "CMYK") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    try:
+        converted = to_srgb(base, profile)
+    except ProfileError as error:
+        raise ImageError("", str(error)) from error
+    if alpha is None:
+        return converted
+    return Image.composite(converted, Image.new("RGB", converted.size, "white"), alpha)
 
 
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:

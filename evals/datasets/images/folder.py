@@ -35,7 +35,7 @@ class Folder(ImageDataset):
     a CSV with columns file (path below the folder) and cluster."""
 
     name = "folder"
-    settings = frozenset({"cluster", "max_pixels"})
+    settings = frozenset({"cluster", "max_pixels", "colour"})
 
     def __init__(
         self,

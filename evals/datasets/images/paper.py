@@ -71,7 +71,7 @@ class PaperDataset(ImageDataset):
     matches of shards together are one source).
     """
 
-    settings = frozenset({"max_pixels"})
+    settings = frozenset({"max_pixels", "colour"})
     expected: ClassVar[int]
     summary: ClassVar[str]
     obtain: ClassVar[str]
