@@ -91,7 +91,7 @@ class Job:
 
     task: Task
     dataset: Dataset
-    runs: Sequence[ModelRun]
+    runs: list[ModelRun]
     metrics: Plan
     cache: Cache
     device: torch.device

@@ -99,6 +99,18 @@ def _check_refused(job: Job, refused: Mapping[str, str]) -> None:
     )
 
 
+def measured_bits(job: Job, run: ModelRun) -> float | None:
+    """The row's bits an image, mean over the images; None where they are undefined. Raises LostArtifact."""
+    if run.status != "ok" or not isinstance(run.info, TokenizerInfo) or run.info.bits_per_image is None:
+        return None
+    first = job.task.tokens(run, job.chunks[0])
+    entry = None if first is None else job.cache.read(first)
+    if entry is not None and "lengths" not in entry.arrays and entry.arrays["ids"].size:  # all count
+        return run.info.bits_per_image
+    tokens = _Reading(job, run).tokens()
+    return None if tokens is None else mean_bits(tokens, run.info)
+
+
 def describe(run: ModelRun, job: Job) -> RowRecord:
     """A row's record without its cells."""
     info, row = run.info, run.row
