@@ -230,8 +230,8 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
 
     @classmethod
     def at_rate(cls, bits: float) -> Mapping[str, Any] | None:
-        """Of a calibration row that can spend any number of bits: the options with which it spends at most `bits` an
-        image; a table then has a row of it for each rate of its models. None where it can't."""
+        """Of a calibration row that can spend any number of bits: the options with which it spends at most about
+        `bits` an image; a table then has a row of it for each rate of its models. None where it can't."""
         return None
 
 

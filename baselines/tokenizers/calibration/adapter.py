@@ -115,7 +115,8 @@ class DownsampleBits(Tokenizer):
 
     @classmethod
     def at_rate(cls, bits: float) -> Mapping[str, Any] | None:
-        return {"bits": int(bits)} if bits >= LEAST_BITS else None
+        """To the nearest bit, as tables show a rate."""
+        return {"bits": round(bits)} if bits >= LEAST_BITS else None
 
     def encode(self, images: Tensor) -> Tokens:
         small = F.interpolate(images, size=(self.side, self.side), mode="area")
