@@ -22,11 +22,15 @@ class ConfigError(Exception):
 @dataclass
 class DatasetConfig:
     """name: see `python -m evals list`; root: folder or file of the data, where the dataset needs one; expect: its
-    number of items, where a part of a dataset of published size is wanted."""
+    number of items, where a part of a dataset of published size is wanted; cluster: of a folder, which images belong
+    together for intervals: "folder", "file", or a CSV with columns file and cluster; max_pixels: images with more are
+    refused, None: the decoder's limit."""
 
     name: str = "photos"
     root: str | None = None
     expect: int | None = None
+    cluster: str | None = None
+    max_pixels: int | None = None
 
 
 @dataclass
@@ -69,6 +73,7 @@ class RunConfig:
     resident: int | None = None
     save_images: bool = False
     on_bad_image: str = "stop"
+    max_refused: Any = None
     out: str = "results"
     workers: Any = "auto"
     launcher: str = "here"
@@ -99,6 +104,28 @@ class RunConfig:
                 f"expected {VERSION}"
             )
         return protocol
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A number of items, or a share of all of them. text: as it was given, "3" or "1%"."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for another text, or more than 100 %."""
+        if self._share and not 0 <= float(self.text[:-1]) <= 100:
+            raise ValueError
+        if not self._share and int(self.text) < 0:
+            raise ValueError
+
+    @property
+    def _share(self) -> bool:
+        return self.text.endswith("%")
+
+    def of(self, items: int) -> int:
+        """The most items of so many."""
+        return int(float(self.text[:-1]) * items / 100 + 1e-9) if self._share else int(self.text)
 
 
 CHOICES = {
@@ -187,6 +214,11 @@ def _compose(overrides: list[str]) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = [_renamed(o) for o in [*_of_the_suite(_given(overrides)), *overrides]]
+    if renaming := [o for o in overrides if o.lstrip("+~").split("=", 1)[0] == "protocol.name"]:
+        raise ConfigError(
+            f"{renaming[0]}: a protocol's name says which shipped one it is and what was changed of it; choose one by "
+            f"protocol={'|'.join(group_names('protocol'))}, change its fields by protocol.FIELD=value"
+        )
     try:
         with initialize_config_module("evals.conf", version_base="1.3"):
             composed = compose("config", overrides=[_allow_new_keys(o) for o in overrides])
@@ -235,9 +267,7 @@ def _allow_new_keys(override: str) -> str:
     if override.startswith("dataset="):
         return f"dataset.name={override.removeprefix('dataset=')}"
     return (
-        f"++{override}"
-        if override.startswith(("options.", "protocol.", "dataset.root=", "dataset.expect=", "slurm.more."))
-        else override
+        f"++{override}" if override.startswith(("options.", "protocol.", "dataset.root=", "slurm.more.")) else override
     )
 
 
@@ -253,12 +283,30 @@ def _check(config: RunConfig) -> None:
     for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes"):
         if getattr(config.slurm, name) < 1:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")
+    for name, value in (
+        ("out", config.out),
+        ("dataset.root", config.dataset.root),
+        ("dataset.cluster", config.dataset.cluster),
+    ):
+        if value is not None and not value.strip():  # it would be the current folder
+            raise ConfigError(f"{name}= is empty (an unset shell variable?): name it, or leave {name} out")
+    if not as_list(config.metrics):
+        raise ConfigError("metrics is empty, so the run would have no figures: name one, a list [a,b], or default")
     if config.dataset.name not in (names := entries("datasets")):
         raise ConfigError(unknown("dataset", config.dataset.name, list(names)))
     if config.workers != "auto" and (type(config.workers) is not int or config.workers < 1):
         raise ConfigError(f"workers={config.workers}: expected auto, or a whole number of at least 1")
     if config.dataset.expect is not None and config.dataset.expect < 1:
         raise ConfigError(f"dataset.expect={config.dataset.expect}: expected a whole number of at least 1")
+    if config.max_refused is not None:
+        try:
+            Limit(str(config.max_refused))
+        except ValueError as error:
+            raise ConfigError(
+                f"max_refused={config.max_refused}: expected a number of items (3) or a share of them (1%), at least 0"
+            ) from error
+    if config.dataset.max_pixels is not None and config.dataset.max_pixels < 1:
+        raise ConfigError(f"dataset.max_pixels={config.dataset.max_pixels}: expected a whole number of at least 1")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")
 

@@ -98,6 +98,8 @@ class RowRecord:
 
     label: what the table shows; name: the registered name; options: non-default ones.
     status: "ok", "missing" (weights not here), "failed"; error: the message, for the last two; trace: the traceback.
+    bits_per_image: mean over the measured images of the bits of their tokens, None where none were measured or it has
+    no tokens; max_bits_per_image: of an image whose tokens all count.
     cells: column name to Value. refused: item id to reason, for items that the model refused.
     input_size, output_size: native pixels, None: evaluation size. training: compute, as text.
     calibration: its place among the calibration rows, None for a model under test.
@@ -115,6 +117,7 @@ class RowRecord:
     tokens_per_image: int | None = None
     codebook_size: int | list[int] | None = None
     bits_per_image: float | None = None
+    max_bits_per_image: float | None = None
     input_size: int | None = None
     output_size: int | None = None
     deterministic: bool = True

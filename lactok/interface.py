@@ -150,7 +150,8 @@ class TokenizerInfo:
 
     @property
     def bits_per_image(self) -> float | None:
-        """Tokens times log2(codebook size), the rate of a fixed-length code; None where there are no tokens."""
+        """Tokens times log2(codebook size), the rate of a fixed-length code and the most that one of variable length
+        spends; None where there are no tokens."""
         if self.tokens_per_image is None or self.codebook_size is None:
             return None
         if isinstance(self.codebook_size, int):
@@ -226,6 +227,12 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         """The checkpoints that it loads with these options, in order; () where nothing was trained."""
         return ()
+
+    @classmethod
+    def at_rate(cls, bits: float) -> Mapping[str, Any] | None:
+        """Of a calibration row that can spend any number of bits: the options with which it spends at most about
+        `bits` an image; a table then has a row of it for each rate of its models. None where it can't."""
+        return None
 
 
 class Tokenizer(Model):

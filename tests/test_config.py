@@ -60,6 +60,14 @@ def test_a_path_with_special_characters_is_taken_or_answered_with_quoting_that_w
         ("seed=-1", "2\\^63"),
         ("justaword", "key=value"),
         ("dataset.rot=x", "dataset.root"),
+        ("protocol.name=paper-1024", "protocol=as-generated|mini-128"),
+        ("dataset.root=", "dataset.root= is empty"),
+        ("dataset.root='  '", "dataset.root= is empty"),
+        ("out=", "out= is empty"),
+        ("dataset.max_pixels=0", "at least 1"),
+        ("dataset.cluster=", "dataset.cluster= is empty"),
+        ("metrics=[]", "metrics is empty"),
+        ("metrics=", "metrics is empty"),
     ],
 )
 def test_bad_overrides_say_what_is_expected(override: str, message: str):

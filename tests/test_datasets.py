@@ -276,6 +276,45 @@ def test_notes_count_kinds(images, cache):
         assert f"1 image(s): {rules.NOTE_ALPHA}" in notes
 
 
+def test_files_that_are_images_of_an_unread_format_are_named(images, cache, monkeypatch):
+    read = rules.extensions() - rules.HEIF_ENDINGS
+    monkeypatch.setattr(rules, "extensions", lambda: read)
+    for i in range(3):
+        (images / f"{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    notes = open_folder(images, cache).notes
+    assert any("3 .heic" in note and "lactok[heif]" in note for note in notes)
+    for path in images.rglob("*"):
+        if path.is_file() and path.suffix != ".HEIC":
+            path.unlink()
+    with pytest.raises(DatasetError, match=r"lactok\[heif\]"):
+        open_folder(images, cache)
+
+
+def test_enlarged_images_are_counted(tmp_path, cache):
+    root = tmp_path / "sizes"
+    for name, size in {"one": (1, 1), "flat": (300, 20), "whole": (64, 64), "large": (80, 90)}.items():
+        save(root / f"{name}.png", np.full((size[1], size[0], 3), 5, np.uint8))
+    for _ in range(2):  # looked at, then from the index
+        (note,) = [n for n in open_folder(root, cache, eval_size=64).notes if "enlarged" in n]
+        assert note == "2 image(s) are enlarged to the evaluation size of 64 px, the smallest from 1 x 1"
+    assert not any("enlarged" in n for n in open_folder(root, cache, eval_size=1).notes)
+
+
+def test_the_limit_of_pixels_is_the_runs(tmp_path, cache):
+    root = tmp_path / "sizes"
+    save(root / "small.png", np.full((9, 9, 3), 5, np.uint8))
+    save(root / "large.png", np.full((10, 11, 3), 5, np.uint8))
+    assert len(open_folder(root, cache).items) == 2
+    with pytest.raises(BadImages, match="at most 100 are decoded"):
+        open_folder(root, cache, max_pixels=100)  # what the index says of another limit does not count
+    few = open_folder(root, cache, max_pixels=100, on_bad_image="skip")
+    assert [item.id for item in few.items] == ["small.png"]
+    (item,) = [item for item in open_folder(root, cache, max_pixels=110).items if item.id == "large.png"]
+    assert open_folder(root, cache, max_pixels=110).read(item).shape == (10, 11, 3)
+    with pytest.raises(DatasetError, match="max_pixels"):
+        open_dataset("photos", cache, max_pixels=100)
+
+
 def test_sizes_at_both_ends(tmp_path, cache):
     root = tmp_path / "sizes"
     save(root / "one.png", np.full((1, 1, 3), 5, np.uint8))
@@ -390,7 +429,7 @@ def checks(monkeypatch) -> list[str]:
     """The names of the files that are looked at from now on."""
     seen: list[str] = []
     real = preflight.check
-    monkeypatch.setattr(preflight, "check", lambda path: seen.append(path.name) or real(path))
+    monkeypatch.setattr(preflight, "check", lambda path, how: seen.append(path.name) or real(path, how))
     return seen
 
 
@@ -483,10 +522,10 @@ def test_a_limited_run_looks_at_its_own_images_only(images, cache, monkeypatch):
 def test_ctrl_c_keeps_what_was_checked(images, cache, monkeypatch):
     real = preflight.check
 
-    def check(path):
+    def check(path, how):
         if path.name == "b.png":
             raise KeyboardInterrupt
-        return real(path)
+        return real(path, how)
 
     with monkeypatch.context() as patch:
         patch.setattr(preflight, "MAX_THREADS", 1)

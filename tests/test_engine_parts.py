@@ -1,14 +1,18 @@
 """The engine's small parts: batches, what plugins may return, seeds, chunks, keys."""
 
 import dataclasses
+import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from baselines.tokenizers.calibration.adapter import MeanColour
+from evals.config import ConfigError
 from evals.engine.batches import Batcher
-from evals.engine.checks import PluginError, check_encoded, check_image_list, check_images
+from evals.engine.checks import PluginError, check_encoded, check_image_list, check_images, check_info
+from evals.engine.environment import check_precision
 from evals.engine.job import CHUNK, Artifact, Chunk, Job, chunks_of, item_seed
 from evals.engine.models import Conditions, ModelRun
 from evals.engine.rows import Identity, Row
@@ -16,7 +20,7 @@ from evals.engine.store import Cache
 from evals.metrics.plan import plan
 from evals.tasks.protocol import ReconstructionProtocol
 from evals.tasks.reconstruction import Reconstruction
-from lactok.interface import Item, Latents, TokenizerInfo, Tokens
+from lactok.interface import Generator, GeneratorInfo, Item, Latents, TokenizerInfo, Tokens, TrainingCompute
 
 INFO = TokenizerInfo("test", tokens_per_image=4, codebook_size=10, input_size=8, output_size=8)
 CPU = torch.device("cpu")
@@ -40,6 +44,20 @@ def test_batches_halve_when_memory_runs_out(error: Exception):
     assert max(seen) <= 2 == timed.batch == batcher.size
 
 
+@pytest.mark.parametrize(("size", "count", "ran"), [(100_000, 8, 8), (4, 10, 4), (16, 1, 1)])
+def test_the_batch_that_is_recorded_is_one_that_was_run(size: int, count: int, ran: int):
+    seen = []
+    _, timed = Batcher(size, CPU).run(count, lambda part: seen.append(part.stop - part.start))
+    assert timed.batch == max(seen) == ran
+
+
+def test_a_precision_that_a_cpu_does_not_have_is_refused():
+    with pytest.raises(ConfigError, match="precision=fp32"):
+        check_precision("tf32", CPU)
+    check_precision("fp32", CPU)
+    check_precision("bf16", CPU)
+
+
 def test_out_of_memory_at_batch_one_and_other_errors_are_raised():
     def always(part: slice) -> None:
         raise torch.OutOfMemoryError("no")
@@ -52,6 +70,40 @@ def test_out_of_memory_at_batch_one_and_other_errors_are_raised():
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
         Batcher(8, CPU).run(8, wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"codebook_size": 0}, "codebook_size is 0, expected a whole number of at least 1"),
+        ({"codebook_size": ()}, "codebook_size is ()"),
+        ({"codebook_size": (16, 0)}, "codebook_size is (16, 0)"),
+        ({"codebook_size": math.inf}, "codebook_size is inf"),
+        ({"codebook_size": (4, 4, 4)}, "a multiple of the 3 slots"),
+        ({"tokens_per_image": 16.5}, "tokens_per_image is 16.5, expected a whole number"),
+        ({"tokens_per_image": -64}, "tokens_per_image is -64"),
+        ({"tokens_per_image": math.nan}, "tokens_per_image is nan"),
+        ({"tokens_per_image": True}, "tokens_per_image is True"),
+        ({"input_size": -1}, "input_size is -1, expected 1 to"),
+        ({"output_size": 64.0}, "output_size is 64.0, expected 1 to"),
+        ({"output_size": 10**6}, "output_size is 1000000"),
+        ({"deterministic": None}, "deterministic is None, expected True or False"),
+        ({"family": None}, "family is None, expected a text"),
+        ({"training": "long"}, "training is 'long', expected lactok.interface.TrainingCompute"),
+        ({"training": TrainingCompute(core_hours=math.inf)}, "training.core_hours is inf"),
+    ],
+)
+def test_what_a_plugin_states_wrongly_is_told_with_what_was_expected(wrong: dict, message: str):
+    with pytest.raises(PluginError, match=re.escape(message)) as caught:
+        check_info(dataclasses.replace(INFO, **wrong), MeanColour)
+    assert "expected" in str(caught.value)
+    check_info(INFO, MeanColour)
+
+
+@pytest.mark.parametrize("settings", [{"scale": math.nan}, {"dtype": torch.float32}, None])
+def test_settings_of_a_generator_are_plain_values(settings: dict):
+    with pytest.raises(PluginError, match="settings"):
+        check_info(GeneratorInfo("test", settings=settings), Generator)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 
 from evals.datasets.images.photos import load_source
 from lactok.images import decode as rules
-from lactok.images.decode import ImageError, decode, has_image_ending, holds_image
+from lactok.images.decode import Decoding, ImageError, decode, has_image_ending, holds_image
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,34 @@ def test_too_many_pixels_are_refused_with_both_numbers(side):
         reason = refused(data)
     assert f"{side * side:,} pixels" in reason
     assert f"{rules.MAX_PIXELS:,}" in reason
+
+
+def test_the_limit_can_be_raised_beyond_pillows_own(cat, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = encoded(Image.fromarray(cat), "PNG")
+    assert np.array_equal(decode(data, Decoding(max_pixels=90 * 120)).pixels, cat)
+    with pytest.raises(ImageError, match=r"10,799 are decoded \(dataset\.max_pixels=N\)"):
+        decode(data, Decoding(max_pixels=90 * 120 - 1))
+
+
+def test_heic_is_read_where_pillow_heif_is(cat):
+    heif = pytest.importorskip("pillow_heif")
+    assert {".heic", ".heif"} <= rules.extensions()
+    assert "pillow-heif" in rules.decoders()
+    stored, exif = np.ascontiguousarray(STORED[6](cat)), Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    heif.from_pillow(Image.fromarray(stored)).save(buffer, quality=95, exif=exif.tobytes())
+    pixels = decode(buffer.getvalue()).pixels
+    assert pixels.shape == cat.shape
+    assert np.abs(pixels.astype(int) - cat).mean() < 4
+
+
+def test_formats_that_are_not_read_are_named_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(rules, "extensions", lambda: frozenset({".png"}))
+    assert rules.unread_formats({".heic": 3, ".txt": 2, ".heif": 1}).startswith("3 .heic, 1 .heif: images")
+    assert "lactok[heif]" in rules.unread_formats({".heic": 3})
+    assert rules.unread_formats({".txt": 2}) == ""
 
 
 @pytest.mark.parametrize("part", [0.05, 0.5, 0.95])

@@ -398,6 +398,7 @@ def test_verify_exit_status_of_missing_and_untrusted(tmp_path, capsys):
         (["get", "coco", "rot=x"], "root"),
         (["verify", "coco", "expect=0"], "at least 1"),
         (["get"], "expected one name"),
+        (["verify", "coco", "root="], "root= is empty"),
         (["get", "imagenet", "root=/x"], "image-net.org"),
         (["get", "mjhq"], "hf download playgroundai/MJHQ-30K"),
         (["get", "flux"], "make-flux prompts=FILE"),

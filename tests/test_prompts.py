@@ -59,7 +59,8 @@ def test_one_prompt_is_the_same_work_in_every_file(tmp_path):
     assert text.items[0].content_hash == tagged.items[0].content_hash
     assert text.fingerprint != tagged.fingerprint, "but a table of other tags is another table"
     assert open_file(written(tmp_path / "c.txt", "a cat\na cat\na dog\n")).notes == [
-        "2 prompts are there more than once: the same work serves them"
+        "2 prompts are there more than once: the same work serves them",
+        "1 of 3 items are copies of others (equal content): copies are one cluster, and there are 2 clusters",
     ]
 
 

@@ -23,7 +23,7 @@ def test_hash_covers_every_field_but_the_label():
     changed = {
         "eval_size": 256, "fit": "crop", "eval_filter": "lanczos", "native_from": "source", "native_filter": "bilinear",
         "native_antialias": False, "back_filter": "bilinear", "back_antialias": False, "rounding": "truncate",
-        "ssim_window": "gauss11", "effnet_size": 160, "decode": 2,
+        "ssim_window": "gauss11", "effnet_size": 160, "decode": 2, "colour": "srgb",
     }  # fmt: skip
     assert set(changed) == {f.name for f in dataclasses.fields(ReconstructionProtocol)} - {"name"}
     hashes = {dataclasses.replace(MINI, **{k: v}).hash for k, v in changed.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.config import compose_config
+from evals.config import ConfigError, compose_config
 from evals.engine import run as engine
 from evals.record import RunRecord, read
 from evals.run import publish
@@ -142,6 +142,20 @@ def test_bf16_is_a_condition_of_its_own(folder: Path, tmp_path: Path):
     assert half.rows[2].precision == "bf16"
     assert cells(half, "llamagen-mini")["PSNR"] != cells(full, "llamagen-mini")["PSNR"]
     assert cells(half, "llamagen-mini")["PSNR"] == pytest.approx(cells(full, "llamagen-mini")["PSNR"], abs=0.5)
+
+
+@pytest.mark.parametrize("other", [["metrics=[fd-effnet]"], ["metrics=[psnr,fd-effnet]"], ["round_trips=2"]])
+def test_a_run_with_another_table_has_another_folder(folder: Path, tmp_path: Path, other: list[str]):
+    usual = ["tokenizers=toy", "calibration=false", "metrics=[effnet,fd-effnet]"]
+    first = run(folder, tmp_path / "out", *usual)
+    second = run(folder, tmp_path / "out", *usual[:2], *(other if other[0].startswith("m") else [usual[2], *other]))
+    again = run(folder, tmp_path / "out", *usual)
+    assert first.folder == again.folder != second.folder
+
+
+def test_tf32_on_a_cpu_is_no_row_of_that_name(folder: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="TF32"):
+        run(folder, tmp_path / "out", "tokenizers=toy", "precision=tf32", "device=cpu")
 
 
 def test_one_image_alone_has_no_distance_and_says_so(folder: Path, tmp_path: Path):

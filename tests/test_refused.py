@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evals.config import ConfigError, Limit, compose_config
 from evals.engine import run as engine
 from evals.record import RowRecord, read
 from evals.run import publish
@@ -71,6 +72,7 @@ NAMES = {
     "all-refused": "All", "nonsense": "Nonsense", "nothing": "Nothing",
 }  # fmt: skip
 METRICS = "metrics=[psnr,ssim,effnet,fd-effnet,codes]"
+ANY = "max_refused=100%"
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def refused_places(finished: engine.Finished, row: RowRecord) -> list[int]:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_others_are_scored_as_if_it_were_not_there(tmp_path: Path, data: Path, ranks: int):
     wanted = "tokenizers=[toy,at-encode,at-decode]"
-    finished = run(data, tmp_path / "out", wanted, METRICS, ranks=ranks)
+    finished = run(data, tmp_path / "out", ANY, wanted, METRICS, ranks=ranks)
     found = rows(finished)
     assert publish(finished, []) == 0
     frame = pd.read_parquet(finished.folder / "per_image.parquet")
@@ -126,19 +128,19 @@ def test_the_others_are_scored_as_if_it_were_not_there(tmp_path: Path, data: Pat
 @pytest.mark.usefixtures("picky")
 @pytest.mark.parametrize("name", ["at-encode", "at-decode", "continuous"])
 def test_a_run_that_finds_all_done_names_them_too(tmp_path: Path, data: Path, name: str):
-    first, again = (run(data, tmp_path / "out", f"tokenizers={name}", METRICS) for _ in range(2))
+    first, again = (run(data, tmp_path / "out", ANY, f"tokenizers={name}", METRICS) for _ in range(2))
     assert first.record.rows[0].refused
     assert again.record.rows == first.record.rows
-    later = run(data, tmp_path / "out", f"tokenizers={name}", "metrics=[colour]")
+    later = run(data, tmp_path / "out", ANY, f"tokenizers={name}", "metrics=[colour]")
     assert later.record.rows[0].refused == first.record.rows[0].refused
 
 
 @pytest.mark.usefixtures("picky")
 def test_saved_images_and_several_seeds(tmp_path: Path, data: Path):
     both = ["tokenizers=noisy", "metrics=[psnr]", "seeds=2"]
-    plain = run(data, tmp_path / "plain", *both)
-    run(data, tmp_path / "out", *both, "save_images=true")
-    saved = run(data, tmp_path / "out", "tokenizers=noisy", "metrics=[psnr,ssim]", "seeds=2", "save_images=true")
+    plain = run(data, tmp_path / "plain", ANY, *both)
+    run(data, tmp_path / "out", ANY, *both, "save_images=true")
+    saved = run(data, tmp_path / "out", ANY, "tokenizers=noisy", "metrics=[psnr,ssim]", "seeds=2", "save_images=true")
     assert saved.record.rows[0].refused == plain.record.rows[0].refused != {}
     assert saved.record.rows[0].cells["PSNR"] == plain.record.rows[0].cells["PSNR"]
     assert saved.record.rows[0].cells["SSIM"].count == plain.record.rows[0].cells["PSNR"].count
@@ -149,14 +151,14 @@ def test_saved_images_and_several_seeds(tmp_path: Path, data: Path):
 
 @pytest.mark.usefixtures("picky")
 def test_two_round_trips_leave_out_what_either_refuses(tmp_path: Path, data: Path):
-    (row,) = run(data, tmp_path / "out", "tokenizers=at-encode", "metrics=[psnr]", "round_trips=2").record.rows
+    (row,) = run(data, tmp_path / "out", ANY, "tokenizers=at-encode", "metrics=[psnr]", "round_trips=2").record.rows
     assert (row.status, row.error) == ("ok", "")
     assert row.cells["PSNR"].count == 17 - len(row.refused) < 17
 
 
 @pytest.mark.usefixtures("picky")
 def test_where_all_are_refused_there_is_no_figure(tmp_path: Path, data: Path):
-    finished = run(data, tmp_path / "out", "tokenizers=[all-refused,toy]", METRICS)
+    finished = run(data, tmp_path / "out", ANY, "tokenizers=[all-refused,toy]", METRICS)
     found = rows(finished)
     assert len(found["all-refused"].refused) == 17
     for column in ("PSNR", "SSIM", "FD-effnet"):
@@ -169,8 +171,100 @@ def test_where_all_are_refused_there_is_no_figure(tmp_path: Path, data: Path):
 @pytest.mark.usefixtures("picky")
 @pytest.mark.parametrize(("name", "seen"), [("nonsense", r"items [99]"), ("nothing", "items []")])
 def test_a_refusal_that_names_no_item_of_the_batch_fails_the_row(tmp_path: Path, data: Path, name: str, seen: str):
-    found = rows(run(data, tmp_path / "out", f"tokenizers=[{name},toy]", "metrics=[psnr]"))
+    found = rows(run(data, tmp_path / "out", ANY, f"tokenizers=[{name},toy]", "metrics=[psnr]"))
     assert found[name].status == "failed"
     assert seen in found[name].error
     assert "positions 0 to 15" in found[name].error
     assert found["toy"].status == "ok"
+
+
+@pytest.mark.usefixtures("picky")
+@pytest.mark.parametrize("limit", [[], ["max_refused=2"], ["max_refused=10%"]])
+def test_a_row_that_refuses_more_than_the_limit_fails_with_the_first_reasons(
+    tmp_path: Path, data: Path, limit: list[str]
+):
+    found = rows(run(data, tmp_path / "out", "tokenizers=[at-encode,toy]", "metrics=[psnr]", *limit))
+    row = found["at-encode"]
+    assert (row.status, row.cells) == ("failed", {})
+    assert f"{len(row.refused)} of 17 images refused, max_refused={limit[0][12:] if limit else '1%'}" in row.error
+    assert "is too dark" in row.error
+    assert next(iter(row.refused)) in row.error
+    assert found["toy"].status == "ok"
+
+
+@pytest.mark.usefixtures("picky")
+def test_a_row_that_refuses_as_many_as_the_limit_is_measured(tmp_path: Path, data: Path):
+    (row,) = run(data, tmp_path / "out", ANY, "tokenizers=at-encode", "metrics=[psnr]").record.rows
+    (same,) = run(
+        data, tmp_path / "out", f"max_refused={len(row.refused)}", "tokenizers=at-encode", "metrics=[psnr]"
+    ).record.rows
+    assert same == row
+
+
+@pytest.mark.parametrize(("text", "items", "most"), [("1%", 5000, 50), ("1%", 99, 0), ("3", 10, 3), ("100%", 7, 7)])
+def test_a_limit_is_a_number_or_a_share(text: str, items: int, most: int):
+    assert Limit(text).of(items) == most
+
+
+@pytest.mark.parametrize("given", ["-1", "101%", "many", "1.5", "-1%"])
+def test_a_limit_that_is_none_is_refused(given: str):
+    with pytest.raises(ConfigError, match="max_refused="):
+        compose_config([f"max_refused={given}"])
+
+
+BROKEN = (
+    TOY
+    + """
+class Stated(Toy):
+    fields = {}
+
+    @property
+    def info(self):
+        import dataclasses
+        return dataclasses.replace(super().info, **self.fields)
+
+class Breaks(Toy):
+    def encode(self, images):
+        raise RuntimeError("the network broke")
+"""
+)
+
+
+def stating(number: int, fields: str) -> str:
+    return f"\nclass Stated{number}(Stated):\n    fields = {fields}\n"
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pictures(tmp_path_factory.mktemp("few"), 5)
+
+
+def test_what_a_plugin_states_wrongly_fails_its_row_alone(tmp_path: Path, few: Path):
+    wrong = {
+        "dict(codebook_size=0)": "info.codebook_size is 0, expected a whole number of at least 1",
+        "dict(tokens_per_image=16.5)": "info.tokens_per_image is 16.5, expected a whole number",
+        "dict(output_size=-1)": "info.output_size is -1, expected 1 to",
+    }
+    source = BROKEN + "".join(stating(i, fields) for i, fields in enumerate(wrong))
+    source += "\nclass None_(Toy):\n    info = None\n"
+    names = {f"stated-{i}": f"Stated{i}" for i in range(len(wrong))} | {"none": "None_", "toy": "Toy"}
+    with plugin(tmp_path / "plugin", source, names):
+        finished = run(few, tmp_path / "out", f"tokenizers=[{','.join(names)}]", "metrics=[psnr,codes]")
+        assert publish(finished, []) == 1
+    found = rows(finished)
+    for i, message in enumerate(wrong.values()):
+        assert found[f"stated-{i}"].status == "failed"
+        assert message in found[f"stated-{i}"].error
+    assert "info is NoneType, expected lactok.interface.TokenizerInfo" in found["none"].error
+    assert found["toy"].status == "ok"
+    assert read(finished.folder / "run.json").rows == finished.record.rows
+
+
+def test_an_error_names_the_images_it_was_given(tmp_path: Path, few: Path):
+    with plugin(tmp_path / "plugin", BROKEN, {"breaks": "Breaks"}):
+        finished = run(few, tmp_path / "out", "tokenizers=breaks", "metrics=[psnr]")
+        alone = run(few, tmp_path / "out", "tokenizers=breaks", "metrics=[psnr]", "batch_size=1")
+    items = [item.id for item in finished.job.dataset.items]
+    (row,) = finished.record.rows
+    assert row.error == f"RuntimeError: the network broke (in a batch of 5: {', '.join(items[:4])}, ...)"
+    assert alone.record.rows[0].error == f"RuntimeError: the network broke (at {items[0]})"

@@ -366,6 +366,13 @@ def test_the_printed_table_says_what_failed_and_why():
 # --- files
 
 
+def test_notes_are_printed_too():
+    printed = io.StringIO()
+    print_run(make_run(notes=["3 .heic left aside", "2 image(s) are enlarged"]), Console(file=printed, width=100))
+    assert "Note: 3 .heic left aside" in printed.getvalue()
+    assert "Note: 2 image(s) are enlarged" in printed.getvalue()
+
+
 def test_files_hold_raw_numbers(tmp_path):
     run = record.from_json(record.to_json(make_run()))
     paths = write_report(run, tmp_path)

@@ -62,7 +62,17 @@ class Command:
         return known[begun[0]]
 
     def folder(self, key: str, name: str) -> Path:
-        return Path(self.settings.get(key, f"data/{name}")).expanduser()
+        """The folder of the dataset `name`, data/NAME unless another is given. Raises DatasetError for an empty one."""
+        return self.path(key, f"data/{name}")
+
+    def path(self, key: str, usual: str) -> Path:
+        """A folder that is named, or the usual one. Raises DatasetError for an empty name."""
+        from evals.datasets.base import DatasetError
+
+        value = self.settings.get(key, usual)
+        if not value.strip():
+            raise DatasetError(f"{key}= is empty (an unset variable of the shell?): name a folder; {key}=. is this one")
+        return Path(value).expanduser()
 
 
 def paper_datasets() -> dict[str, type[PaperDataset]]:
@@ -140,7 +150,7 @@ def _verify(command: Command) -> int:
 
     dataset = command.dataset()
     root = command.folder("root", dataset.name)
-    cache_dir = Path(command.settings.get("out", "results")) / "cache" / "index"
+    cache_dir = command.path("out", "results") / "cache" / "index"
     seen = verify(dataset, root, cache_dir, command.number("expect"), command.number("workers") or cores())
     for bad in seen.bad:
         print(f"bad: {bad.path}: {bad.reason}")

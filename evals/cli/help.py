@@ -44,14 +44,19 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
 {_listed("datasets")}
                           `python -m evals data list` says what to place where; dataset.expect=N where DIR holds a
                           part, of N images
+  dataset.cluster=file|folder|CSV   of dataset=folder: what intervals resample: each file, the files of each folder,
+                          or clusters by a CSV with columns file,cluster; copies always share one           [file]
+  dataset.max_pixels=N    refuse images with more pixels, of folders and the paper's datasets         [89,478,485]
   on_bad_image=stop|skip  stop with the list of all unreadable images, or leave them out and say so         [stop]
+  max_refused=N|P%        a model that refuses more items fails; those that it refuses are counted and not scored
+                                                                        [1% in reconstruction, any in generation]
   limit=N                 only N items, spread over the dataset by a fixed rule                              [all]
   protocol=mini-128|native-256|paper-1024|as-generated   every convention that moves a number; single fields can be
                           changed: protocol.fit=crop, protocol.back_filter=bilinear, ... (docs/protocol.md)
                                                                                                       [the scale's]
   seed=0 seeds=K          seed of models that draw noise; K seed indices of each item, with their spread    [0, 1]
   device=auto|cpu|cuda    [auto: cuda where there is one]
-  precision=fp32|tf32|bf16   of the models; metrics are always fp32 or finer                                [fp32]
+  precision=fp32|tf32|bf16   of the models; metrics are always fp32 or finer; tf32 on GPUs that have it      [fp32]
   batch_size=N            of models and metrics; halved when memory runs out                              [chosen]
   resident=N              models that are held in memory together                [mini weights: all, paper: one]
   workers=auto|N          processes on CPU cores that share the work, one thread each (OMP_NUM_THREADS=N: N);

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from lactok.images.decode import MAX_PIXELS, Decoding
 from lactok.items import Item
 
 
@@ -62,7 +63,9 @@ class DatasetRequest:
     root: the folder of the data, None where none is given; limit: only so many items, spread over the whole list by a
     fixed rule (`spread`); on_bad_image: "stop" at images that can't be read, or "skip" them;
     cache_dir: where an index of checked images may be kept; expect: the number of items, for a part of a dataset of
-    known size.
+    known size; cluster: which items belong together, in a dataset that can be told ("folder", "file", or a CSV);
+    max_pixels: images with more are bad, None: the decoder's limit; colour: what is done by colour profiles, None:
+    nothing; eval_size: side in pixels of the evaluation images.
     """
 
     cache_dir: Path
@@ -70,6 +73,15 @@ class DatasetRequest:
     limit: int | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
     expect: int | None = None
+    cluster: str | None = None
+    max_pixels: int | None = None
+    colour: Literal["srgb"] | None = None
+    eval_size: int | None = None
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the images are decoded."""
+        return Decoding(MAX_PIXELS if self.max_pixels is None else self.max_pixels, self.colour or "ignore")
 
 
 @dataclass(frozen=True)
@@ -85,12 +97,13 @@ class Dataset(ABC):
     """An ordered, fixed list of items.
 
     name: as in dataset=NAME; expected: its published number of items, None where there is none and dataset.expect is
-    refused; left_out: the images that on_bad_image=skip left out; notes: lines for the report ("2 animated files: first
-    frame used").
+    refused; settings: the fields of a request that it follows beside those that all do; left_out: the images that
+    on_bad_image=skip left out; notes: lines for the report ("2 animated files: first frame used").
     """
 
     name: ClassVar[str]
     expected: ClassVar[int | None] = None
+    settings: ClassVar[frozenset[str]] = frozenset()
     items: list[Item]
     left_out: list[BadImage]
     notes: list[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from evals.datasets.base import Dataset, DatasetError, DatasetRequest
+from evals.datasets.duplicates import share_clusters
 from lactok import registry
 
 
@@ -34,12 +35,21 @@ def dataset_classes() -> Iterator[type[Dataset]]:
 
 
 def open_dataset(name: str, request: DatasetRequest) -> Dataset:
-    """The dataset, ready to read.
+    """The dataset, ready to read, copies of an item in one cluster.
 
-    Raises DatasetError (an unknown name comes with the nearest ones; BadImages lists all bad files).
+    Raises DatasetError (a setting that the dataset does not follow; an unknown name comes with the nearest ones;
+    BadImages lists all bad files).
     """
     cls = dataset_class(name)
     if request.expect is not None and cls.expected is None:
         sized = ", ".join(other.name for other in dataset_classes() if other.expected is not None)
         raise DatasetError(f"dataset.expect={request.expect} is for a part of {sized}; {name} has no number")
-    return cls.open(request)
+    keys = {"cluster": "dataset.cluster", "max_pixels": "dataset.max_pixels", "colour": "protocol.colour"}
+    for setting, key in keys.items():
+        if (value := getattr(request, setting)) is not None and setting not in cls.settings:
+            able = ", ".join(other.name for other in dataset_classes() if setting in other.settings)
+            raise DatasetError(f"{key}={value}: dataset={name} does not follow it; these do: {able}")
+    dataset = cls.open(request)
+    dataset.items, notes = share_clusters(dataset.items)
+    dataset.notes = [*dataset.notes, *notes]
+    return dataset

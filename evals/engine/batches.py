@@ -22,7 +22,8 @@ CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 @dataclass(frozen=True)
 class Timed:
-    """How a model's calls over a chunk went: wall seconds, the batch size (after any halving), peak memory in MiB.
+    """How a model's calls over a chunk went: wall seconds, the largest batch that was run (after any halving, and never
+    more than there were items), peak memory in MiB.
 
     peak_mib: of the device's allocations on CUDA; on a CPU the whole process's largest resident size so far.
     """
@@ -45,12 +46,12 @@ class Batcher:
         if self.device.type == "cuda":
             restart_peak(self.device)
         started = time.perf_counter()
-        done = 0
+        done = largest = 0
         while done < count:
             part = slice(done, min(done + self.size, count))
             try:
                 results.append(call(part))
-                done = part.stop
+                done, largest = part.stop, max(largest, part.stop - part.start)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or part.stop - part.start == 1:
                     raise
@@ -62,7 +63,7 @@ class Batcher:
                     torch.cuda.empty_cache()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return results, Timed(time.perf_counter() - started, self.size, _peak_mib(self.device))
+        return results, Timed(time.perf_counter() - started, largest, _peak_mib(self.device))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lactok.interface import Latents, TokenizerInfo, Tokens
+from lactok.interface import (
+    Generator,
+    GeneratorInfo,
+    Latents,
+    Model,
+    ModelInfo,
+    Recorded,
+    RecordedInfo,
+    Tokenizer,
+    TokenizerInfo,
+    Tokens,
+    TrainingCompute,
+)
+
+# What each kind of model states of itself.
+INFO_OF: tuple[tuple[type[Model], type[ModelInfo]], ...] = (
+    (Tokenizer, TokenizerInfo), (Generator, GeneratorInfo), (Recorded, RecordedInfo),
+)  # fmt: skip
+# Side of the largest native image: as in evals/tasks/protocol.py.
+MAX_SIDE = 16384
 
 # A decoder may overshoot [0, 1] a little (the protocol clamps); more than this share outside by more than the margin
 # means another range, such as [-1, 1] or [0, 255].
@@ -17,6 +39,72 @@ RANGE_SHARE = 0.05
 
 class PluginError(Exception):
     """A model returned something that can't be measured; the message says what, and what was expected."""
+
+
+def check_info(info: object, cls: type[Model]) -> ModelInfo:
+    """`info` if it is what a model of this class must state. Raises PluginError with the value seen and expected."""
+    kind = next(kind for of, kind in INFO_OF if issubclass(cls, of))
+    if not isinstance(info, kind):
+        raise PluginError(f"info is {type(info).__name__}, expected lactok.interface.{kind.__name__}")
+    _expect(info.family, isinstance(info.family, str), "family", "a text")
+    _expect(info.deterministic, isinstance(info.deterministic, bool), "deterministic", "True or False")
+    _check_training(info.training)
+    if isinstance(info, TokenizerInfo):
+        _check_tokens(info)
+        _check_side(info.input_size, "input_size")
+    if not isinstance(info, RecordedInfo):
+        _check_side(info.output_size, "output_size")
+    if isinstance(info, GeneratorInfo):
+        _check_settings(info.settings)
+    return info
+
+
+def _check_tokens(info: TokenizerInfo) -> None:
+    tokens, sizes = info.tokens_per_image, info.codebook_size
+    _expect(tokens, tokens is None or _is_whole(tokens), "tokens_per_image", "a whole number of at least 1, or None")
+    if isinstance(sizes, tuple):
+        _expect(sizes, bool(sizes) and all(map(_is_whole, sizes)), "codebook_size", "whole numbers of at least 1")
+        each = tokens is None or tokens % len(sizes) == 0
+        _expect(tokens, each, "tokens_per_image", f"a multiple of the {len(sizes)} slots of codebook_size")
+    else:
+        _expect(sizes, sizes is None or _is_whole(sizes), "codebook_size", "a whole number of at least 1, or None")
+
+
+def _check_side(value: object, name: str) -> None:
+    fits = value is None or (_is_whole(value) and value <= MAX_SIDE)  # type: ignore[operator]  # it is a whole number
+    _expect(value, fits, name, f"1 to {MAX_SIDE} pixels, or None")
+
+
+def _check_training(training: object) -> None:
+    if training is None:
+        return
+    if not isinstance(training, TrainingCompute):
+        raise PluginError(f"info.training is {training!r}, expected lactok.interface.TrainingCompute or None")
+    for name in ("steps", "images"):
+        value = getattr(training, name)
+        fits = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+        _expect(value, fits, f"training.{name}", "a whole number, or None")
+    for name in ("core_hours", "gpu_hours"):
+        value = getattr(training, name)
+        fits = value is None or (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0)
+        _expect(value, fits, f"training.{name}", "a finite number of at least 0, or None")
+
+
+def _check_settings(settings: object) -> None:
+    try:
+        fits = isinstance(settings, Mapping) and json.dumps(dict(settings), allow_nan=False) != ""
+    except (TypeError, ValueError):
+        fits = False
+    _expect(settings, fits, "settings", "names to texts and finite numbers")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _expect(value: object, fits: bool, name: str, expected: str) -> None:
+    if not fits:
+        raise PluginError(f"info.{name} is {value!r}, expected {expected}")
 
 
 def check_encoded(encoded: object, batch: int, info: TokenizerInfo) -> Tokens | Latents:

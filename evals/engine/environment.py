@@ -54,6 +54,22 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def check_precision(name: str, device: torch.device) -> None:
+    """Raises ConfigError for a precision that the device does not have, which would be recorded and not used.
+
+    TF32 is a format of NVIDIA's tensor cores from compute capability 8.0 on (CUDA C++ programming guide, 16.4).
+    """
+    if name != "tf32":
+        return
+    if device.type != "cuda":
+        raise ConfigError("precision=tf32: a CPU has no TF32; use precision=fp32 or precision=bf16")
+    if (seen := torch.cuda.get_device_capability(device)) < (8, 0):
+        raise ConfigError(
+            f"precision=tf32: {torch.cuda.get_device_name(device)} has compute capability {seen[0]}.{seen[1]}, TF32 "
+            "needs 8.0; use precision=fp32"
+        )
+
+
 def describe_device(device: torch.device) -> str:
     """One line for the report."""
     if device.type == "cuda":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from evals.config import Limit
 from evals.datasets.base import Dataset
 from evals.engine.batches import Batcher
 from evals.engine.ranks import Ranks
@@ -84,12 +85,13 @@ class Job:
     """All that the engine needs; evals/config.py explains the settings.
 
     runs: the rows in execution; resident: how many models are held on the device together, None: all;
-    shown: dataset indices on the contact sheet; broken_metrics: by name, why an image metric can't be computed at all.
+    shown: dataset indices on the contact sheet; max_refused: a row of which more items were refused fails, None: any
+    number; broken_metrics: by name, why an image metric can't be computed at all.
     """
 
     task: Task
     dataset: Dataset
-    runs: Sequence[ModelRun]
+    runs: list[ModelRun]
     metrics: Plan
     cache: Cache
     device: torch.device
@@ -98,6 +100,7 @@ class Job:
     resident: int | None = None
     save_images: bool = False
     shown: frozenset[int] = frozenset()
+    max_refused: Limit | None = None
     ranks: Ranks = field(default_factory=Ranks)
     broken_metrics: dict[str, str] = field(default_factory=dict)
     _built: dict[str, tuple[ImageMetric, Batcher]] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from evals.datasets.registry import open_dataset
 from evals.engine.isolation import isolated
 from evals.engine.rows import Row
 from evals.metrics.plan import metric_classes
+from evals.tasks.protocol import ReconstructionProtocol
 from lactok.weights import HubWeights, MissingWeights, WeightsError, WeightsSource, locate
 
 
@@ -51,7 +52,18 @@ def open_all(configs: Sequence[RunConfig], rows: Sequence[Row], cache_dir: Path)
 def _open(config: RunConfig, cache_dir: Path) -> Dataset:
     dataset = config.dataset
     stop_or_skip: Literal["stop", "skip"] = "skip" if config.on_bad_image == "skip" else "stop"
-    request = DatasetRequest(cache_dir, dataset.root, config.limit, stop_or_skip, dataset.expect)
+    protocol = config.make_protocol()
+    request = DatasetRequest(
+        cache_dir,
+        dataset.root,
+        config.limit,
+        stop_or_skip,
+        dataset.expect,
+        dataset.cluster,
+        dataset.max_pixels,
+        "srgb" if isinstance(protocol, ReconstructionProtocol) and protocol.colour == "srgb" else None,
+        protocol.eval_size if isinstance(protocol, ReconstructionProtocol) else None,
+    )
     return open_dataset(dataset.name, request)
 
 

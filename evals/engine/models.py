@@ -11,17 +11,19 @@ from typing import Any, Generic, TypeVar
 import torch
 from pydantic import TypeAdapter
 
-from evals.engine.batches import Batcher, Timed
-from evals.engine.checks import PluginError
+from evals.engine.batches import Batcher, Timed, is_out_of_memory
+from evals.engine.checks import PluginError, check_info
 from evals.engine.environment import precision
 from evals.engine.isolation import isolated
 from evals.engine.job import Artifact
 from evals.engine.rows import Identity, Row, identify
 from evals.engine.store import Cache, StoreError
-from lactok.interface import GeneratorInfo, ItemsRefused, Model, ModelInfo, RecordedInfo, TokenizerInfo
+from lactok.interface import GeneratorInfo, Item, ItemsRefused, Model, ModelInfo, RecordedInfo, TokenizerInfo
 from lactok.weights import WeightsError
 
 T = TypeVar("T")
+# Items of a failed batch that an error names.
+NAMED = 4
 INFOS: dict[str, type[ModelInfo]] = {cls.__name__: cls for cls in (TokenizerInfo, GeneratorInfo, RecordedInfo)}
 
 
@@ -42,6 +44,18 @@ class Called(Generic[T]):
     parts: list[tuple[list[int], T]]
     refused: dict[int, str]
     timed: Timed
+
+
+def type_of(row: Row) -> type[Model]:
+    """The class of a row that has one."""
+    assert row.cls is not None, f"{row.label} has no class"
+    return row.cls
+
+
+def _of_items(items: Sequence[Item]) -> str:
+    """Which items a failed call was given."""
+    named = ", ".join(item.id for item in items[:NAMED]) + (", ..." if len(items) > NAMED else "")
+    return f"(at {named})" if len(items) == 1 else f"(in a batch of {len(items)}: {named})"
 
 
 @dataclass
@@ -90,7 +104,8 @@ class ModelRun:
 
         known = isinstance(error, (PluginError, WeightsError))
         self.status = status
-        self.error = str(error) if known else f"{type(error).__name__}: {error}"
+        said = str(error) if known else f"{type(error).__name__}: {error}"
+        self.error = " ".join([said, *getattr(error, "__notes__", ())])
         self.trace = "" if status == "missing" else "".join(traceback.format_exception(error))
         self.stop()
 
@@ -112,12 +127,13 @@ class ModelRun:
             artifact = Artifact("info", {}, (self.node,))
             entry = cache.read(artifact)
             if entry is not None and entry.meta["class"] in INFOS:
-                self.info = TypeAdapter(INFOS[entry.meta["class"]]).validate_python(entry.meta["info"])
+                stored = TypeAdapter(INFOS[entry.meta["class"]]).validate_python(entry.meta["info"])
+                self.info = check_info(stored, type_of(self.row))
                 return
             model = self.built()
             with isolated():
-                self.info = model.info
-            assert self.info is not None
+                info = model.info
+            self.info = check_info(info, type_of(self.row))
             cache.write(artifact, {}, {"class": type(self.info).__name__, "info": dataclasses.asdict(self.info)})
         except WeightsError as error:
             self.fail(error, "missing")
@@ -129,10 +145,9 @@ class ModelRun:
     def built(self) -> Any:
         """The model, built once."""
         if self.model is None:
-            assert self.row.cls is not None
             self._building_began = True
             with isolated():
-                self.model = self.row.cls(self.row.options, self.conditions.device)
+                self.model = type_of(self.row)(self.row.options, self.conditions.device)
         return self.model
 
     def stop(self) -> None:
@@ -147,11 +162,12 @@ class ModelRun:
     def call(
         self,
         step: str,
+        items: Sequence[Item],
         positions: Sequence[int],
         function: Callable[[list[int]], Any],
         consume: Callable[[Any, int], T],
     ) -> Called[T]:
-        """`function` on the items at `positions`, in batches that fit into memory.
+        """`function` on those of `items` at `positions`, in batches that fit into memory; an error names its items.
 
         function: positions to the plugin's result, run in the row's precision. consume: that result and the number of
         items to what is kept; it checks and copies, since a plugin may give the same buffer at each call.
@@ -176,6 +192,10 @@ class ModelRun:
                         ) from refusal
                     refused.update({wanted[place]: reason for place, reason in refusal.reasons.items()})
                     wanted = [p for place, p in enumerate(wanted) if place not in refusal.reasons]
+                except Exception as error:
+                    if not (is_out_of_memory(error) and len(wanted) > 1):  # such a batch is halved
+                        error.add_note(_of_items([items[p] for p in wanted]))
+                    raise
             return None
 
         found, timed = batcher.run(len(positions), one)

@@ -6,7 +6,7 @@ Artifacts are read in chunk order, whoever made them, so the figures are the sam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evals.engine.checks import PluginError
 from evals.engine.job import Artifact, Job
 from evals.engine.models import ModelRun
 from evals.engine.store import Entry
 from evals.metrics.base import ImageMetric, SetMetric, TokenMetric
 from evals.metrics.intervals import bootstrap, cluster_bootstrap
 from evals.metrics.plan import MetricPlan
+from evals.metrics.tokens import mean_bits
 from evals.record import Origin, RowRecord, Speed, Value
 from lactok.interface import GeneratorInfo, Item, TokenizerInfo, Tokens
+
+# Refused items that the error of a row with too many names.
+FIRST_REASONS = 3
 
 
 class LostArtifact(Exception):
@@ -70,14 +75,41 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         record.cells |= _set_cells(job, run, of_sets, reading, items)
     tokens = reading.tokens()
     if tokens is not None:
+        assert isinstance(run.info, TokenizerInfo)
+        record.bits_per_image = mean_bits(tokens, run.info)
         artifacts = [artifact for c in job.chunks if (artifact := job.task.tokens(run, c))]
         record.keys[artifacts[0].kind] = [artifact.key for artifact in artifacts]
         for of_tokens in job.metrics.tokens:
             record.cells |= _token_cells(run, of_tokens, tokens)
     record.refused = {item.id: run.refused[item.id] for item in items if item.id in run.refused}
+    _check_refused(job, record.refused)
     record.speed = _speed(job, run, reading)
     record.origins = [Origin(**origin) for origin in reading.origins]
     return record, per_image
+
+
+def _check_refused(job: Job, refused: Mapping[str, str]) -> None:
+    """Raises PluginError with the first reasons where a row refused more items than the run allows."""
+    count = len(job.dataset.items)
+    if job.max_refused is None or len(refused) <= (most := job.max_refused.of(count)):
+        return
+    first = "; ".join(f"{item}: {reason}" for item, reason in list(refused.items())[:FIRST_REASONS])
+    raise PluginError(
+        f"{len(refused):,} of {count:,} {job.task.unit} refused, max_refused={job.max_refused.text} allows {most:,}: "
+        f"{first}{'; ...' if len(refused) > FIRST_REASONS else ''}"
+    )
+
+
+def measured_bits(job: Job, run: ModelRun) -> float | None:
+    """The row's bits an image, mean over the images; None where they are undefined. Raises LostArtifact."""
+    if run.status != "ok" or not isinstance(run.info, TokenizerInfo) or run.info.bits_per_image is None:
+        return None
+    first = job.task.tokens(run, job.chunks[0])
+    entry = None if first is None else job.cache.read(first)
+    if entry is not None and "lengths" not in entry.arrays and entry.arrays["ids"].size:  # all count
+        return run.info.bits_per_image
+    tokens = _Reading(job, run).tokens()
+    return None if tokens is None else mean_bits(tokens, run.info)
 
 
 def describe(run: ModelRun, job: Job) -> RowRecord:
@@ -94,7 +126,7 @@ def describe(run: ModelRun, job: Job) -> RowRecord:
     record.training = str(info.training) if info.training else ""
     record.seeds = 1 if info.deterministic else job.seeds
     if isinstance(info, TokenizerInfo):
-        record.tokens_per_image, record.bits_per_image = info.tokens_per_image, info.bits_per_image
+        record.tokens_per_image, record.max_bits_per_image = info.tokens_per_image, info.bits_per_image
         size = info.codebook_size
         record.codebook_size = list(size) if isinstance(size, tuple) else size
         record.input_size, record.output_size = info.input_size, info.output_size

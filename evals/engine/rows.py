@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, get_args
@@ -82,6 +83,40 @@ def resolve_rows(wanted: Wanted) -> list[Row]:
             + " (the rows of this run)"
         )
     return sorted((row for found in rows.values() for row in found), key=_table_order)
+
+
+def references_at(rows: Sequence[Row], rates: Iterable[float], preset: str) -> dict[str, list[Row]]:
+    """Rows to be added to a table's: by the name of a calibration row that can spend any rate (Model.at_rate), one for
+    each of `rates` (bits an image) that it has no row of, by falling rate.
+
+    None of a name whose options the run has set itself.
+    """
+    added: dict[str, list[Row]] = {}
+    for name in dict.fromkeys(row.name for row in rows if row.cls is not None and row.cls.calibration is not None):
+        cls, here = next(row.cls for row in rows if row.name == name), [row for row in rows if row.name == name]
+        assert cls is not None
+        usual = dict(cls.preset_options.get(preset, {}))
+        if any(row.options != check_options(name, cls.Options, usual) for row in here):
+            continue
+        labels = {row.label for row in here}
+        for rate in sorted(rates, reverse=True):
+            row = _reference(name, cls, usual, rate)
+            if row is not None and row.label not in labels:
+                labels.add(row.label)
+                added.setdefault(name, []).append(row)
+    return added
+
+
+def _reference(name: str, cls: type[Model], usual: dict[str, Any], rate: float) -> Row | None:
+    """The row of a model at a rate; None where it has none, a failed one where its class fails."""
+    try:
+        with isolated():
+            found = cls.at_rate(rate)
+        if found is None:
+            return None
+        return _row(name, cls, check_options(name, cls.Options, usual | dict(found)), usual, short=True)
+    except Exception as error:  # a plugin may fail in any way
+        return Row(f"{name} at {rate:g} bits", name, None, error=f"at_rate: {type(error).__name__}: {error}")
 
 
 def _belongs(row: Row, wanted: Wanted) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -14,17 +15,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evals.config import ConfigError, RunConfig
+from evals.config import ConfigError, Limit, RunConfig
 from evals.datasets.base import ChangedImage, Dataset
-from evals.engine.environment import choose_device, code_revision, describe_device, package_versions, process_origin
+from evals.engine.environment import (
+    check_precision,
+    choose_device,
+    code_revision,
+    describe_device,
+    package_versions,
+    process_origin,
+)
 from evals.engine.execute import begun, execute, remove_damaged
 from evals.engine.job import Job
 from evals.engine.missing import open_all
 from evals.engine.models import Conditions, ModelRun
 from evals.engine.progress import LiveProgress, RankProgress
 from evals.engine.ranks import ENDED, POLL, RankError, Ranks
-from evals.engine.reduce import LostArtifact, PerImage, describe, reduce_row
-from evals.engine.rows import Wanted, resolve_rows
+from evals.engine.reduce import LostArtifact, PerImage, describe, measured_bits, reduce_row
+from evals.engine.rows import Wanted, references_at, resolve_rows
 from evals.engine.store import Cache, StoreError
 from evals.metrics.base import SetMetric
 from evals.metrics.plan import PlannedColumn, plan
@@ -71,7 +79,7 @@ def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float) -> Finish
     record = _record(config, job, started)
     folder = Path(config.out) / "runs" / f"{config.suite}-{config.scale}-{record.config_hash}"
     with LiveProgress(quiet, ranks, unit=job.task.unit) as progress:
-        finished = _until_whole(job, progress)
+        finished = _until_whole(job, progress, config.weights)
     record.rows = [row for row, _ in finished]
     _name_failed_metrics(record, job)
     record.seconds = round(time.time() - started, 2)
@@ -94,10 +102,11 @@ def assist(config: RunConfig, ranks: Ranks) -> None:
         while True:
             execute(job, RankProgress(ranks), attempt)
             ranks.publish(_done(attempt, ranks.rank), _failures(job))
-            while ranks.poll(_again(attempt)) is None:
+            while (rates := ranks.poll(_again(attempt))) is None:
                 if ranks.poll(ENDED):
                     return
                 time.sleep(POLL)
+            _add_references(job, rates, config.weights)
             attempt += 1
     except Exception as error:
         ranks.publish(_done(attempt, ranks.rank), f"rank {ranks.rank} on {socket.gethostname()} stopped: {error}")
@@ -109,6 +118,7 @@ def _done(attempt: int, rank: int) -> str:
 
 
 def _again(attempt: int) -> str:
+    """The key under which rank 0 publishes that there is more to do: the rates at which references join, or []."""
     return f"again/{attempt}"
 
 
@@ -139,6 +149,7 @@ def _wanted(config: RunConfig) -> Wanted:
 
 def _plan(config: RunConfig, ranks: Ranks) -> Job:
     device = choose_device(config.device, ranks)
+    check_precision(config.precision, device)
     rows = resolve_rows(_wanted(config))
     cache = Cache(Path(config.out) / "cache", process_origin(device))
     ranks.check_shared(cache.root)
@@ -148,6 +159,7 @@ def _plan(config: RunConfig, ranks: Ranks) -> Job:
         raise ConfigError(f"dataset {config.dataset.name} has no items")
     task = make_task(config, dataset)
     conditions = Conditions(device, config.precision, config.seed)
+    refused = task.max_refused if config.max_refused is None else str(config.max_refused)
     batch_size = config.batch_size or _batch_size(task, device)
     return Job(
         task=task,
@@ -161,20 +173,49 @@ def _plan(config: RunConfig, ranks: Ranks) -> Job:
         resident=config.resident or (None if config.weights == "mini" else 1),
         save_images=config.save_images,
         shown=frozenset(spread(dataset, SHOWN)),
+        max_refused=None if refused is None else Limit(refused),
         ranks=ranks,
     )
 
 
-def _until_whole(job: Job, progress: LiveProgress) -> list[tuple[RowRecord, PerImage]]:
-    """Execute and reduce; where an artifact turns out damaged, all damaged ones are removed and recomputed, once."""
+def _until_whole(job: Job, progress: LiveProgress, preset: str) -> list[tuple[RowRecord, PerImage]]:
+    """Execute, add the references of the rates that were measured, and reduce; where an artifact turns out damaged, all
+    damaged ones are removed and recomputed, once."""
     _execute_all(job, progress, 0)
+    done = 0
     try:
+        done = _execute_references(job, progress, done, preset)
         return [_reduced(job, run, (LostArtifact, StoreError)) for run in job.runs]
     except LostArtifact:
         remove_damaged(job)
-        job.ranks.publish(_again(0), True)
-        _execute_all(job, progress, 1)
+        job.ranks.publish(_again(done), [])
+        _execute_all(job, progress, done + 1)
+        with contextlib.suppress(LostArtifact):  # the row that lost it says so
+            _execute_references(job, progress, done + 1, preset)
         return [_reduced(job, run, (StoreError,)) for run in job.runs]
+
+
+def _execute_references(job: Job, progress: LiveProgress, done: int, preset: str) -> int:
+    """Execute the rows that stand for the rates of the models under test, which are known only when their tokens are.
+
+    Returns the last attempt. done: the last one so far. Raises LostArtifact.
+    """
+    models = [run for run in job.runs if run.row.cls is not None and run.row.cls.calibration is None]
+    rates = sorted({bits for run in models if (bits := measured_bits(job, run)) is not None}, reverse=True)
+    if not references_at([run.row for run in job.runs], rates, preset):
+        return done
+    job.ranks.publish(_again(done), rates)
+    _add_references(job, rates, preset)
+    _execute_all(job, progress, done + 1)
+    return done + 1
+
+
+def _add_references(job: Job, rates: Sequence[float], preset: str) -> None:
+    """Add the rows of these rates behind those of their name; every rank does the same."""
+    for name, rows in references_at([run.row for run in job.runs], rates, preset).items():
+        behind = max(place for place, run in enumerate(job.runs) if run.row.name == name) + 1
+        like = job.runs[behind - 1]
+        job.runs[behind:behind] = [ModelRun(row, like.conditions, like.batch_size) for row in rows]
 
 
 def _reduced(job: Job, run: ModelRun, ends: tuple[type[Exception], ...]) -> tuple[RowRecord, PerImage]:
@@ -248,9 +289,13 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         "scale": config.scale,
         "rows": [[run.row.label, run.row.changed] for run in job.runs],
         "metrics": [p.identity for p in (*job.metrics.image, *job.metrics.sets, *job.metrics.tokens)],
+        "columns": [planned.column.name for planned in job.metrics.columns],
+        "round_trips": config.round_trips,
+        "max_refused": job.max_refused,
         "protocol": job.task.protocol.hash,
         "parameters": job.task.parameters,
         "dataset": job.dataset.fingerprint,
+        "clusters": [item.cluster for item in job.dataset.items],
         "conditions": conditions,
     }
     return RunRecord(

@@ -59,6 +59,18 @@ class CodebookUse(TokenMetric):
         }
 
 
+def mean_bits(tokens: Tokens, info: TokenizerInfo) -> float | None:
+    """Bits an image, mean over the images: positions that count times log2(codebook size), summed over the slots.
+
+    None where the tokenizer states no codebook or there is no image.
+    """
+    most, positions = info.bits_per_image, tokens.ids.shape[1] if len(tokens) else 0
+    if most is None or not positions:
+        return None
+    share = 1.0 if tokens.lengths is None else float(tokens.lengths.double().mean()) / positions
+    return most * share
+
+
 def count_tokens(tokens: Tokens, codebook_size: int | tuple[int, ...]) -> list[Tensor]:
     """How often each id occurs: int64 (codebook size,) for each slot.
 

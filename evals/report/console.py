@@ -43,6 +43,8 @@ def print_run(run: RunRecord, console: Console | None = None) -> None:
     for row in run.rows:
         if row.refused:
             tell(f"{row.label}: {len(row.refused):,} of {run.items:,} items refused; the report has the reasons")
+    for line in run.notes:
+        tell(f"Note: {line}")
     for line in closing(run, table.model):
         tell(line, "dim")
     console.print()

@@ -1,4 +1,4 @@
-"""The rate-distortion plot: bits of an image against each metric, all rows of a run on one plot."""
+"""The rate-distortion plot: measured bits of an image against each metric, all rows of a run on one plot."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def rate_plot(run: RunRecord) -> bytes | None:
 
     wide = min(COLUMNS, len(columns))
     high = -(-len(columns) // wide)
+    most = {row.label: row.max_bits_per_image for row in run.rows}
     figure = Figure(figsize=(PANEL[0] * wide, PANEL[1] * high + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{run.items:,} {run.unit} of {run.dataset}, {run.protocol['name']}" + " (mini)" * is_mini(run))
@@ -57,9 +58,12 @@ def rate_plot(run: RunRecord) -> bytes | None:
             marker, colour = calibration[name] if name in calibration else ("o", colours[name])
             line = ":" if name in calibration else "-"
             axes.plot(bits, [v * scale for v in values], label=name, marker=marker, color=colour, linestyle=line)
+            for spent, value, label in points:
+                if (limit := most[label]) is not None and limit != spent:  # up to the most that an image can take
+                    axes.plot([spent, limit], [value * scale] * 2, marker="|", color=colour, linewidth=0.6, alpha=0.6)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_xlabel("bits per image")
+        axes.set_xlabel("bits per image (mean; thin: to the maximum)" if _varies(run) else "bits per image")
         axes.set_ylabel(f"{column.name} {ARROWS[column.better]}" + (f" ({column.unit})" if column.unit else ""))
         axes.grid(alpha=0.3)
         if place == 1:
@@ -67,6 +71,12 @@ def rate_plot(run: RunRecord) -> bytes | None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _varies(run: RunRecord) -> bool:
+    """Whether a row spends less than its maximum."""
+    limits = [(row.bits_per_image, row.max_bits_per_image) for row in run.rows]
+    return any(None not in (bits, most) and bits != most for bits, most in limits)
 
 
 def _names(run: RunRecord, calibration: bool) -> list[str]:

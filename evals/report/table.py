@@ -150,8 +150,14 @@ def _scaled(value: float, column: ColumnRecord) -> float:
 
 
 def bits_text(row: RowRecord) -> str:
-    """Bits an image; "–" where they are undefined."""
-    return NOTHING if row.bits_per_image is None else f"{row.bits_per_image:,.0f}"
+    """Measured bits an image, with the maximum where they are less: "34,567 (≤ 160,000)"; "–" where they are undefined.
+
+    Of a row that was not measured the maximum alone is known.
+    """
+    measured, most = row.bits_per_image, row.max_bits_per_image
+    if measured is None:
+        return NOTHING if most is None else f"≤ {most:,.0f}"
+    return f"{measured:,.0f}" + ("" if most is None or most == measured else f" (≤ {most:,.0f})")
 
 
 def settings_text(row: RowRecord) -> str:
@@ -190,7 +196,7 @@ def is_mini(run: RunRecord) -> bool:
 
 
 def bits_per_pixel(row: RowRecord, run: RunRecord) -> float | None:
-    """Bits a pixel of the evaluation image; None where bits are undefined."""
+    """Measured bits a pixel of the evaluation image; None where bits are undefined."""
     return None if row.bits_per_image is None else row.bits_per_image / run.protocol["eval_size"] ** 2
 
 
@@ -233,6 +239,7 @@ def _facts(run: RunRecord, row: RowRecord) -> dict[str, object]:
         "status": row.status,
         "tokens_per_image": row.tokens_per_image,
         "bits_per_image": row.bits_per_image,
+        "max_bits_per_image": row.max_bits_per_image,
         "bits_per_pixel": bits_per_pixel(row, run),
         **settings,
         "precision": row.precision,

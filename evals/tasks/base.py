@@ -51,7 +51,8 @@ class Task(ABC):
     protocol: every convention that moves a number. takes: the kinds of model that it can run; has_references: whether
     its batches have reference images; keeps_images: whether every image is stored, so that it can be scored again
     without the model; dataset_kind: the class of dataset that it runs on; output_step: what a model does to make an
-    image; unit: what an item is called.
+    image; unit: what an item is called; max_refused: how many of its items a model may refuse unless the run says
+    otherwise ("1%"), None: any number.
     """
 
     name: ClassVar[str]
@@ -61,6 +62,7 @@ class Task(ABC):
     keeps_images: ClassVar[bool] = False
     output_step: ClassVar[str]
     unit: ClassVar[Literal["images", "prompts"]]
+    max_refused: ClassVar[str | None] = None
     protocol: Conventions
 
     @property

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from evals.typed import typed
 
@@ -22,27 +22,32 @@ PilFilter = Literal["box", "bilinear", "bicubic", "lanczos"]
 class Conventions:
     """What the protocols share. `name` is a label only and does not enter the hash.
 
+    later: fields that were added after figures had been published under the hash. With its default such a field stands
+    for what was done before there was one; it then enters neither the hash nor the keys of stored results, so that
+    these stay what they were.
     Values are normalised, so that one convention has one hash. Raises ValueError for a value of another type or range.
     """
 
     name: str
+    later: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for name, value in typed(type(self), vars(self), "protocol.").items():
             object.__setattr__(self, name, value)
 
     def subset(self, *fields: str) -> dict[str, object]:
-        """The named fields, for the key of a step that depends on these alone."""
-        return {name: getattr(self, name) for name in fields}
+        """The named fields, for the key of a step that depends on these alone; see `later`."""
+        usual = {f.name: f.default for f in dataclasses.fields(self) if f.name in self.later}
+        found = {name: getattr(self, name) for name in fields}
+        return {name: value for name, value in found.items() if name not in usual or value != usual[name]}
 
     def as_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
     @property
     def hash(self) -> str:
-        """First 12 hex digits of the sha256 of all fields but the name."""
-        fields = self.as_dict()
-        del fields["name"]
+        """First 12 hex digits of the sha256 of all fields but the name; see `later`."""
+        fields = self.subset(*(name for name in self.as_dict() if name != "name"))
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -63,6 +68,8 @@ class ReconstructionProtocol(Conventions):
         (bilinear, antialiased).
     decode: the version of the decoding rules of lactok/images/decode.py (EXIF applied, RGB, alpha over white, 16
         bits scaled, first frame).
+    colour: "ignore" colour profiles of the files, as published evaluators do, or convert to "srgb" by them: relative
+        colorimetric with black-point compensation (lactok/images/colour.py).
     """
 
     eval_size: int
@@ -77,6 +84,8 @@ class ReconstructionProtocol(Conventions):
     ssim_window: Literal["uniform7", "gauss11"] = "uniform7"
     effnet_size: int = 224
     decode: int = 1
+    colour: Literal["ignore", "srgb"] = "ignore"
+    later: ClassVar[tuple[str, ...]] = ("colour",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,8 +96,8 @@ class ReconstructionProtocol(Conventions):
 
     @property
     def evaluation_fields(self) -> dict[str, object]:
-        """What determines an evaluation image, given the source."""
-        return self.subset("eval_size", "fit", "eval_filter", "decode")
+        """What determines an evaluation image, given the file."""
+        return self.subset("eval_size", "fit", "eval_filter", "decode", "colour")
 
     @property
     def native_fields(self) -> dict[str, object]:

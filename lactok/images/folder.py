@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,8 +30,18 @@ class Listing:
     @property
     def aside_counts(self) -> str:
         """The files that are left aside, the most frequent endings first: "2 .txt, 1 hidden"."""
-        kinds = sorted(self.aside.items(), key=lambda k: (-k[1], k[0]))
-        return ", ".join(f"{count:,} {kind}" for kind, count in kinds[:8]) + (", ..." if len(kinds) > 8 else "")
+        return counted_endings(self.aside)
+
+
+def counted_endings(counts: Mapping[str, int]) -> str:
+    """Kinds of files and their numbers, the most frequent first."""
+    kinds = sorted(counts.items(), key=lambda k: (-k[1], k[0]))
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds[:8]) + (", ..." if len(kinds) > 8 else "")
+
+
+def ending(name: str) -> str:
+    """What a file is counted by: its ending in lower case, or that it has none."""
+    return os.path.splitext(name)[1].lower() or "without an ending"
 
 
 def by_ending(path: Path) -> bool:
@@ -70,7 +80,7 @@ def list_folder(folder: Path, takes: Callable[[Path], bool] = by_ending) -> List
             elif _is_file(entry) and takes(path):
                 listing.images[identifier(path.relative_to(folder))] = path
             else:
-                listing.aside[path.suffix.lower() or "without an ending"] += 1
+                listing.aside[ending(path.name)] += 1
     return listing
 
 

@@ -73,6 +73,10 @@ class MeanColour(Tokenizer):
         return (tokens.ids.float() / 255)[:, :, None, None].expand(-1, -1, 16, 16)
 
 
+# One RGB pixel of two levels a channel.
+LEAST_BITS = 3
+
+
 @dataclass
 class ThumbnailOptions:
     """bits: the rate to spend on an image; 3584 is that of 256 ids of 16384 (LlamaGen VQ-16 at 256 px)."""
@@ -109,6 +113,11 @@ class DownsampleBits(Tokenizer):
             output_size=self.side,
         )
 
+    @classmethod
+    def at_rate(cls, bits: float) -> Mapping[str, Any] | None:
+        """To the nearest bit, as tables show a rate."""
+        return {"bits": round(bits)} if bits >= LEAST_BITS else None
+
     def encode(self, images: Tensor) -> Tokens:
         small = F.interpolate(images, size=(self.side, self.side), mode="area")
         return Tokens((small * (self.levels - 1)).round().long().flatten(1))
@@ -123,8 +132,10 @@ def thumbnail_grid(bits: int, target_levels: int) -> tuple[int, int]:
 
     Raises ValueError when not even one pixel of two levels fits.
     """
-    if bits < 3:
-        raise ValueError(f"downsample-bits: bits={bits} can't pay for one RGB pixel of two levels; give at least 3")
+    if bits < LEAST_BITS:
+        raise ValueError(
+            f"downsample-bits: bits={bits} can't pay for one RGB pixel of two levels; give at least {LEAST_BITS}"
+        )
     side = 1
     while 3 * (side + 1) ** 2 * math.log2(target_levels) <= bits:
         side += 1

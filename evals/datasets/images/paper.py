@@ -8,6 +8,7 @@ is wanted.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,13 +29,14 @@ from evals.datasets.base import (
     spread,
 )
 from evals.datasets.images.download import Download
-from evals.datasets.images.preflight import check_source, count_notes, decode_checked
+from evals.datasets.images.preflight import check_source, decode_checked, notes_on
 from evals.datasets.images.sources.base import ImageSource
 from evals.datasets.images.sources.folder import FolderSource
 from evals.datasets.images.sources.shards import ParquetSource
 from evals.datasets.images.sources.tarred import TarSource, expand
 from evals.datasets.images.sources.zipped import ZipSource
-from lactok.images.decode import has_image_ending
+from lactok.images.decode import Decoding, has_image_ending, unread_formats
+from lactok.images.folder import counted_endings, ending
 from lactok.items import Item
 
 _TAR_GZ = (".tar.gz", ".tgz")
@@ -52,13 +54,13 @@ class Chosen:
 @dataclass(frozen=True)
 class Found:
     """A dataset's members. members: id to name, in the order of the source; ids: in the dataset's order; problem: see
-    Chosen; aside: members that are none of the dataset's, counted."""
+    Chosen; aside: members that are none of the dataset's, counted by ending."""
 
     source: ImageSource
     members: dict[str, str]
     ids: list[str]
     problem: str
-    aside: int
+    aside: Counter[str]
 
 
 class PaperDataset(ImageDataset):
@@ -69,6 +71,7 @@ class PaperDataset(ImageDataset):
     matches of shards together are one source).
     """
 
+    settings = frozenset({"max_pixels", "colour"})
     expected: ClassVar[int]
     summary: ClassVar[str]
     obtain: ClassVar[str]
@@ -78,13 +81,14 @@ class PaperDataset(ImageDataset):
     folders: ClassVar[tuple[str, ...]] = (".",)
 
     def __init__(
-        self, found: Found, items: list[Item], left_out: list[BadImage], notes: list[str], index: Path
+        self, found: Found, items: list[Item], left_out: list[BadImage], notes: list[str], index: Path, how: Decoding
     ) -> None:
         self.items = items
         self.left_out = left_out
         self.notes = notes
         self._found = found
         self._index = index
+        self._how = how
 
     @staticmethod
     def item_id(name: str) -> str | None:
@@ -123,7 +127,8 @@ class PaperDataset(ImageDataset):
             raise DatasetError(cls._wrong_count(found))
         taken = set(spread(found.ids, request.limit))
         index = cls._index_file(found, request.cache_dir)
-        checked, note = check_source(found.source, {i: n for i, n in found.members.items() if i in taken}, index)
+        members = {i: n for i, n in found.members.items() if i in taken}
+        checked, note = check_source(found.source, members, index, request.decoding)
         bad = [BadImage(found.source.label(found.members[i]), c.reason) for i, c in sorted(checked.items()) if c.reason]
         bad += found.source.unlisted
         if bad and request.on_bad_image == "stop":
@@ -138,9 +143,12 @@ class PaperDataset(ImageDataset):
             notes.append(f"dataset.expect={request.expect:,}: a part of {cls.name}, which has {cls.expected:,} images")
         if found.problem:
             notes.append(f"not the whole of {cls.name}: {found.problem}")
-        notes += count_notes(checked[i] for i in good)
-        notes += [f"{found.aside:,} other file(s) left aside"] * bool(found.aside) + [note] * bool(note)
-        return cls(found, [Item(i, i, checked[i].sha256) for i in good], bad, notes, index)
+        items = [Item(i, i, checked[i].sha256) for i in good]
+        notes += notes_on(checked, items, request.eval_size)
+        if found.aside:
+            notes.append(f"{found.aside.total():,} other file(s) left aside: {counted_endings(found.aside)}")
+        notes += [line for line in (unread_formats(found.aside), note) if line]
+        return cls(found, items, bad, notes, index, request.decoding)
 
     @classmethod
     def find(cls, root: str | Path | None, cache_dir: Path, expect: int | None = None) -> Found:
@@ -150,9 +158,11 @@ class PaperDataset(ImageDataset):
         """
         source = cls._source(root, cache_dir)
         by_id: dict[str, str] = {}
+        aside: Counter[str] = Counter()
         for name in source.members:
             i = cls.item_id(name)
             if i is None:
+                aside[ending(name)] += 1
                 continue
             if i in by_id:
                 raise DataError(f"{source.where}: {by_id[i]!r} and {name!r} are the same image {i}: keep one of them")
@@ -162,11 +172,11 @@ class PaperDataset(ImageDataset):
         chosen = cls.choose(list(by_id), _folder_of(root), expect)
         wanted = set(chosen.ids)
         members = {i: name for i, name in by_id.items() if i in wanted}
-        return Found(source, members, chosen.ids, chosen.problem, len(source.members) - len(by_id))
+        return Found(source, members, chosen.ids, chosen.problem, aside)
 
     def read(self, item: Item) -> np.ndarray:
         source, name = self._found.source, self._found.members[item.id]
-        return decode_checked(lambda: source.read(name), source.label(name), item, self._index)
+        return decode_checked(lambda: source.read(name), source.label(name), item, self._index, self._how)
 
     @classmethod
     def _source(cls, root: str | Path | None, cache_dir: Path) -> ImageSource:

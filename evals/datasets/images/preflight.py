@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -21,19 +21,19 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import PIL
 
 from evals.datasets.base import ChangedImage, DataError, DatasetError
+from evals.datasets.duplicates import look_alike, perceptual_hash
 from evals.datasets.images.sources.base import ImageSource, file_stamp
 from lactok.files import WriteError, write_atomically
-from lactok.images.decode import VERSION, ImageError, decode, read_bytes
+from lactok.images.decode import VERSION, Decoding, ImageError, decode, decoders, read_bytes
 from lactok.items import Item
 from lactok.progress import Meter
 
 # Threads that decode (Pillow releases the interpreter's lock); more would only hold more images in memory.
 MAX_THREADS = 16
 # Raise it when an answer's fields change.
-INDEX_VERSION = 2
+INDEX_VERSION = 4
 # Seconds between two writings of the index.
 SAVE_EVERY = 60.0
 
@@ -42,33 +42,39 @@ SAVE_EVERY = 60.0
 class Checked:
     """What is known of a file. stamp: see ImageSource.stamp, () for an answer that must not be kept (the
     file could not be opened); sha256: hex, of its bytes; reason: why it is no image, "" when it is; notes: see
-    lactok.images.decode.Decoded."""
+    lactok.images.decode.Decoded; looks: see evals.datasets.duplicates.perceptual_hash; size: width and height in
+    pixels, None for no image."""
 
     stamp: tuple[int, ...]
     sha256: str
     reason: str = ""
     notes: tuple[str, ...] = ()
+    looks: str = ""
+    size: tuple[int, int] | None = None
 
 
-def check_all(paths: Mapping[str, Path], index: Path) -> tuple[dict[str, Checked], str]:
+def check_all(paths: Mapping[str, Path], index: Path, how: Decoding) -> tuple[dict[str, Checked], str]:
     """What is known of each file, by id; files that the index does not know are decoded in threads.
 
     Returns also a note, "" unless the index could not be written.
     """
-    return _check_all({i: partial(file_stamp, path) for i, path in paths.items()}, lambda i: check(paths[i]), index)
+    stamps = {i: partial(file_stamp, path) for i, path in paths.items()}
+    return _check_all(stamps, lambda i: check(paths[i], how), index, how)
 
 
-def check_source(source: ImageSource, members: Mapping[str, str], index: Path) -> tuple[dict[str, Checked], str]:
+def check_source(
+    source: ImageSource, members: Mapping[str, str], index: Path, how: Decoding
+) -> tuple[dict[str, Checked], str]:
     """The same for members of a source: id to member name, looked at in the order given."""
     stamps = {i: partial(source.stamp, name) for i, name in members.items()}
-    return _check_all(stamps, lambda i: check_member(source, members[i]), index)
+    return _check_all(stamps, lambda i: check_member(source, members[i], how), index, how)
 
 
 def _check_all(
-    stamps: Mapping[str, Callable[[], tuple[int, ...]]], look: Callable[[str], Checked], index: Path
+    stamps: Mapping[str, Callable[[], tuple[int, ...]]], look: Callable[[str], Checked], index: Path, how: Decoding
 ) -> tuple[dict[str, Checked], str]:
     """stamps: by id, what a kept answer must still equal; look: looks at one."""
-    known = _read_index(index)
+    known = _read_index(index, how)
     found = {i: known[i] for i, stamp in stamps.items() if i in known and _unchanged(stamp, known[i])}
     todo = [i for i in stamps if i not in found]
     if not todo:
@@ -77,7 +83,7 @@ def _check_all(
 
     def save() -> None:
         nonlocal note
-        note = _write_index(index, known | found)
+        note = _write_index(index, known | found, how)
 
     try:
         _check_in_threads(todo, look, found, save)
@@ -86,7 +92,7 @@ def _check_all(
     return found, note
 
 
-def check(path: Path) -> Checked:
+def check(path: Path, how: Decoding) -> Checked:
     """Read, hash and decode one file."""
     try:
         stamp = file_stamp(path)
@@ -95,10 +101,10 @@ def check(path: Path) -> Checked:
         return Checked((), "", error.reason)
     except OSError as error:
         return Checked((), "", f"can't be read: {error.strerror or error}")
-    return _decoded(data, stamp)
+    return _decoded(data, stamp, how)
 
 
-def check_member(source: ImageSource, name: str) -> Checked:
+def check_member(source: ImageSource, name: str, how: Decoding) -> Checked:
     """Read, hash and decode one member."""
     try:
         stamp = source.stamp(name)
@@ -109,18 +115,20 @@ def check_member(source: ImageSource, name: str) -> Checked:
         return Checked((), "", str(error))
     except OSError as error:
         return Checked((), "", f"can't be read: {error.strerror or error}")
-    return _decoded(data, stamp)
+    return _decoded(data, stamp, how)
 
 
-def _decoded(data: bytes, stamp: tuple[int, ...]) -> Checked:
+def _decoded(data: bytes, stamp: tuple[int, ...], how: Decoding) -> Checked:
     digest = sha256(data).hexdigest()
     try:
-        return Checked(stamp, digest, "", decode(data).notes)
+        decoded = decode(data, how)
+        height, width = decoded.pixels.shape[:2]
+        return Checked(stamp, digest, "", decoded.notes, perceptual_hash(decoded.pixels), (width, height))
     except ImageError as error:
         return Checked(stamp, digest, error.reason)
 
 
-def decode_checked(read: Callable[[], bytes], label: str, item: Item, index: Path) -> np.ndarray:
+def decode_checked(read: Callable[[], bytes], label: str, item: Item, index: Path, how: Decoding) -> np.ndarray:
     """The pixels of an item that was checked: uint8 (H, W, 3) RGB. read: gives its file's bytes; label: names it.
 
     Raises DatasetError when it is gone; ChangedImage when it is not the one that was checked, and removes the index.
@@ -130,15 +138,25 @@ def decode_checked(read: Callable[[], bytes], label: str, item: Item, index: Pat
         if sha256(data).hexdigest() != item.content_hash:
             index.unlink(missing_ok=True)
             raise ChangedImage(f"{label} has changed since the run began; leave it alone and run again")
-        return decode(data).pixels
+        return decode(data, how).pixels
     except ImageError as error:
         raise DatasetError(f"{label}: {error.reason}") from error
 
 
-def count_notes(checked: Iterable[Checked]) -> list[str]:
-    """A line for each kind of note on images, with the number of images."""
-    kinds = Counter(note for answer in checked for note in answer.notes)
-    return [f"{count:,} image(s): {note}" for note, count in sorted(kinds.items())]
+def notes_on(checked: Mapping[str, Checked], items: Sequence[Item], eval_size: int | None) -> list[str]:
+    """What a report says of these images: a line for each kind of note, with their number; those that are smaller than
+    the evaluation image; those that look alike."""
+    kinds = Counter(note for item in items for note in checked[item.id].notes)
+    counted = [f"{count:,} image(s): {note}" for note, count in sorted(kinds.items())]
+    distinct = list({item.content_hash: item for item in reversed(items)}.values())[::-1]
+    small = [size for item in items if (size := checked[item.id].size) and eval_size and min(size) < eval_size]
+    if small:
+        width, height = min(small)
+        counted.append(
+            f"{len(small):,} image(s) are enlarged to the evaluation size of {eval_size} px, the smallest from "
+            f"{width} x {height}"
+        )
+    return counted + look_alike({item.id: checked[item.id].looks for item in distinct}, distinct)
 
 
 def _check_in_threads(
@@ -167,29 +185,29 @@ def _unchanged(stamp: Callable[[], tuple[int, ...]], known: Checked) -> bool:
         return False
 
 
-def _rules() -> str:
+def _rules(how: Decoding) -> str:
     """What an answer depends on besides the file."""
-    return f"index {INDEX_VERSION}, rules {VERSION}, Pillow {PIL.__version__}"
+    return f"index {INDEX_VERSION}, rules {VERSION}, {decoders()}, {how}"
 
 
-def _read_index(index: Path) -> dict[str, Checked]:
+def _read_index(index: Path, how: Decoding) -> dict[str, Checked]:
     try:
         data = json.loads(index.read_bytes())
-        if data["rules"] != _rules():
+        if data["rules"] != _rules(how):
             return {}
         return {
-            i: Checked(tuple(stamp), digest, reason, tuple(notes))
-            for i, (stamp, digest, reason, notes) in data["files"].items()
+            i: Checked(tuple(stamp), digest, reason, tuple(notes), looks, tuple(size) if size else None)
+            for i, (stamp, digest, reason, notes, looks, size) in data["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return {}
 
 
-def _write_index(index: Path, checked: Mapping[str, Checked]) -> str:
+def _write_index(index: Path, checked: Mapping[str, Checked], how: Decoding) -> str:
     """Writes the index; returns a note when that is not possible."""
     kept = {i: dataclasses.astuple(c) for i, c in sorted(checked.items()) if c.stamp}
     try:
-        write_atomically(index, json.dumps({"rules": _rules(), "files": kept}).encode())
+        write_atomically(index, json.dumps({"rules": _rules(how), "files": kept}).encode())
     except (WriteError, OSError) as error:
         reason = error.__cause__ or error
         return f"the index of checked images was not kept ({reason}): the next run checks them again"

@@ -13,6 +13,7 @@ from evals.datasets.base import BadImage, fingerprint_of
 from evals.datasets.images.paper import PaperDataset
 from evals.datasets.images.preflight import Checked, check_member
 from evals.datasets.images.sources.base import ImageSource
+from lactok.images.decode import Decoding
 from lactok.items import Item
 from lactok.progress import Meter
 
@@ -63,7 +64,7 @@ def cores() -> int:
 def _checked(source: ImageSource, names: list[str], workers: int) -> Iterator[tuple[str, Checked]]:
     """Each name with what is known of it, in the order given."""
     if workers == 1:
-        yield from ((name, check_member(source, name)) for name in names)
+        yield from ((name, check_member(source, name, Decoding())) for name in names)
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit pyarrow's and rich's threads
     with ProcessPoolExecutor(workers, context, initializer=_open, initargs=(source,)) as pool:
@@ -85,4 +86,4 @@ def _open(source: ImageSource) -> None:
 
 def _look(names: list[str]) -> list[tuple[str, Checked]]:
     assert _source is not None
-    return [(name, check_member(_source, name)) for name in names]
+    return [(name, check_member(_source, name, Decoding())) for name in names]
