@@ -223,9 +223,14 @@ class Stated(Toy):
         import dataclasses
         return dataclasses.replace(super().info, **self.fields)
 
+ONE = RuntimeError("the network broke")
+
 class Breaks(Toy):
     def encode(self, images):
-        raise RuntimeError("the network broke")
+        raise ONE
+
+class BreaksToo(Breaks):
+    pass
 """
 )
 
@@ -261,10 +266,10 @@ def test_what_a_plugin_states_wrongly_fails_its_row_alone(tmp_path: Path, few: P
 
 
 def test_an_error_names_the_images_it_was_given(tmp_path: Path, few: Path):
-    with plugin(tmp_path / "plugin", BROKEN, {"breaks": "Breaks"}):
-        finished = run(few, tmp_path / "out", "tokenizers=breaks", "metrics=[psnr]")
+    with plugin(tmp_path / "plugin", BROKEN, {"breaks": "Breaks", "too": "BreaksToo"}):
+        finished = run(few, tmp_path / "out", "tokenizers=[breaks,too]", "metrics=[psnr]")
         alone = run(few, tmp_path / "out", "tokenizers=breaks", "metrics=[psnr]", "batch_size=1")
     items = [item.id for item in finished.job.dataset.items]
-    (row,) = finished.record.rows
-    assert row.error == f"RuntimeError: the network broke (in a batch of 5: {', '.join(items[:4])}, ...)"
+    for row in finished.record.rows:
+        assert row.error == f"RuntimeError: the network broke (in a batch of 5: {', '.join(items[:4])}, ...)"
     assert alone.record.rows[0].error == f"RuntimeError: the network broke (at {items[0]})"

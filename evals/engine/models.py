@@ -194,7 +194,8 @@ class ModelRun:
                     wanted = [p for place, p in enumerate(wanted) if place not in refusal.reasons]
                 except Exception as error:
                     if not (is_out_of_memory(error) and len(wanted) > 1):  # such a batch is halved
-                        error.add_note(_of_items([items[p] for p in wanted]))
+                        # a plugin may raise one and the same object at every call
+                        error.__notes__ = [_of_items([items[p] for p in wanted])]
                     raise
             return None
 
