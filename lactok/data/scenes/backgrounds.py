@@ -10,12 +10,12 @@ from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.vocabulary import RGB
 
 # Families of muted colours. Every mixture of two of a family is at least 24 apart in CIELAB (delta E 1976) from every
-# colour of an object, so contrast needs no choice.
+# colour that an object can have, so contrast needs no choice.
 FAMILIES: tuple[tuple[RGB, ...], ...] = (
     ((160, 216, 248), (130, 190, 230), (150, 220, 235)),  # sky
-    ((170, 238, 205), (145, 210, 175), (190, 225, 190)),  # mint
+    ((170, 238, 205), (145, 210, 175), (178, 218, 172)),  # mint
     ((224, 208, 150), (205, 190, 145), (190, 178, 130)),  # sand
-    ((140, 140, 140), (160, 160, 160), (178, 180, 176)),  # grey
+    ((140, 140, 140), (160, 160, 160), (172, 174, 170)),  # grey
     ((96, 120, 144), (70, 90, 115), (110, 130, 150)),  # slate
     ((8, 112, 104), (40, 140, 140), (30, 95, 100)),  # teal
     ((140, 160, 120), (112, 128, 85), (150, 150, 105)),  # sage

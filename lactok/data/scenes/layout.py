@@ -13,7 +13,7 @@ from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.vocabulary import Relation
 
 UNIT = 1024
-MARGIN = 40
+MARGIN = 56
 """Free to the edge of the image, and at least so much between two objects."""
 # Sides of an object's frame, least and most, by the number of objects.
 SIDES = {1: (400, 820), 2: (300, 420), 3: (270, 400), 4: (250, 380)}

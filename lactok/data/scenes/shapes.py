@@ -44,7 +44,7 @@ SHAPES: dict[str, tuple[Primitive | Step, ...]] = {
     ),
     "boat": (
         polygon(30, 690, 970, 690, 800, 940, 200, 940),
-        box(465, 40, 535, 720),
+        box(455, 40, 545, 720),
         polygon(480, 80, 480, 600, 110, 600),
         polygon(520, 170, 520, 600, 860, 600),
     ),
@@ -118,10 +118,10 @@ SHAPES: dict[str, tuple[Primitive | Step, ...]] = {
         cut(Ellipse(175, 500, 150, 75)),
         cut(Ellipse(500, 500, 150, 75)),
         cut(Ellipse(825, 500, 150, 75)),
-        disc(420, 870, 115),
-        cut(disc(420, 870, 50)),
-        cut(box(300, 700, 540, 870)),
-        box(465, 300, 535, 880),
+        disc(420, 870, 125),
+        cut(disc(420, 870, 38)),
+        cut(box(290, 700, 550, 870)),
+        box(455, 300, 545, 880),
     ),
     "rocket": (
         Ellipse(500, 400, 190, 400),
