@@ -8,22 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 
 import numpy as np
 from scipy import ndimage
 
+from lactok.data.scenes.backgrounds import FAMILIES
 from lactok.data.scenes.raster import FULL
 from lactok.data.scenes.shapes import silhouette
 from lactok.data.scenes.vocabulary import CLASSES, COLOURS
 
-SEED_DISTANCE = 16.0
-"""A pixel this near to a colour (CIELAB, delta E 1976) is surely of it. Backgrounds are at least 24 away."""
+MIXTURES = 5
+"""Of two colours of a background's family, as many mixtures stand for all; they are at most 6 apart in CIELAB."""
+DRIFT = 12.0
+"""A reconstruction's background is at most so far from the colours that it was drawn in (CIELAB, delta E 1976)."""
 EDGE = 0.025
 """An object's edge is at most so wide, in parts of the image's shorter side (3 px at 128)."""
 CORE = 3
-"""An object holds a square of so many pixels of its colour; rims of mixed colours don't."""
+"""An object holds a square of so many pixels; its thin parts alone don't."""
 LINK = 0.04
-"""Pixels of an object's colour this near to it are its own, in parts of the shorter side; objects are 0.055 apart."""
+"""Thin parts this near to an object are its own, in parts of the shorter side; objects are 0.055 apart."""
 MIN_AREA = 0.008
 """The area of an object, in parts of the square of the shorter side; a crescent of the least size has 0.014."""
 GRID = 32
@@ -78,21 +82,55 @@ def _lab(image: np.ndarray) -> np.ndarray:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
+@cache
+def _families() -> list[np.ndarray]:
+    """CIELAB (n, 3) of the mixtures of each family of background colours."""
+    shares = np.linspace(0, 1, MIXTURES)[:, None]
+    families = []
+    for family in FAMILIES:
+        colours = [np.array(colour, np.float64) for colour in family]
+        mixed = [a + (b - a) * shares for a, b in combinations(colours, 2)]
+        families.append(_lab(np.concatenate(mixed)))
+    return families
+
+
+def _to_nearest(lab: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of (n, 3) colours, the distance to the nearest of a palette (m, 3), and its number: both (n,)."""
+    distances = np.linalg.norm(lab[:, None] - palette, axis=-1)
+    return distances.min(axis=1), distances.argmin(axis=1)
+
+
+def _background(lab: np.ndarray) -> np.ndarray:
+    """The mixtures (n, 3) of the family that most pixels of (H, W, 3) are near to, moved by the median of their offset."""
+    step = max(min(lab.shape[:2]) // 32, 1)
+    some = lab[::step, ::step].reshape(-1, 3)
+    near = [np.exp(-((_to_nearest(some, family)[0] / (DRIFT / 2)) ** 2)).sum() for family in _families()]
+    family = _families()[int(np.argmax(near))]
+    distance, number = _to_nearest(some, family)
+    close = distance < DRIFT
+    return family + np.median((some - family[number])[close], axis=0) if close.any() else family
+
+
 def _seeds(lab: np.ndarray) -> np.ndarray:
-    """int (H, W): 1 + the number of the colour that a pixel surely has, or 0."""
-    palette = _lab(np.array(list(COLOURS.values())))
-    distances = np.linalg.norm(lab[:, :, None] - palette, axis=-1)
-    nearest = distances.argmin(axis=-1)
-    colour = np.where(distances.min(axis=-1) < SEED_DISTANCE, nearest + 1, 0)
-    seeds = np.zeros_like(colour)
-    for number in range(1, len(COLOURS) + 1):
-        mask = colour == number
-        cores = ndimage.binary_erosion(mask, np.ones((CORE, CORE)))
-        if cores.any():
-            sure = ndimage.binary_propagation(cores, np.ones((3, 3)), mask)
-            near = ndimage.distance_transform_edt(~sure) <= LINK * min(mask.shape)
-            seeds[mask & near] = number
-    return seeds
+    """int (H, W): 1 + the number of the colour of the object that a pixel belongs to, or 0.
+
+    Pixels nearer to a colour of objects than to the background make objects where they hang together; an object's
+    colour is the one that its pixels are nearest to on average, those farthest from the background counting most.
+    """
+    shape = lab.shape[:2]
+    flat = lab.reshape(-1, 3)
+    distances = np.linalg.norm(flat[:, None] - _lab(np.array(list(COLOURS.values()))), axis=-1)
+    apart = (_to_nearest(flat, _background(lab))[0] - distances.min(axis=1)).clip(0).reshape(shape)
+    mask = apart > 0
+    cores = ndimage.binary_erosion(mask, np.ones((CORE, CORE)))
+    if not cores.any():
+        return np.zeros(shape, np.int64)
+    parts, n = ndimage.label(ndimage.binary_propagation(cores, np.ones((3, 3)), mask), np.ones((3, 3)))
+    numbers = np.arange(1, n + 1)
+    sums = [ndimage.sum(apart**2 * distance.reshape(shape), parts, numbers) for distance in distances.T]
+    colour = np.concatenate([[0], np.argmin(sums, axis=0) + 1])
+    distance, (y, x) = ndimage.distance_transform_edt(parts == 0, return_indices=True)
+    return np.where(mask & (distance <= LINK * min(shape)), colour[parts[y, x]], 0)
 
 
 def _alpha(image: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
