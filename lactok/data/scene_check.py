@@ -22,8 +22,8 @@ MIXTURES = 5
 """Of two colours of a background's family, as many mixtures stand for all; they are at most 6 apart in CIELAB."""
 DRIFT = 12.0
 """A reconstruction's background is at most so far from the colours that it was drawn in (CIELAB, delta E 1976)."""
-EDGE = 0.025
-"""An object's edge is at most so wide, in parts of the image's shorter side (3 px at 128)."""
+EDGE = 0.04
+"""An object's edge is at most so wide, in parts of the image's shorter side (5 px at 128)."""
 CORE = 3
 """An object holds a square of so many pixels; its thin parts alone don't."""
 LINK = 0.04
@@ -101,7 +101,7 @@ def _to_nearest(lab: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _background(lab: np.ndarray) -> np.ndarray:
-    """The mixtures (n, 3) of the family that most pixels of (H, W, 3) are near to, moved by the median of their offset."""
+    """The mixtures (n, 3) of the family that most of (H, W, 3) is near to, moved by the median of its offset."""
     step = max(min(lab.shape[:2]) // 32, 1)
     some = lab[::step, ::step].reshape(-1, 3)
     near = [np.exp(-((_to_nearest(some, family)[0] / (DRIFT / 2)) ** 2)).sum() for family in _families()]
@@ -146,8 +146,10 @@ def _alpha(image: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return (seeds > 0).astype(np.float64), owner
     by, bx = ndimage.distance_transform_edt(~beyond, return_distances=False, return_indices=True)
     background = ndimage.median_filter(image, size=(3, 3, 1))[by, bx]
-    parts, _ = ndimage.label(seeds > 0, np.ones((3, 3)))
-    means = np.stack([ndimage.mean(image[..., c], parts, np.arange(parts.max() + 1)) for c in range(3)], axis=-1)
+    parts, n = ndimage.label(seeds > 0, np.ones((3, 3)))
+    weight = ((image - background) ** 2).sum(axis=-1) + 1  # where blur mixes the background in, little
+    sums = [ndimage.sum(weight * values, parts, np.arange(n + 1)) for values in (1, *np.moveaxis(image, -1, 0))]
+    means = np.stack(sums[1:], axis=-1) / sums[0][:, None]
     span = means[parts[y, x]] - background
     share = ((image - background) * span).sum(axis=-1) / np.maximum((span**2).sum(axis=-1), 1)
     return np.where(beyond, 0, np.clip(share, 0, 1)), owner
