@@ -123,7 +123,7 @@ def test_silhouettes_differ():
 
 def test_a_silhouette_is_drawn_at_every_size_or_refused():
     assert silhouette("cat", 700).shape == (700, 700)
-    with pytest.raises(ValueError, match="side=0: expected 1 to 8192"):
+    with pytest.raises(ValueError, match="side=0: expected 1 to 2048"):
         silhouette("cat", 0)
 
 
@@ -348,7 +348,7 @@ def test_the_command_writes_a_folder(tmp_path: Path):
         (["out={out}", "count=0"], "count=0: expected at least 1"),
         (["out={out}", "count=1", "seed=-1"], "seed=-1, index=0: expected integers of at least 0"),
         (["out={out}", "count=1", "size=128x"], "size=128x: expected pixels"),
-        (["out={out}", "count=1", "size=16"], "size 16x16: expected 32 to 8192"),
+        (["out={out}", "count=1", "size=16"], "size 16x16: expected 32 to 2048"),
         (["out={out}", "count=1", "size=32x129"], "at most 4 times the shorter"),
         (["out={out}", "count=1", "split=test"], "split=test: expected train, held_out, all"),
         (["out={out}", "count=1", "colour=red"], "'colour=red': expected KEY=VALUE"),

@@ -94,21 +94,22 @@ def _families() -> list[np.ndarray]:
     return families
 
 
-def _to_nearest(lab: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of (n, 3) colours, the distance to the nearest of a palette (m, 3), and its number: both (n,)."""
-    distances = np.linalg.norm(lab[:, None] - palette, axis=-1)
-    return distances.min(axis=1), distances.argmin(axis=1)
+def _distances(lab: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Between (n, 3) and (m, 3) colours: (n, m)."""
+    squares = (lab**2).sum(axis=1)[:, None] - 2 * lab @ palette.T + (palette**2).sum(axis=1)
+    return np.sqrt(squares.clip(0))
 
 
 def _background(lab: np.ndarray) -> np.ndarray:
     """The mixtures (n, 3) of the family that most of (H, W, 3) is near to, moved by the median of its offset."""
     step = max(min(lab.shape[:2]) // 32, 1)
     some = lab[::step, ::step].reshape(-1, 3)
-    near = [np.exp(-((_to_nearest(some, family)[0] / (DRIFT / 2)) ** 2)).sum() for family in _families()]
+    near = [np.exp(-((_distances(some, family).min(axis=1) / (DRIFT / 2)) ** 2)).sum() for family in _families()]
     family = _families()[int(np.argmax(near))]
-    distance, number = _to_nearest(some, family)
-    close = distance < DRIFT
-    return family + np.median((some - family[number])[close], axis=0) if close.any() else family
+    distances = _distances(some, family)
+    close = distances.min(axis=1) < DRIFT
+    offsets = some - family[distances.argmin(axis=1)]
+    return family + np.median(offsets[close], axis=0) if close.any() else family
 
 
 def _seeds(lab: np.ndarray) -> np.ndarray:
@@ -119,8 +120,8 @@ def _seeds(lab: np.ndarray) -> np.ndarray:
     """
     shape = lab.shape[:2]
     flat = lab.reshape(-1, 3)
-    distances = np.linalg.norm(flat[:, None] - _lab(np.array(list(COLOURS.values()))), axis=-1)
-    apart = (_to_nearest(flat, _background(lab))[0] - distances.min(axis=1)).clip(0).reshape(shape)
+    distances = _distances(flat, _lab(np.array(list(COLOURS.values()))))
+    apart = (_distances(flat, _background(lab)).min(axis=1) - distances.min(axis=1)).clip(0).reshape(shape)
     mask = apart > 0
     cores = ndimage.binary_erosion(mask, np.ones((CORE, CORE)))
     if not cores.any():
