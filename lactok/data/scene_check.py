@@ -116,12 +116,14 @@ def _seeds(lab: np.ndarray) -> np.ndarray:
     """int (H, W): 1 + the number of the colour of the object that a pixel belongs to, or 0.
 
     Pixels nearer to a colour of objects than to the background make objects where they hang together; an object's
-    colour is the one that its pixels are nearest to on average, those farthest from the background counting most.
+    colour is the one that its pixels are nearest to on average, those farthest from the background counting most. Then
+    pixels around it join that are nearer to its own mean, which a reconstruction may have moved, than to the background.
     """
     shape = lab.shape[:2]
     flat = lab.reshape(-1, 3)
     distances = _distances(flat, _lab(np.array(list(COLOURS.values()))))
-    apart = (_distances(flat, _background(lab)).min(axis=1) - distances.min(axis=1)).clip(0).reshape(shape)
+    to_background = _distances(flat, _background(lab)).min(axis=1).reshape(shape)
+    apart = (to_background - distances.min(axis=1).reshape(shape)).clip(0)
     mask = apart > 0
     cores = ndimage.binary_erosion(mask, np.ones((CORE, CORE)))
     if not cores.any():
@@ -130,8 +132,13 @@ def _seeds(lab: np.ndarray) -> np.ndarray:
     numbers = np.arange(1, n + 1)
     sums = [ndimage.sum(apart**2 * distance.reshape(shape), parts, numbers) for distance in distances.T]
     colour = np.concatenate([[0], np.argmin(sums, axis=0) + 1])
+    weights = ndimage.sum(apart**2, parts, numbers)
+    means = np.stack([ndimage.sum(apart**2 * lab[..., c], parts, numbers) / weights for c in range(3)], axis=-1)
     distance, (y, x) = ndimage.distance_transform_edt(parts == 0, return_indices=True)
-    return np.where(mask & (distance <= LINK * min(shape)), colour[parts[y, x]], 0)
+    nearest = parts[y, x]
+    mask |= np.linalg.norm(lab - means[nearest - 1], axis=-1) < to_background
+    near = mask & (distance <= LINK * min(shape))
+    return np.where(ndimage.binary_propagation(near, np.ones((3, 3)), mask), colour[nearest], 0)
 
 
 def _alpha(image: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
