@@ -117,7 +117,8 @@ def _seeds(lab: np.ndarray) -> np.ndarray:
 
     Pixels nearer to a colour of objects than to the background make objects where they hang together; an object's
     colour is the one that its pixels are nearest to on average, those farthest from the background counting most. Then
-    pixels around it join that are nearer to its own mean, which a reconstruction may have moved, than to the background.
+    pixels around it join that are nearer to its own mean, which a reconstruction may have moved, than to the
+    background.
     """
     shape = lab.shape[:2]
     flat = lab.reshape(-1, 3)
