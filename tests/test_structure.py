@@ -50,6 +50,8 @@ LIGHT = [
     "lactok.registry",
     "lactok.weights",
     "lactok.train.__main__",
+    "lactok.data.scenes.__main__",
+    "lactok.data.scene_check",
 ]
 
 
@@ -100,7 +102,7 @@ def test_naming_tokenizers_imports_no_library_of_networks():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", [["evals.run"], ["evals"], ["lactok.train"]])
+@pytest.mark.parametrize("command", [["evals.run"], ["evals"], ["lactok.train"], ["lactok.data.scenes"]])
 def test_help_answers_at_once(command: list[str]):
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *command, "--help"], cwd=ROOT, capture_output=True, text=True)

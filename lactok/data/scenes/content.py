@@ -1,0 +1,68 @@
+"""What a scene shows, before anything is placed or drawn; and GenEval's metadata for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import count
+
+from lactok.data.scenes.combinations import Split, belongs
+from lactok.data.scenes.draws import Draws
+from lactok.data.scenes.vocabulary import CLASSES, COLOURS, MAX_COUNT, RELATIONS, TASKS, Relation, Task, Thing
+
+CLASS_NAMES, COLOUR_NAMES = tuple(CLASSES), tuple(COLOURS)
+
+
+@dataclass(frozen=True)
+class Content:
+    """One class once or more (relation None), or two objects of two classes: things[0] is `relation` things[1]."""
+
+    task: Task
+    things: tuple[Thing, ...]
+    relation: Relation | None = None
+
+
+def draw_content(seed: int, index: int, split: Split) -> Content:
+    """Tasks take turns: that of index i is TASKS[i % 6]. The content is drawn until it belongs to the split."""
+    task = TASKS[index % len(TASKS)]
+    draws = Draws(f"lactok scenes 1|{seed}|{index}|content")
+    for _ in count():
+        content = _draw(task, draws)
+        if belongs(split, task, content.things, content.relation):
+            return content
+    raise AssertionError("count() does not end")
+
+
+def _draw(task: Task, draws: Draws) -> Content:
+    if task in (Task.SINGLE_OBJECT, Task.COLORS):
+        return Content(task, (Thing(draws.choice(CLASS_NAMES), draws.choice(COLOUR_NAMES)),))
+    if task is Task.COUNTING:
+        class_name, number = draws.choice(CLASS_NAMES), draws.between(1, MAX_COUNT)
+        if draws.below(2):
+            return Content(task, (Thing(class_name, draws.choice(COLOUR_NAMES)),) * number)
+        return Content(task, tuple(Thing(class_name, draws.choice(COLOUR_NAMES)) for _ in range(number)))
+    classes, relation = draws.two(CLASS_NAMES), draws.choice(RELATIONS)
+    if task is Task.COLOR_ATTR:  # equal colours would need no attribution
+        colours = draws.two(COLOUR_NAMES)
+    else:
+        colours = (draws.choice(COLOUR_NAMES), draws.choice(COLOUR_NAMES))
+    return Content(task, (Thing(classes[0], colours[0]), Thing(classes[1], colours[1])), relation)
+
+
+def metadata(content: Content, prompt: str) -> dict:
+    """As a line of GenEval's evaluation_metadata.jsonl: tag, include, exclude (counting only), prompt.
+
+    A clause's position is [relation, number of the clause that it is seen from].
+    """
+    task, things = content.task, content.things
+    include: list[dict] = [{"class": name, "count": n} for name, n in Counter(t.class_name for t in things).items()]
+    if task in (Task.COLORS, Task.COLOR_ATTR):
+        for clause, thing in zip(include, things, strict=True):
+            clause["color"] = thing.colour
+    if task is Task.POSITION:
+        include.reverse()
+        include[1]["position"] = [str(content.relation), 0]
+    line: dict = {"tag": str(task), "include": include}
+    if task is Task.COUNTING:
+        line["exclude"] = [{"class": things[0].class_name, "count": len(things) + 1}]
+    return {**line, "prompt": prompt}

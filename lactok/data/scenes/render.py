@@ -1,0 +1,125 @@
+"""A scene from its seed and index: image, caption, GenEval metadata, objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lactok.data.scenes.backgrounds import BACKGROUNDS, Background, paint
+from lactok.data.scenes.captions import canonical, caption
+from lactok.data.scenes.combinations import Split
+from lactok.data.scenes.content import Content, draw_content, metadata
+from lactok.data.scenes.draws import Draws
+from lactok.data.scenes.layout import UNIT, Place, in_pixels, lay_out
+from lactok.data.scenes.raster import FULL, MAX_SIDE
+from lactok.data.scenes.shapes import silhouette
+from lactok.data.scenes.vocabulary import COLOUR_JITTER, COLOURS, RGB, Thing
+
+MIN_SIDE = 32
+"""Pixels; below, four objects are no longer told apart."""
+MAX_ASPECT = 4
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """colour: its name; rgb: what it is drawn in; box: x0, y0, x1, y1 in [0, 1], the tight box of all its pixels."""
+
+    class_name: str
+    colour: str
+    rgb: RGB
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """image: uint8 (H, W, 3) RGB. caption: a natural variant of the short `canonical`; both say what metadata says.
+
+    metadata: a line of GenEval's evaluation_metadata.jsonl, whose prompt is `canonical`. objects: in the order drawn;
+    where the scene is of two objects, their relation may be shown without being said.
+    """
+
+    image: np.ndarray
+    caption: str
+    canonical: str
+    metadata: dict
+    objects: tuple[SceneObject, ...]
+    background: Background
+
+
+def scene(seed: int, index: int, size: int | tuple[int, int] = 128, split: Split = Split.TRAIN) -> Scene:
+    """Scene number `index` of the stream of `seed`: a pure function, equal in every byte on every machine.
+
+    size: side or (height, width) in pixels. Class, colour, caption and background are the same at every size, the
+    layout at every size of one aspect. Tasks take turns: index i is of TASKS[i % 6]. split: see
+    `lactok.data.scenes.combinations`. Raises ValueError for a seed or index below 0, a side out of MIN_SIDE to
+    MAX_SIDE, an aspect beyond MAX_ASPECT.
+    """
+    if seed < 0 or index < 0:
+        raise ValueError(f"seed={seed}, index={index}: expected integers of at least 0")
+    height, width = checked_size(size)
+    split = Split(split)
+    content = draw_content(seed, index, split)
+
+    def draws(purpose: str) -> Draws:
+        return Draws(f"lactok scenes 1|{seed}|{index}|{purpose}")
+
+    shorter = min(height, width)
+    frame = (UNIT * width // shorter, UNIT * height // shorter)
+    places = in_pixels(lay_out(content, *frame, draws("layout")), shorter)
+    look = draws("background")
+    background = look.choice(BACKGROUNDS)
+    image = paint(background, height, width, look)
+    objects = _draw(image, content.things, places, draws("objects"))
+    short = canonical(content)
+    return Scene(image, caption(content, draws("caption")), short, metadata(content, short), objects, background)
+
+
+def scenes(
+    seed: int, count: int, size: int | tuple[int, int] = 128, split: Split = Split.TRAIN, start: int = 0
+) -> Iterator[Scene]:
+    """Scenes start to start + count - 1 of the stream, as `scene` makes them. Raises ValueError as it does."""
+    if count < 0:
+        raise ValueError(f"count={count}: expected at least 0")
+    return (scene(seed, index, size, split) for index in range(start, start + count))
+
+
+def captions(seed: int, count: int, split: Split = Split.TRAIN, start: int = 0) -> Iterator[tuple[str, Content]]:
+    """The captions of `scenes(...)` with their contents, without drawing anything."""
+    for index in range(start, start + count):
+        content = draw_content(seed, index, Split(split))
+        yield caption(content, Draws(f"lactok scenes 1|{seed}|{index}|caption")), content
+
+
+def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width). Raises ValueError."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
+        raise ValueError(f"size {height}x{width}: expected {MIN_SIDE} to {MAX_SIDE} pixels a side")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(f"size {height}x{width}: expected a longer side of at most {MAX_ASPECT} times the shorter")
+    return height, width
+
+
+def _draw(image: np.ndarray, things: Sequence[Thing], places: Sequence[Place], draws: Draws) -> tuple[SceneObject, ...]:
+    """Draws the things into `image`. Things of one colour share one drawn shade, so that they look alike."""
+    height, width = image.shape[:2]
+    shades: dict[str, RGB] = {}
+    objects = []
+    for thing, place in zip(things, places, strict=True):
+        shade = [min(max(c + draws.between(-COLOUR_JITTER, COLOUR_JITTER), 0), 255) for c in COLOURS[thing.colour]]
+        rgb = shades.setdefault(thing.colour, (shade[0], shade[1], shade[2]))
+        mask = silhouette(thing.class_name, place.side, mirrored=bool(draws.below(2)))
+        share = mask.astype(np.int32)[..., None]
+        patch = image[place.top : place.top + place.side, place.left : place.left + place.side]
+        patch[...] = (patch * (FULL - share) + np.array(rgb, np.int32) * share + FULL // 2) // FULL
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        box = (
+            (place.left + int(columns[0])) / width,
+            (place.top + int(rows[0])) / height,
+            (place.left + int(columns[-1]) + 1) / width,
+            (place.top + int(rows[-1]) + 1) / height,
+        )
+        objects.append(SceneObject(thing.class_name, thing.colour, rgb, box))
+    return tuple(objects)
