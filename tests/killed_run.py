@@ -16,6 +16,7 @@ import torch
 
 from evals.engine import store
 from evals.run import main
+from lactok import files
 
 
 def entries(out: Path) -> int:
@@ -41,7 +42,7 @@ def die_at(count: int, where: str) -> None:
         if new == count and where == "before":
             die()
         if new == count:
-            store.write_synced = die_half_way
+            files.write_synced = die_half_way
         write(self, artifact, arrays, meta)
 
     store.Cache.write = counting_write

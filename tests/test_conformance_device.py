@@ -96,6 +96,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(metrics, "_set_lines", lambda entry, note: iter(()))
     monkeypatch.setattr(inception, "build", inception_of)
     monkeypatch.setattr(metrics, "pooled_psnr", lambda errors: 0.0)
+    monkeypatch.setattr("lactok.models.quantizer.require_finite", lambda vectors, what: None)
+    monkeypatch.setattr("baselines.tokenizers.flextok.model.require_finite", lambda vectors, what: None)
     monkeypatch.setattr(VectorQuantizer, "_record", lambda quantizer, ids: 0.0)
     monkeypatch.setattr(seedtok, "load_file", read_whole)
     monkeypatch.setattr(nn.Module, "to", moved)

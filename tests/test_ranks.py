@@ -149,14 +149,14 @@ def test_what_a_table_lacks_ends_every_rank(table_of_two_datasets: list[str], tm
 
     def other() -> None:
         try:
-            _measure(runs, Ranks(1, 2, 1, store), [])
+            _measure(runs, Ranks(1, 2, 1, store), [], True)
         except RankError as error:
             seen.append(str(error))
 
     thread = threading.Thread(target=other, name="rank-1")
     thread.start()
     with pytest.raises(MissingInputs, match="dataset coco-val2017"):
-        _measure(runs, Ranks(0, 2, 0, store), [])
+        _measure(runs, Ranks(0, 2, 0, store), [], True)
     thread.join(30)
     assert seen == ["rank 0 has ended"]
     assert not list((tmp_path / "out").glob("runs/*")), "nothing began"

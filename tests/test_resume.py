@@ -11,11 +11,10 @@ import pytest
 
 from evals.config import compose_config
 from evals.engine import run as engine
-from evals.engine import store
 from evals.metrics.image.effnet import EffnetMetric
 from evals.report.markdown import write_report
 from evals.run import main
-from lactok import registry
+from lactok import files, registry
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 
 COMMAND = ["tokenizers=llamagen", "limit=36"]
@@ -141,7 +140,7 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
 
     folder = pictures(tmp_path / "pictures", 20)
     command = ["tokenizers=toy", "dataset=folder", f"dataset.root='{folder}'", f"out='{tmp_path / 'out'}'", "workers=1"]
-    write = store.write_synced
+    write = files.write_synced
     written = []
 
     def full(path: Path, content: bytes) -> None:
@@ -150,12 +149,12 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
         written.append(path)
         write(path, content)
 
-    monkeypatch.setattr(store, "write_synced", full)
+    monkeypatch.setattr(files, "write_synced", full)
     assert main(command) == 2
     assert "disk is full" in capsys.readouterr().err
     kept = commits(tmp_path / "out")
     assert kept > 0
-    monkeypatch.setattr(store, "write_synced", write)
+    monkeypatch.setattr(files, "write_synced", write)
     assert main(command) == 0
     assert commits(tmp_path / "out") > kept
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.engine import store
 from evals.engine.job import Artifact
 from evals.engine.store import Cache, StoreError, write_atomically
 
@@ -73,10 +72,11 @@ def test_killed_in_the_middle_of_a_write(tmp_path: Path):
         import sys, time, numpy as np
         from evals.engine import store
         from evals.engine.job import Artifact
+        from lactok import files
         def stop(path, content):
             path.write_bytes(content[: len(content) // 2]); print("half", flush=True); time.sleep(60)
         cache = store.Cache(sys.argv[1])
-        store.write_synced = stop
+        files.write_synced = stop
         cache.write(Artifact("kind", {"of": 1}), {"a": np.zeros(1000, np.float32)}, {})
     """)
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -94,7 +94,6 @@ def test_a_full_disk_is_explained_and_leaves_nothing(cache: Cache, monkeypatch: 
         path.write_bytes(content[:10])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store, "write_synced", full)
     monkeypatch.setattr("lactok.files.write_synced", full)
     with pytest.raises(StoreError, match=r"disk is full.*Finished work is kept"):
         cache.write(ONE, {"a": np.zeros(10, np.float32)}, {})

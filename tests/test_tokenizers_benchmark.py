@@ -95,7 +95,7 @@ def test_what_lactok_decodes_is_what_the_meta_device_counts(name: str, evaluatio
     info = subject.tokenizer.info
     count = decode_flops(QUICK_LACTOK, info.output_size, subject.side // QUICK_LACTOK.vq.downsample_factor)
     assert min(count.unet, count.copy, count.autoencoder) > 0
-    assert coding.Work(subject, QUICK).flops("decode") == count.picture(evaluations)
+    assert coding.Work(subject, QUICK).flops("decode") == count.image(evaluations)
 
 
 def test_lactok_at_real_size_costs_what_is_documented():
@@ -103,7 +103,7 @@ def test_lactok_at_real_size_costs_what_is_documented():
     assert count.unet / 1e12 == pytest.approx(6.76, rel=0.01)
     assert count.copy / 1e12 == pytest.approx(3.00, rel=0.01)
     assert count.autoencoder / 1e12 == pytest.approx(10.47, rel=0.01)
-    assert [round(count.picture(n) / 1e12, 1) for n in (1, 2)] == [20.2, 30.0]
+    assert [round(count.image(n) / 1e12, 1) for n in (1, 2)] == [20.2, 30.0]
 
 
 def test_peak_memory_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch):
