@@ -23,8 +23,11 @@ from lactok.data.held_out import held_out_name
 from lactok.files import explained, write_atomically
 from lactok.images.decode import VERSION, ImageError, decode, read_bytes
 from lactok.images.folder import printable
+from lactok.locks import waiting_lock
 
 PACK_VERSION = 2
+DATA, INDEX = "images.bin", "images.json"
+"""A pack's files."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class PackIndex:
     names: list[str]
     sizes: list[tuple[int, int]]
     offsets: list[int]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all images."""
+        return sum(height * width * 3 for height, width in self.sizes)
 
 
 class Pack:
@@ -64,17 +72,45 @@ def open_pack(
     """
     paths = list_images(root)
     fingerprint = _fingerprint(paths, side, check_held_out)
-    data_path, index_path = Path(folder) / "images.bin", Path(folder) / "images.json"
-    if index_path.is_file() and data_path.is_file():
-        index = PackIndex(**json.loads(index_path.read_text()))
-        if index.fingerprint == fingerprint:
-            return Pack(index, np.memmap(data_path, np.uint8, mode="r"))
-    with explained(data_path):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        index_path.unlink(missing_ok=True)  # from here on the old data file has no index
-        index = _write(paths, fingerprint, side, check_held_out, workers, data_path)
-    write_atomically(index_path, json.dumps(asdict(index)).encode())
-    return Pack(index, np.memmap(data_path, np.uint8, mode="r"))
+    folder = Path(folder)
+    if stored := _stored(folder, fingerprint):
+        return stored
+    with explained(folder / DATA):
+        folder.mkdir(parents=True, exist_ok=True)
+        with waiting_lock(folder / ".images.lock"):  # of runs that share a pack, one writes
+            return _stored(folder, fingerprint) or _made(paths, fingerprint, side, check_held_out, workers, folder)
+
+
+def _stored(folder: Path, fingerprint: str) -> Pack | None:
+    """The pack that stands in the folder, if it is that one."""
+    data_path, index_path = folder / DATA, folder / INDEX
+    try:
+        text = index_path.read_text()
+        index = PackIndex(**json.loads(text))
+        if index.fingerprint != fingerprint:
+            return None
+        data = np.memmap(data_path, np.uint8, mode="r")
+        if index_path.read_text() != text or data.size != index.size:  # replaced meanwhile, or cut short
+            return None
+    except (OSError, TypeError, ValueError):  # missing, or another version's
+        return None
+    return Pack(index, data)
+
+
+def _made(
+    paths: Mapping[str, Path], fingerprint: str, side: int, check_held_out: bool, workers: int, folder: Path
+) -> Pack:
+    """A new pack, renamed into place when it is whole: a run that has the old one mapped keeps that."""
+    partial = folder / f".{DATA}.tmp"
+    try:
+        index = _write(paths, fingerprint, side, check_held_out, workers, partial)
+        data = np.memmap(partial, np.uint8, mode="r")
+        (folder / INDEX).unlink(missing_ok=True)  # from here on the old data file has no index
+        os.replace(partial, folder / DATA)
+    finally:
+        partial.unlink(missing_ok=True)
+    write_atomically(folder / INDEX, json.dumps(asdict(index)).encode())
+    return Pack(index, data)
 
 
 def _fingerprint(paths: Mapping[str, Path], side: int, check_held_out: bool) -> str:
@@ -114,6 +150,8 @@ def _write(
                 index.sizes.append((result.shape[0], result.shape[1]))
                 index.offsets.append(offset)
                 offset += result.size
+        file.flush()
+        os.fsync(file.fileno())
     if bad:
         raise unreadable(bad)
     if refused:
