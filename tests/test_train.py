@@ -1,12 +1,14 @@
 """The trainer: loss falls, kill and resume give the same bits, gradients add up, only what should learn does."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -30,7 +32,7 @@ from lactok.train.help import help_text
 from lactok.train.log import CsvLog
 from lactok.train.loop import TrainingDiverged, _Run, accumulate_gradients, learning_rate, train
 from lactok.train.recipe import Batch, Losses, checkpoint_names
-from lactok.train.run_folder import RunFolderError
+from lactok.train.run_folder import RunFolderError, open_run
 from tests.support import ROOT, environment, pictures
 
 MODEL = VQConfig(
@@ -175,6 +177,24 @@ def test_a_folder_with_another_run_is_refused(data: Path, whole: Path):
     with pytest.raises(RunFolderError, match="batch_size: 4 in the folder, 5 now"):
         train_tiny(data, whole, batch_size=5)
     assert train_tiny(data, whole, sample_every=100, checkpoint_every=99).step == 12  # these may change
+
+
+def test_changed_images_are_refused(data: Path, whole: Path, tmp_path: Path):
+    images, out = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(data, images)
+    shutil.copytree(whole, out)
+    assert train_tiny(images, out).step == 12  # a copy of the same images, another time of change
+    file = images / "picture 03.png"
+    pixels = np.asarray(Image.open(file).convert("RGB")).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(file)
+    with pytest.raises(RunFolderError, match=r"data \(sha256 of the images' names, sizes and pixels\): \w{64} in the"):
+        train_tiny(images, out)
+
+
+def test_another_number_of_processes_is_refused(data: Path, whole: Path):
+    with pytest.raises(RunFolderError, match=r"processes \(.*\): 1 in the folder, 2 now\nGive them as they were"):
+        open_run(settings(data, whole), VQRecipe, processes=2)
 
 
 def test_nan_stops_and_names_the_last_good_checkpoint(data: Path, tmp_path: Path):

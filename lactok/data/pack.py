@@ -19,25 +19,29 @@ import PIL
 from PIL import Image
 
 from lactok.data.folder import DataError, list_images, unreadable
-from lactok.data.held_out import held_out_name
+from lactok.data.held_out import held_out_name, pixels_sha256
 from lactok.files import explained, write_atomically
 from lactok.images.decode import VERSION, ImageError, decode, read_bytes
 from lactok.images.folder import printable
 from lactok.locks import waiting_lock
 
-PACK_VERSION = 2
+PACK_VERSION = 3
 DATA, INDEX = "images.bin", "images.json"
 """A pack's files."""
 
 
 @dataclass(frozen=True)
 class PackIndex:
-    """What a pack holds. names: as `list_images` gives them; sizes: (height, width) of each; offsets: in bytes."""
+    """What a pack holds. names: as `list_images` gives them; sizes: (height, width) of each; offsets: in bytes.
+
+    pixels: sha256 hex of each packed image, see `pixels_sha256`.
+    """
 
     fingerprint: str
     names: list[str]
     sizes: list[tuple[int, int]]
     offsets: list[int]
+    pixels: list[str]
 
     @property
     def size(self) -> int:
@@ -135,7 +139,7 @@ def _write(
     """Decode all images into `target`, in order."""
     bad: list[ImageError] = []
     refused: list[str] = []
-    index = PackIndex(fingerprint, [], [], [])
+    index = PackIndex(fingerprint, [], [], [], [])
     offset = 0
     with ThreadPoolExecutor(workers) as pool, open(target, "wb") as file:
         prepared = pool.map(lambda path: _prepare(path, side, check_held_out), paths.values())
@@ -145,11 +149,13 @@ def _write(
             elif isinstance(result, str):
                 refused.append(f"  {printable(paths[name])}: {result}")
             else:
-                file.write(result.tobytes())
+                pixels, digest = result
+                file.write(pixels.tobytes())
                 index.names.append(name)
-                index.sizes.append((result.shape[0], result.shape[1]))
+                index.sizes.append((pixels.shape[0], pixels.shape[1]))
                 index.offsets.append(offset)
-                offset += result.size
+                index.pixels.append(digest)
+                offset += pixels.size
         file.flush()
         os.fsync(file.fileno())
     if bad:
@@ -163,8 +169,8 @@ def _write(
     return index
 
 
-def _prepare(path: Path, side: int, check_held_out: bool) -> np.ndarray | ImageError | str:
-    """Decoded and shrunk pixels, or why it can't be read, or the held-out photograph that it is."""
+def _prepare(path: Path, side: int, check_held_out: bool) -> tuple[np.ndarray, str] | ImageError | str:
+    """Decoded and shrunk pixels with their sha256, or why it can't be read, or the held-out photograph that it is."""
     try:
         data = read_bytes(path)
         pixels = decode(data).pixels
@@ -172,7 +178,8 @@ def _prepare(path: Path, side: int, check_held_out: bool) -> np.ndarray | ImageE
         return ImageError(printable(path), error.reason)
     if check_held_out and (name := held_out_name(sha256(data).hexdigest(), pixels)):
         return f"is {name} of scikit-image"
-    return shrink(pixels, side)
+    shrunk = shrink(pixels, side)
+    return shrunk, pixels_sha256(shrunk)
 
 
 def shrink(pixels: np.ndarray, side: int) -> np.ndarray:

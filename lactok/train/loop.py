@@ -177,7 +177,7 @@ class _Run:
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
-            self.pack = open_run(config, recipe_class, check_held_out)
+            self.pack = open_run(config, recipe_class, check_held_out, self.accelerator.num_processes)
         self._build(recipe_class)
         self._make_data()
         self.logs = CsvLog(self.folder / "log.csv"), CsvLog(self.folder / "validation.csv")

@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -40,8 +40,9 @@ class Cost(Protocol):
 
 
 def data_fingerprint(pack: Pack) -> str:
-    """sha256 hex over the images' names and sizes, in order."""
-    return sha256(json.dumps([pack.index.names, pack.index.sizes]).encode()).hexdigest()
+    """sha256 hex over the images' names, sizes and pixels (as they are packed), in order."""
+    index = pack.index
+    return sha256(json.dumps([index.names, index.sizes, index.pixels]).encode()).hexdigest()
 
 
 def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
@@ -53,8 +54,8 @@ def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
     return [tensors_sha256(locate(s)) if isinstance(s, LocalWeights) else str(s) for s in sources]
 
 
-def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> Pack:
-    """The run's images, after its folder was claimed.
+def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True, processes: int = 1) -> Pack:
+    """The run's images, after its folder was claimed. processes: in which it trains.
 
     Raises WeightsError for what it starts from, DataError, or RunFolderError for a folder that holds another run.
     """
@@ -62,7 +63,8 @@ def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bo
     inputs = inputs_fingerprint(recipe_class.sources(config.options))
     where = Path(config.data.pack).expanduser() if config.data.pack else config.folder
     pack = open_pack(config.data.root, where, config.data.side, check_held_out)
-    claim(config.folder, config, data_fingerprint(pack), recipe_class.path_options, inputs)
+    inputs_now = Inputs(data_fingerprint(pack), processes, tuple(recipe_class.path_options), tuple(inputs))
+    claim(config.folder, config, inputs_now)
     return pack
 
 
@@ -71,27 +73,38 @@ def sheet_path(folder: Path, step: int) -> Path:
     return folder / "samples" / f"step-{step:08d}.png"
 
 
-def finished(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> bool:
+def finished(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True, processes: int = 1) -> bool:
     """Whether the folder holds this very run, and all of it. Raises what `open_run` raises."""
     if not (sheet_path(config.folder, config.steps).is_file() and config.export_path.is_file()):
         return False
-    open_run(config, recipe_class, check_held_out)
+    open_run(config, recipe_class, check_held_out, processes)
     return True
 
 
-def claim(
-    folder: Path, config: TrainConfig, fingerprint: str, paths: Sequence[str] = (), inputs: Sequence[str] = ()
-) -> None:
-    """Note the run's settings in `config.json`, or compare with those that stand there.
+@dataclass(frozen=True)
+class Inputs:
+    """What moves a run's weights beside its settings.
 
-    paths: options that name files; inputs: what those hold, which is compared in their place.
+    data: fingerprint of the images; processes: which share a step's samples; paths: options that name files;
+    files: what those hold, which is compared in their place.
+    """
+
+    data: str
+    processes: int = 1
+    paths: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+def claim(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
+    """Note the run's settings in `config.json`, or compare with those that stand there.
 
     Raises WriteError, and RunFolderError when a setting that moves the weights differs from the run in the folder.
     """
-    named = {f"options.{name}" for name in paths}
-    wanted = {k: v for k, v in _binding(asdict(config)).items() if k not in named} | {"data": fingerprint}
-    if inputs:
-        wanted["inputs"] = list(inputs)
+    named = {f"options.{name}" for name in inputs.paths}
+    wanted = {k: v for k, v in _binding(asdict(config)).items() if k not in named}
+    wanted |= {"data": inputs.data, "processes": inputs.processes}
+    if inputs.files:
+        wanted["inputs"] = list(inputs.files)
     path = folder / "config.json"
     if not path.is_file():
         write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
@@ -100,11 +113,19 @@ def claim(
     wanted = json.loads(json.dumps(wanted))
     differ = [k for k in sorted(seen.keys() | wanted.keys()) if seen.get(k) != wanted.get(k)]
     if differ:
-        lines = "\n".join(f"  {k}: {seen.get(k)} in the folder, {wanted.get(k)} now" for k in differ)
+        lines = "\n".join(f"  {_MEANING.get(k, k)}: {seen.get(k)} in the folder, {wanted.get(k)} now" for k in differ)
         raise RunFolderError(
             f"{folder} holds a run with other settings:\n{lines}\nGive them as they were to resume it, "
             "name another out= for a new run, or delete the folder"
         )
+
+
+_MEANING = {
+    "data": "data (sha256 of the images' names, sizes and pixels)",
+    "inputs": "inputs (sha256 of the files that it starts from)",
+    "processes": "processes (which share a step's samples)",
+}
+"""What a message says for a line of `config.json` that is no key of the command line."""
 
 
 def _binding(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
