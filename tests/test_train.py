@@ -184,6 +184,7 @@ def test_changed_images_are_refused(data: Path, whole: Path, tmp_path: Path):
     shutil.copytree(data, images)
     shutil.copytree(whole, out)
     assert train_tiny(images, out).step == 12  # a copy of the same images, another time of change
+    assert [r["step"] for r in CsvLog(out / "validation.csv").rows()] == [0, 6, 12]
     file = images / "picture 03.png"
     pixels = np.asarray(Image.open(file).convert("RGB")).copy()
     pixels[0, 0] ^= 1
@@ -195,6 +196,38 @@ def test_changed_images_are_refused(data: Path, whole: Path, tmp_path: Path):
 def test_another_number_of_processes_is_refused(data: Path, whole: Path):
     with pytest.raises(RunFolderError, match=r"processes \(.*\): 1 in the folder, 2 now\nGive them as they were"):
         open_run(settings(data, whole), VQRecipe, processes=2)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_settings_that_cannot_be_read_do_not_pass_for_those_of_the_checkpoints(
+    data: Path, whole: Path, tmp_path: Path, cut: bool
+):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    config = out / "config.json"
+    if cut:
+        os.truncate(config, 40)
+    else:
+        config.unlink()
+    said = "can't be read" if cut else "is missing"
+    with pytest.raises(RunFolderError, match=rf"config\.json {said}.*: expected the settings of the run.*Put a copy"):
+        train_tiny(data, out)
+    shutil.rmtree(out / "checkpoints")  # one of the ways out that it names
+    assert train_tiny(data, out).finished
+    assert_same_run(whole, out)
+
+
+def test_half_a_line_of_a_log_is_no_row(tmp_path: Path):
+    log = CsvLog(tmp_path / "log.csv")
+    log.append(1, {"loss": 0.5, "rate": 2.0})
+    log.append(2, {"loss": 0.25, "rate": 2.0})
+    whole = log.path.read_bytes()
+    for kept in range(len(whole) - len(b"2,0.25,2\r\n"), len(whole)):
+        log.path.write_bytes(whole[:kept])
+        assert [row["step"] for row in log.rows()] == [1.0], whole[:kept]
+    log.rewind(1)
+    log.append(2, {"loss": 0.25, "rate": 2.0})
+    assert log.path.read_bytes() == whole
 
 
 def test_nan_stops_and_names_the_last_good_checkpoint(data: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ the same weights, bit for bit on the CPU, as one that was never interrupted.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import signal
 import time
@@ -35,6 +36,7 @@ from lactok.data.batches import (
 )
 from lactok.data.folder import DataError
 from lactok.data.pack import Pack
+from lactok.files import write_atomically
 from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import OptimizerConfig, TrainConfig
 from lactok.train.log import CsvLog, Reporter, plot
@@ -402,6 +404,7 @@ class _Run:
             values = self.recipe.measure(self.measured.to(self.accelerator.device), _seeds(len(self.measured)))
         _save_sheet(self.shown, sheet, sheet_path(self.folder, self.progress.step))
         if values:
+            self.logs[1].rewind(self.progress.step - 1)  # the command of a finished run measures its last step again
             self.logs[1].append(self.progress.step, values)
             self.accelerator.log({f"validation/{k}": v for k, v in values.items()}, step=self.progress.step)
             self.reporter.say(
@@ -468,8 +471,9 @@ def _save_sheet(originals: Tensor, reconstructions: Tensor, path: Path) -> None:
             bands.append(torch.cat(list(row), dim=2))
     pixels = (torch.cat(bands, dim=1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     factor = max(1, 128 // originals.shape[-1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.repeat(np.repeat(pixels, factor, 0), factor, 1)).save(path)
+    png = io.BytesIO()
+    Image.fromarray(np.repeat(np.repeat(pixels, factor, 0), factor, 1)).save(png, "png")
+    write_atomically(path, png.getvalue())
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, str | float | int | bool]:

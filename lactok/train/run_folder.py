@@ -19,6 +19,7 @@ from lactok.checkpoint_file import tensors_sha256
 from lactok.data.pack import Pack, open_pack
 from lactok.files import write_atomically
 from lactok.interface import TrainingCompute
+from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import FREE_ON_RESUME, TrainConfig
 from lactok.weights import LocalWeights, WeightsSource, locate, locate_all
 
@@ -106,10 +107,10 @@ def claim(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     if inputs.files:
         wanted["inputs"] = list(inputs.files)
     path = folder / "config.json"
-    if not path.is_file():
+    seen = _settings_there(path)
+    if seen is None:
         write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
         return
-    seen = json.loads(path.read_text())
     wanted = json.loads(json.dumps(wanted))
     differ = [k for k in sorted(seen.keys() | wanted.keys()) if seen.get(k) != wanted.get(k)]
     if differ:
@@ -118,6 +119,29 @@ def claim(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
             f"{folder} holds a run with other settings:\n{lines}\nGive them as they were to resume it, "
             "name another out= for a new run, or delete the folder"
         )
+
+
+def _settings_there(path: Path) -> dict[str, Any] | None:
+    """What a folder's `config.json` says; None for a folder whose run has not got to a checkpoint.
+
+    Raises RunFolderError where there are checkpoints, and nothing that says of which run.
+    """
+    try:
+        seen = json.loads(path.read_bytes())
+        if isinstance(seen, dict):
+            return seen
+        reason = f"holds a {type(seen).__name__}"
+    except FileNotFoundError:
+        reason = "is missing"
+    except (OSError, ValueError) as error:
+        reason = f"can't be read ({error})"
+    checkpoints = CheckpointFolder(path.parent)
+    if not checkpoints.all():
+        return None
+    raise RunFolderError(
+        f"{path} {reason}: expected the settings of the run whose checkpoints stand in {checkpoints.root}. Put a copy "
+        f"of it back, name another out= for a new run, or delete {checkpoints.root} to start from step 0"
+    )
 
 
 _MEANING = {
