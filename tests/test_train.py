@@ -82,7 +82,7 @@ def whole(data: Path, tmp_path_factory) -> Path:
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
     """Everything that the last checkpoint and the export hold, flattened."""
-    last = sorted((run / "checkpoints").iterdir())[-1]
+    last = sorted((run / "checkpoints").glob("step-*"))[-1]
     found = load_file(last / "trained.safetensors")
     found |= {f"export {k}": v for k, v in load_file(run / "vq-mini.safetensors").items()}
     optimizer = torch.load(last / "optimizer.bin", weights_only=True)["state"]
@@ -228,6 +228,36 @@ def test_half_a_line_of_a_log_is_no_row(tmp_path: Path):
     log.rewind(1)
     log.append(2, {"loss": 0.25, "rate": 2.0})
     assert log.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.bin", "custom_checkpoint_1.pkl", "files.json"])
+def test_a_truncated_last_checkpoint_falls_back_to_the_one_before(
+    data: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    last = out / "checkpoints" / "step-00000012"
+    os.truncate(last / name, (last / name).stat().st_size // 2)
+    assert train_tiny(data, out).finished
+    said = capfd.readouterr().err
+    assert f"warning: checkpoint step-00000012 is damaged: {name}" in said
+    assert "going on from step 10" in said
+    assert_same_run(whole, out)
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == [
+        "damaged-step-00000012", "step-00000010", "step-00000012",
+    ]  # fmt: skip
+
+
+def test_nothing_is_trained_anew_unasked_when_no_checkpoint_is_intact(data: Path, whole: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for path in (out / "checkpoints").iterdir():
+        (path / "optimizer.bin").unlink()
+    with pytest.raises(
+        RunFolderError, match=r"no checkpoint.*intact:\n.*12: optimizer\.bin is missing\n.*10: (.|\n)*delete"
+    ):
+        train_tiny(data, out)
+    assert len(list((out / "checkpoints").glob("step-*"))) == 2
 
 
 def test_nan_stops_and_names_the_last_good_checkpoint(data: Path, tmp_path: Path):

@@ -41,7 +41,14 @@ from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import OptimizerConfig, TrainConfig
 from lactok.train.log import CsvLog, Reporter, plot
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, checkpoint_names
-from lactok.train.run_folder import code_revision, command_line, open_run, sheet_path, training_compute
+from lactok.train.run_folder import (
+    RunFolderError,
+    code_revision,
+    command_line,
+    open_run,
+    sheet_path,
+    training_compute,
+)
 
 SHOWN = 16
 """Validation images in a sample sheet, in bands of BAND."""
@@ -252,8 +259,10 @@ class _Run:
 
     def go(self) -> Outcome:
         config = self.config
-        self._resume()
+        notes = self._resume()
         self.reporter = Reporter(config.steps, self.progress.step, self.main)
+        for note in notes:
+            self.reporter.say(note)
         self.reporter.say(self._headline())
         self.accelerator.init_trackers(config.name, config=_flat(asdict(config)))
         try:
@@ -284,14 +293,37 @@ class _Run:
             f"{self.accelerator.device}, run folder {self.folder}"
         )
 
-    def _resume(self) -> None:
-        if self.main:
-            self.checkpoints.clean()
+    def _resume(self) -> list[str]:
+        """Go on from the newest intact checkpoint; returns what there is to say about damaged ones.
+
+        Raises RunFolderError when all are damaged.
+        """
+        notes = []
+        with self.accelerator.main_process_first():
+            if self.main:
+                self.checkpoints.clean()
+                notes = self._without_damaged()
         if last := self.checkpoints.last():
             self.accelerator.load_state(str(last))
         if self.main:
             for log in self.logs:
                 log.rewind(self.progress.step if last else -1)  # the rows of step 0 are written again, too
+        return notes
+
+    def _without_damaged(self) -> list[str]:
+        """Set damaged checkpoints aside where there is an intact one before them."""
+        damaged = self.checkpoints.damaged()
+        if damaged and len(damaged) == len(self.checkpoints.all()):
+            lines = "\n".join(f"  {one.path.name}: {one.reason}" for one in damaged)
+            raise RunFolderError(
+                f"no checkpoint in {self.checkpoints.root} is intact:\n{lines}\nPut back a copy of one, or delete that "
+                "folder to start from step 0"
+            )
+        return [
+            f"warning: checkpoint {one.path.name} is damaged: {one.reason}; set aside as "
+            f"{self.checkpoints.set_aside(one.path)}, the run goes on from the one before it"
+            for one in damaged
+        ]
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step; those of the next step are begun in the background."""
