@@ -260,6 +260,17 @@ def test_nothing_is_trained_anew_unasked_when_no_checkpoint_is_intact(data: Path
     assert len(list((out / "checkpoints").glob("step-*"))) == 2
 
 
+def test_a_folder_in_which_a_training_goes_on_is_refused(data: Path, tmp_path: Path):
+    class Twice(VQRecipe):
+        def after_step(self, step: int) -> None:
+            super().after_step(step)
+            with pytest.raises(RunFolderError, match=f"trained in by process {os.getpid()} on "):
+                train_tiny(data, tmp_path / "run")
+
+    assert train_tiny(data, tmp_path / "run", recipe=Twice, steps=2).finished
+    assert not (tmp_path / "run" / "lock").exists()
+
+
 def test_nan_stops_and_names_the_last_good_checkpoint(data: Path, tmp_path: Path):
     class Diverging(VQRecipe):
         def forward(self, batch: Batch) -> Losses:

@@ -7,7 +7,6 @@ the same weights, bit for bit on the CPU, as one that was never interrupted.
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import signal
 import time
@@ -16,10 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from PIL import Image
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -27,16 +24,10 @@ from lactok.data.batches import (
     CropRange,
     Prefetcher,
     TrainingImages,
-    centre_crop,
     noise_seed,
-    random_crop,
-    rng,
     split,
-    to_tensor,
 )
 from lactok.data.folder import DataError
-from lactok.data.pack import Pack
-from lactok.files import write_atomically
 from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import OptimizerConfig, TrainConfig
 from lactok.train.log import CsvLog, Reporter, plot
@@ -47,14 +38,10 @@ from lactok.train.run_folder import (
     command_line,
     open_run,
     sheet_path,
+    sole_training,
     training_compute,
 )
-
-SHOWN = 16
-"""Validation images in a sample sheet, in bands of BAND."""
-BAND = 8
-CROPS_MEASURED = 4
-"""Fixed crops of each validation image that `Recipe.measure` sees."""
+from lactok.train.sheet import fixed_seeds, measured_images, save_sheet, shown_images
 
 
 class TrainingDiverged(Exception):
@@ -162,9 +149,11 @@ def train(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool 
     """Start or resume a training run until its last step, a signal, or `stop_after_minutes`.
 
     check_held_out: refuse the evaluation set's photographs; off only in tests of the mechanics.
-    Raises TrainingDiverged, DataError, or RunFolderError for a folder that holds another run.
+    Raises TrainingDiverged, DataError, or RunFolderError for a folder that holds another run, or one that goes on.
     """
-    return _Run(config, recipe_class, check_held_out).go()
+    main = PartialState(cpu=config.device == "cpu").is_main_process
+    with sole_training(config.folder) if main else contextlib.nullcontext():
+        return _Run(config, recipe_class, check_held_out).go()
 
 
 class _Run:
@@ -254,8 +243,8 @@ class _Run:
         crops = CropRange(data.smallest_crop, data.largest_crop)
         images = TrainingImages(self.pack, training, crops, config.seed, self.per_step)
         self.prefetcher = Prefetcher(images, workers=2 if self.accelerator.device.type == "cpu" else 12)
-        self.shown = _shown(self.pack, validation, self.recipe.image_size, crops)
-        self.measured = _measured(self.pack, validation, self.recipe.image_size, crops)
+        self.shown = shown_images(self.pack, validation, self.recipe.image_size, crops)
+        self.measured = measured_images(self.pack, validation, self.recipe.image_size, crops)
 
     def go(self) -> Outcome:
         config = self.config
@@ -433,8 +422,8 @@ class _Run:
             return
         with self._averaged(), self.accelerator.autocast():
             sheet = self._reconstructed(self.shown)
-            values = self.recipe.measure(self.measured.to(self.accelerator.device), _seeds(len(self.measured)))
-        _save_sheet(self.shown, sheet, sheet_path(self.folder, self.progress.step))
+            values = self.recipe.measure(self.measured.to(self.accelerator.device), fixed_seeds(len(self.measured)))
+        save_sheet(self.shown, sheet, sheet_path(self.folder, self.progress.step))
         if values:
             self.logs[1].rewind(self.progress.step - 1)  # the command of a finished run measures its last step again
             self.logs[1].append(self.progress.step, values)
@@ -445,7 +434,7 @@ class _Run:
         plot(list(self.logs), self.folder / "log.png")
 
     def _reconstructed(self, images: Tensor) -> Tensor:
-        return self.recipe.reconstruct(images.to(self.accelerator.device), _seeds(len(images))).float().cpu()
+        return self.recipe.reconstruct(images.to(self.accelerator.device), fixed_seeds(len(images))).float().cpu()
 
     def _save(self) -> None:
         """A checkpoint to resume from, and the averaged weights exported for use."""
@@ -476,36 +465,6 @@ class _Run:
         data = self.config.data.description or f"{len(self.pack)} images of the folder {Path(root).name}"
         compute = training_compute(self.progress, self.accelerator, data)
         return Provenance(command_line(self.config), self.recipe.image_size, compute, code_revision())
-
-
-def _seeds(count: int) -> list[int]:
-    return [noise_seed(0, 0, i) for i in range(count)]
-
-
-def _shown(pack: Pack, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
-    side = round(math.sqrt(crops.smallest * crops.largest))
-    return to_tensor([centre_crop(pack[i], size, side) for i in validation[:SHOWN]])
-
-
-def _measured(pack: Pack, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
-    return to_tensor(
-        [random_crop(pack[i], size, crops, rng(0, 0, i, k)) for i in validation for k in range(CROPS_MEASURED)]
-    )
-
-
-def _save_sheet(originals: Tensor, reconstructions: Tensor, path: Path) -> None:
-    """A PNG with bands of originals above their reconstructions, small images enlarged by whole pixels."""
-    bands = []
-    for start in range(0, len(originals), BAND):
-        for images in (originals, reconstructions):
-            row = images[start : start + BAND]
-            row = torch.cat([row, row.new_ones(BAND - len(row), *row.shape[1:])])
-            bands.append(torch.cat(list(row), dim=2))
-    pixels = (torch.cat(bands, dim=1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    factor = max(1, 128 // originals.shape[-1])
-    png = io.BytesIO()
-    Image.fromarray(np.repeat(np.repeat(pixels, factor, 0), factor, 1)).save(png, "png")
-    write_atomically(path, png.getvalue())
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, str | float | int | bool]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -17,8 +19,9 @@ from accelerate import Accelerator
 
 from lactok.checkpoint_file import tensors_sha256
 from lactok.data.pack import Pack, open_pack
-from lactok.files import write_atomically
+from lactok.files import explained, write_atomically
 from lactok.interface import TrainingCompute
+from lactok.locks import LockHeld, Owner, sole_lock
 from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import FREE_ON_RESUME, TrainConfig
 from lactok.weights import LocalWeights, WeightsSource, locate, locate_all
@@ -67,6 +70,31 @@ def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bo
     inputs_now = Inputs(data_fingerprint(pack), processes, tuple(recipe_class.path_options), tuple(inputs))
     claim(config.folder, config, inputs_now)
     return pack
+
+
+@contextlib.contextmanager
+def sole_training(folder: Path) -> Iterator[None]:
+    """The folder belongs to this process inside the block. Raises RunFolderError, WriteError."""
+    path = folder / "lock"
+    with contextlib.ExitStack() as held:
+        try:
+            with explained(path):
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(sole_lock(path))
+        except LockHeld as error:
+            raise RunFolderError(_held(folder, path, error.owner)) from None
+        yield
+
+
+def _held(folder: Path, path: Path, owner: Owner | None) -> str:
+    by = f"process {owner.pid} on {owner.host}" if owner else "another process"
+    here = socket.gethostname()
+    elsewhere = owner and owner.host != here
+    gone = f"; if that process is no more (from {here} it can't be seen), delete {path}" if elsewhere else ""
+    return (
+        f"{folder} is being trained in by {by}: expected no other training there, as two would overwrite one another. "
+        f"Wait for it or stop it, or name another out={gone}"
+    )
 
 
 def sheet_path(folder: Path, step: int) -> Path:
