@@ -74,9 +74,14 @@ def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bo
 
 @contextlib.contextmanager
 def sole_training(folder: Path) -> Iterator[None]:
-    """The folder belongs to this process inside the block. Raises RunFolderError, WriteError."""
+    """The folder belongs to this process inside the block. Raises RunFolderError, WriteError.
+
+    A folder that is made for it, and in which nothing is written then, is removed again.
+    """
     path = folder / "lock"
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     with contextlib.ExitStack() as held:
+        held.callback(_remove_empty, made)
         try:
             with explained(path):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +89,13 @@ def sole_training(folder: Path) -> Iterator[None]:
         except LockHeld as error:
             raise RunFolderError(_held(folder, path, error.owner)) from None
         yield
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those that are empty, the innermost first."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _held(folder: Path, path: Path, owner: Owner | None) -> str:
