@@ -114,7 +114,8 @@ def case_config(case: CaseFolder) -> LacTokConfig:
 def case_lora(case: CaseFolder) -> LoRAConfig:
     """The adapters' settings in a `config.json`."""
     given = case.setting("lora")
-    return LoRAConfig(given["r"], given["lora_alpha"], tuple(given["target_modules"]))
+    patterns = (dict(given.get(name) or {}) for name in ("rank_pattern", "alpha_pattern"))
+    return LoRAConfig(given["r"], given["lora_alpha"], tuple(given["target_modules"]), *patterns)
 
 
 def case_weights(case: CaseFolder) -> dict[str, Tensor]:

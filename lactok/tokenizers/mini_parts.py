@@ -173,7 +173,7 @@ class FewStepLoRA:
     def merge(self, unet: UNet2DConditionModel) -> None:
         """Add it to the weights of a plain `unet`, in place. Raises WeightsError for layers that are missing there."""
         try:
-            add_to_weights(unet, self.layers, self.config.lora.scale)
+            add_to_weights(unet, self.layers, self.config.lora)
         except ValueError as error:
             raise WeightsError(f"{self.file.path} is no LoRA of this UNet: {error}") from error
 
