@@ -107,8 +107,9 @@ def case_config(case: CaseFolder) -> LacTokConfig:
         condition_widths=tuple(case.setting("conditioning_embedding_out_channels")),
         text_positions=text[0],
         pixels_per_latent=autoencoder.downsample_factor,
+        schedule=_build(case, "scheduler", NoiseSchedule),
     )
-    return LacTokConfig(vq, decoder, autoencoder, _build(case, "scheduler", NoiseSchedule))
+    return LacTokConfig(vq, decoder, autoencoder)
 
 
 def case_lora(case: CaseFolder) -> LoRAConfig:

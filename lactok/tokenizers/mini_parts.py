@@ -256,7 +256,7 @@ def decoder_config(
     model: LatentDiffusionConfig, vq: VQEncoder, condition_widths: tuple[int, ...]
 ) -> LatentDecoderConfig:
     """Of a trainable copy for that UNet, which reads the code embeddings of `vq`."""
-    shared = {name: getattr(model, name) for name in ("text_positions", "pixels_per_latent", "prediction")}
+    shared = {name: getattr(model, name) for name in ("text_positions", "pixels_per_latent", "prediction", "schedule")}
     return LatentDecoderConfig(model.unet, vq.config.codebook_embed_dim, condition_widths, **shared)
 
 
