@@ -20,6 +20,7 @@ from baselines.tokenizers.llamagen.objective import VQOptions, VQRecipe
 from lactok.checkpoint_file import read_checkpoint
 from lactok.models.vq import VQConfig, VQModel
 from lactok.train.__main__ import main
+from lactok.train.codebook import codebook_statistics, collapse_warning
 from lactok.train.config import (
     DataConfig,
     OptimizerConfig,
@@ -269,6 +270,35 @@ def test_a_folder_in_which_a_training_goes_on_is_refused(data: Path, tmp_path: P
 
     assert train_tiny(data, tmp_path / "run", recipe=Twice, steps=2).finished
     assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_a_collapse_to_one_code_is_warned_about(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    class Collapsed(VQRecipe):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            self.model.quant_conv.weight.data.zero_()
+
+        def after_step(self, step: int) -> None:
+            self.model.quant_conv.weight.zero_()
+
+    train_tiny(data, tmp_path / "run", recipe=Collapsed, steps=3, sample_every=2)
+    said = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert [line.split(":")[1] for line in said] == [f" the codebook has collapsed at step {step}" for step in (2, 3)]
+    assert "perplexity of 1 (3.12% of the codes are used)" in said[0]
+    assert "a lower optimizer.learning_rate" in said[0]
+    train_tiny(data, tmp_path / "healthy", steps=3, sample_every=2)
+    assert "warning" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "warned"), [([5], True), ([5, 6], True), ([0, 1, 2], True), (range(8), False), ([5, *range(60)], False)]
+)
+def test_one_code_or_a_few_are_a_collapse(ids: list[int], warned: bool):
+    values = codebook_statistics(torch.tensor(ids), 64)
+    assert bool(collapse_warning(10, values)) == warned
+    assert not collapse_warning(0, values)
+    assert not collapse_warning(10, codebook_statistics(torch.tensor([0, 1]), 2)), "all codes of two are used"
+    assert not collapse_warning(10, {"psnr": 20.0})
 
 
 def test_nan_stops_and_names_the_last_good_checkpoint(data: Path, tmp_path: Path):

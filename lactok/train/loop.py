@@ -29,6 +29,7 @@ from lactok.data.batches import (
 )
 from lactok.data.folder import DataError
 from lactok.train.checkpoints import CheckpointFolder
+from lactok.train.codebook import collapse_warning
 from lactok.train.config import OptimizerConfig, TrainConfig
 from lactok.train.log import CsvLog, Reporter, plot
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, checkpoint_names
@@ -431,6 +432,8 @@ class _Run:
             self.reporter.say(
                 f"validation at step {self.progress.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
             )
+        if warning := collapse_warning(self.progress.step, values):
+            self.reporter.say(warning)
         plot(list(self.logs), self.folder / "log.png")
 
     def _reconstructed(self, images: Tensor) -> Tensor:
