@@ -32,6 +32,7 @@ from lactok.train.config import (
 from lactok.train.help import help_text
 from lactok.train.log import CsvLog
 from lactok.train.loop import TrainingDiverged, _Run, accumulate_gradients, learning_rate, train
+from lactok.train.precision import resolve
 from lactok.train.recipe import Batch, Losses, checkpoint_names
 from lactok.train.run_folder import RunFolderError, open_run
 from tests.support import ROOT, environment, pictures
@@ -301,6 +302,37 @@ def test_one_code_or_a_few_are_a_collapse(ids: list[int], warned: bool):
     assert not collapse_warning(10, {"psnr": 20.0})
 
 
+@pytest.mark.parametrize(
+    ("flags", "device", "cuda", "chosen"),
+    [
+        ("avx512f amx_tile amx_bf16 amx_int8", "auto", False, "bf16"),
+        ("avx512f amx_tile amx_bf16 amx_int8", "cpu", True, "bf16"),
+        ("avx512f avx512_bf16 amx_bf16x", "auto", False, "fp32"),
+        ("avx2", "cpu", True, "fp32"),
+        ("avx2", "auto", True, "bf16"),
+        (None, "auto", False, "fp32"),
+    ],
+)
+def test_precision_auto_follows_the_hardware(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, device: str, cuda: bool, chosen: str
+):
+    file = tmp_path / "cpuinfo"
+    if flags is not None:
+        file.write_text(f"processor\t: 0\nmodel name\t: amx_bf16\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\n")
+    monkeypatch.setattr("lactok.train.precision.CPUINFO", file)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    assert resolve("auto", device) == chosen
+    assert (resolve("fp32", device), resolve("bf16", device)) == ("fp32", "bf16")
+
+
+def test_a_run_is_bound_to_the_precision_that_auto_chose(data: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lactok.train.run_folder.resolve", lambda precision, device: "bf16")
+    with pytest.raises(RunFolderError, match="precision: fp32 in the folder, bf16 now"):
+        open_run(settings(data, whole, precision="auto"), VQRecipe)
+    monkeypatch.setattr("lactok.train.run_folder.resolve", lambda precision, device: "fp32")
+    assert open_run(settings(data, whole, precision="auto"), VQRecipe)
+
+
 def test_nan_stops_and_names_the_last_good_checkpoint(data: Path, tmp_path: Path):
     class Diverging(VQRecipe):
         def forward(self, batch: Batch) -> Losses:
@@ -430,7 +462,7 @@ def test_the_command_composes_the_documented_preset(data: Path):
         (["recipe=vq", "data.root=x", "options.perceptul=1"], "did you mean options.perceptual"),
         (["recipe=vq", "data.root=x", "steps=many"], "steps=many"),
         (["recipe=vq", "data.root=x", "steps=0"], "steps=0: expected a whole number"),
-        (["recipe=vq", "data.root=x", "precision=fp8"], "precision=fp8: expected fp32 or bf16"),
+        (["recipe=vq", "data.root=x", "precision=fp8"], "precision=fp8: expected fp32, bf16 or auto"),
         (["recipe=vq", "data.root=x", "options.image_size=65"], "image_size=65 is no multiple of 8"),
         (["recipe=vq", "data.root=x", "scale=huge"], "scale=huge: expected mini or paper"),
         (["recipe=vq", "data.root=a=b"], "quoted twice"),

@@ -32,6 +32,7 @@ from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.codebook import collapse_warning
 from lactok.train.config import OptimizerConfig, TrainConfig
 from lactok.train.log import CsvLog, Reporter, plot
+from lactok.train.precision import resolve
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, checkpoint_names
 from lactok.train.run_folder import (
     RunFolderError,
@@ -166,8 +167,9 @@ class _Run:
         self.started = time.monotonic()
         if config.threads:
             torch.set_num_threads(config.threads)
+        self.precision = resolve(config.precision, config.device)
         self.accelerator = Accelerator(
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            mixed_precision="no" if self.precision == "fp32" else self.precision,
             log_with=list(config.trackers) or None,
             project_dir=str(self.folder),
             cpu=config.device == "cpu",
@@ -280,7 +282,7 @@ class _Run:
         return (
             f"{self.config.name}: {start} of {self.config.steps}, {trained:.2f} M trained "
             f"parameters, {len(self.pack)} images, {self.per_step} a step, "
-            f"{self.accelerator.device}, run folder {self.folder}"
+            f"{self.accelerator.device}, {self.precision}, run folder {self.folder}"
         )
 
     def _resume(self) -> list[str]:

@@ -24,6 +24,7 @@ from lactok.interface import TrainingCompute
 from lactok.locks import LockHeld, Owner, sole_lock
 from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import FREE_ON_RESUME, TrainConfig
+from lactok.train.precision import resolve
 from lactok.weights import LocalWeights, WeightsSource, locate, locate_all
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def claim(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     named = {f"options.{name}" for name in inputs.paths}
     wanted = {k: v for k, v in _binding(asdict(config)).items() if k not in named}
     wanted |= {"data": inputs.data, "processes": inputs.processes}
+    wanted["precision"] = resolve(config.precision, config.device)  # auto may mean another one elsewhere
     if inputs.files:
         wanted["inputs"] = list(inputs.files)
     path = folder / "config.json"
