@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,8 @@ class CheckpointMetadata:
     config: the fields of the model's configuration dataclass, as JSON values; see `build_config`.
     image_size: side in pixels of the images that it was trained for.
     training: what it cost; recipe: the command that makes it; code_revision: of this repository; data: what it saw.
+    made_with: sha256 of the tensors of the frozen parts that it was trained with, by part ("autoencoder"); files of
+        before this field, and those without such parts, have none.
     """
 
     config: dict[str, Any]
@@ -39,6 +41,16 @@ class CheckpointMetadata:
     recipe: str
     code_revision: str
     data: str
+    made_with: dict[str, str] = field(default_factory=dict)
+
+    def require_part(self, file: str | os.PathLike, part: str, path: str | os.PathLike) -> None:
+        """Raises WeightsError if `file`, whose header this is, was trained with another `part` than that at `path`."""
+        expected, seen = self.made_with.get(part), tensors_sha256(path)
+        if expected is not None and seen != expected:
+            raise WeightsError(
+                f"{file} was trained with another {part}: tensors with sha256 {expected[:12]}..., those of {path} have "
+                f"{seen[:12]}...; name the file that it was trained with, or train it anew"
+            )
 
     def build_config(self, config_class: type[Config]) -> Config:
         """`config` as an instance of the dataclass. Raises WeightsError when the fields are not its own."""
@@ -49,7 +61,8 @@ class CheckpointMetadata:
 
     def to_strings(self) -> dict[str, str]:
         """The header's string fields."""
-        return {
+        parts = {"made_with": json.dumps(self.made_with, sort_keys=True)} if self.made_with else {}
+        return parts | {
             "config": json.dumps(self.config, sort_keys=True),
             "image_size": str(self.image_size),
             "training": json.dumps(dataclasses.asdict(self.training), sort_keys=True),
@@ -61,7 +74,8 @@ class CheckpointMetadata:
     @staticmethod
     def from_strings(strings: Mapping[str, str]) -> CheckpointMetadata:
         """The record of `to_strings`. Raises WeightsError naming what is missing or malformed."""
-        missing = [f.name for f in dataclasses.fields(CheckpointMetadata) if f.name not in strings]
+        needed = [f.name for f in dataclasses.fields(CheckpointMetadata) if f.name != "made_with"]
+        missing = [name for name in needed if name not in strings]
         if missing:
             raise WeightsError(f"the header is missing {', '.join(missing)}: not a checkpoint of our trainers")
         try:
@@ -72,6 +86,7 @@ class CheckpointMetadata:
                 recipe=strings["recipe"],
                 code_revision=strings["code_revision"],
                 data=strings["data"],
+                made_with=json.loads(strings.get("made_with", "{}")),
             )
         except (TypeError, ValueError) as error:
             raise WeightsError(f"the header can't be understood: {error}") from error

@@ -62,6 +62,6 @@ def write_adapters(unet: UNet2DConditionModel, folder: Path) -> dict[str, Path]:
     settings = {"r": LORA.rank, "lora_alpha": LORA.alpha, "target_modules": list(LORA.targets)}
     tlcm.with_name("adapter_config.json").write_text(json.dumps(settings))
     hypersd = folder / "Hyper-SDXL-1step-lora.safetensors"
-    scaled = {name: tensor * LORA.scale if "lora_B" in name else tensor for name, tensor in state.items()}
+    scaled = {name: tensor * LORA.scale_of(name) if "lora_B" in name else tensor for name, tensor in state.items()}
     save_file({f"unet.{name}": tensor for name, tensor in scaled.items()}, hypersd)
     return {"tlcm": tlcm, "hypersd": hypersd}

@@ -172,6 +172,40 @@ def test_the_pack_holds_shrunk_images_and_is_made_anew_when_they_change(tmp_path
     assert len(open_pack(folder, tmp_path / "run", side=96)) == 3
 
 
+def test_a_pack_that_is_made_anew_leaves_the_old_one_to_those_who_have_it_mapped(tmp_path: Path):
+    folder = pictures(tmp_path / "data", count=3)
+    before = open_pack(folder, tmp_path / "run", side=96)
+    pixels = [before[i].copy() for i in range(3)]
+    (folder / "picture 00.png").unlink()
+    after = open_pack(folder, tmp_path / "run", side=96)
+    assert (len(after), len(before)) == (2, 3)
+    assert all(np.array_equal(before[i], pixels[i]) for i in range(3))
+    assert np.array_equal(after[0], pixels[1])
+
+
+def test_a_pack_that_cannot_be_made_leaves_the_old_one_whole(tmp_path: Path):
+    folder, run = pictures(tmp_path / "data", count=2), tmp_path / "run"
+    before = open_pack(folder, run, side=96)
+    pixels = before[1].copy()
+    (folder / "cut.png").write_bytes((folder / "picture 00.png").read_bytes()[:500])
+    with pytest.raises(DataError, match=r"cut\.png"):
+        open_pack(folder, run, side=96)
+    (folder / "cut.png").unlink()
+    written = (run / "images.bin").stat().st_mtime_ns
+    assert np.array_equal(open_pack(folder, run, side=96)[1], pixels)
+    assert (run / "images.bin").stat().st_mtime_ns == written, "the old pack still serves"
+    assert not list(run.glob("*.tmp"))
+
+
+def test_a_damaged_pack_is_made_anew(tmp_path: Path):
+    folder, run = pictures(tmp_path / "data", count=2), tmp_path / "run"
+    pixels = open_pack(folder, run, side=96)[1].copy()
+    os.truncate(run / "images.bin", 1000)
+    assert np.array_equal(open_pack(folder, run, side=96)[1], pixels)
+    (run / "images.json").write_text("{")
+    assert np.array_equal(open_pack(folder, run, side=96)[1], pixels)
+
+
 def test_every_epoch_shows_each_image_once():
     for epoch in range(3):
         assert sorted(image_of(5, epoch * 7 + i, 7) for i in range(7)) == list(range(7))

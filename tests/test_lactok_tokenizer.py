@@ -228,7 +228,7 @@ def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path
     adapted = LacTokStateDict().load(adapted, weights(wrapped=False))
     files = write_adapters(adapted.decoder.unet, tmp_path)
     merged = dict(adapted.decoder.unet.state_dict())
-    merge(merged, LORA.scale)
+    merge(merged, LORA)
     tlcm = make(published.VQLADDTLCM, weights=first_stage, accelerator=str(files["tlcm"]))
     hypersd = make(published.VQLADDHyperSD, weights=first_stage, accelerator=str(files["hypersd"]))
 

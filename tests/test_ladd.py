@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lactok.conformance import CaseError, CaseFolder, CheckLine, UnhandledCase
 from lactok.models.few_step_lora import merge_hypersd, merge_tlcm
@@ -175,7 +177,7 @@ def test_added_adapters_change_nothing_and_are_all_that_learns(inputs: tuple[Ten
             unused = ".attn2." in name
             assert (parameter.grad.abs().max() == 0) == unused, name
     state = dict(model.unet.state_dict())
-    merge(state, LORA.scale)  # of adapters that are no change
+    merge(state, LORA)  # of adapters that are no change
     assert state.keys() == base.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in base.items())
 
@@ -310,7 +312,7 @@ def trained(tmp_path: Path) -> tuple[LatentDecoder, LatentDecoder]:
 
 def assert_same(plain: LatentDecoder, adapted: LatentDecoder) -> None:
     wanted = dict(adapted.unet.state_dict())
-    merge(wanted, LORA.scale)
+    merge(wanted, LORA)
     for name, tensor in plain.unet.state_dict().items():
         torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-5)
 
@@ -331,6 +333,58 @@ def test_tlcms_adapter_is_merged(trained: tuple[LatentDecoder, LatentDecoder], t
     config.write_text("{}")
     with pytest.raises(WeightsError, match=r"is no adapter_config\.json of peft"):
         merge_tlcm(plain.unet, path, config)
+
+
+RANKS = {"to_q": 2, r"down_blocks\.1\..*\.to_k": 6, r"^down_blocks\.0\.resnets\.0\.conv1": 3}
+ALPHAS = {r"mid_block\..*\.to_v": 3.0, "to_v": 16.0, "conv1": 1.0, r"down_blocks\.1\..*\.to_k": 12.0}
+
+
+def drawn_with_peft(ranks: dict[str, int], alphas: dict[str, float]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The small UNet with an adapter that peft itself made and merged, and the adapter as peft saves it."""
+    unet = decoder(SMALL.decoder).unet
+    settings = PeftConfig(
+        r=4, lora_alpha=2, target_modules=list(LORA.targets), rank_pattern=ranks, alpha_pattern=alphas
+    )  # fmt: skip
+    wrapped, generator = get_peft_model(unet, settings), torch.Generator().manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if ".lora_" in name:
+            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    state = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(wrapped).items()}
+    return wrapped.merge_and_unload(), state
+
+
+@pytest.mark.parametrize(("ranks", "alphas"), [({}, ALPHAS), (RANKS, {}), (RANKS, ALPHAS)])
+def test_ranks_and_alphas_by_layer_are_pefts(ranks: dict[str, int], alphas: dict[str, float], tmp_path: Path):
+    merged, state = drawn_with_peft(ranks, alphas)
+    path, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    save_file(state, path)
+    settings = {"r": 4, "lora_alpha": 2, "target_modules": list(LORA.targets)}
+    config.write_text(json.dumps(settings | {"rank_pattern": ranks, "alpha_pattern": alphas}))
+    plain = decoder(SMALL.decoder).unet
+    merge_tlcm(plain, path, config)
+    for name, tensor in merged.state_dict().items():
+        torch.testing.assert_close(plain.state_dict()[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+    ours = decoder(SMALL.decoder).unet
+    lora = LoRAConfig(4, 2.0, LORA.targets, ranks, alphas)
+    add_lora(ours, lora)
+    ours.load_state_dict({_plain(name): tensor for name, tensor in state.items()}, strict=False)
+    wrapped = {f"decoder.unet.base_model.model.{name}": tensor for name, tensor in ours.state_dict().items()}
+    merge(wrapped, lora, "decoder.unet.base_model.model.")
+    for name, tensor in merged.state_dict().items():
+        torch.testing.assert_close(
+            wrapped[f"decoder.unet.base_model.model.{name}"], tensor, rtol=0, atol=1e-5, msg=name
+        )
+
+    if ranks:
+        config.write_text(json.dumps(settings | {"alpha_pattern": alphas}))
+        with pytest.raises(CheckpointMismatch, match=r"rank [236], expected 4 as the settings say"):
+            merge_tlcm(decoder(SMALL.decoder).unet, path, config)
+
+
+def _plain(name: str) -> str:
+    """A name in a file of peft's, as the adapted network has it."""
+    return name.removeprefix("base_model.model.").replace(".weight", ".default.weight")
 
 
 def test_an_adapter_of_another_network_is_refused(tmp_path: Path):
@@ -360,7 +414,7 @@ def test_hypersds_adapter_is_merged(form: str, trained: tuple[LatentDecoder, Lat
             state[f"{layer}.lora_{'down' if matrix == 'A' else 'up'}.weight"] = tensor.contiguous()
             state[f"{layer}.alpha"] = torch.tensor(LORA.alpha)
         else:
-            scaled = tensor * LORA.scale if matrix == "B" else tensor  # this form has no alpha
+            scaled = tensor * LORA.scale_of(layer) if matrix == "B" else tensor  # this form has no alpha
             state[f"unet.{layer}.lora_{matrix}.weight"] = scaled.contiguous()
     path = tmp_path / "Hyper-SDXL-1step-lora.safetensors"
     save_file(state, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from safetensors.torch import load_file
 from baselines.tokenizers.flextok.objective import FlexTokRecipe
 from baselines.tokenizers.seedtok.objective import SeedRecipe
 from baselines.tokenizers.titok.objective import TiTokRecipe
-from lactok.checkpoint_file import read_checkpoint
+from lactok.checkpoint_file import read_checkpoint, save_checkpoint, tensors_sha256
+from lactok.models import autoencoder
 from lactok.registry import load
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.config import TrainConfigError, compose_config
 from lactok.train.log import CsvLog
 from lactok.train.loop import Progress, _Run, train
 from lactok.train.recipe import Batch
-from lactok.weights import WeightsError
+from lactok.train.run_folder import RunFolderError
+from lactok.weights import WeightsError, locate
 from tests.support import pictures
 
 CPU = torch.device("cpu")
@@ -246,6 +249,34 @@ def test_what_hangs_on_an_autoencoder_says_so(files: dict[str, Path], data: Path
     config, recipe = settings("seed", data, tmp_path / "other", "options.features_stages=3")
     with pytest.raises(ValueError, match="image_features_dim=208: the first 3 feature maps have 88 channels"):
         train(config, recipe)
+
+
+@pytest.fixture(scope="module")
+def other_autoencoder(tmp_path_factory) -> Path:
+    """One of the same sizes as the miniature that ships, with other weights."""
+    state, metadata = read_checkpoint(locate(autoencoder.MINI.source()))
+    path = tmp_path_factory.mktemp("vae") / "other.safetensors"
+    save_checkpoint(path, {name: 1.01 * tensor for name, tensor in state.items()}, metadata)
+    return path
+
+
+@pytest.mark.parametrize("recipe", ["flextok", "seed"])
+def test_a_run_and_its_file_belong_to_one_autoencoder(
+    recipe: str, files: dict[str, Path], other_autoencoder: Path, data: Path, tmp_path: Path
+):
+    shipped = locate(autoencoder.MINI.source())
+    assert read_checkpoint(files[recipe])[1].made_with == {"autoencoder": tensors_sha256(shipped)}
+    mine = tmp_path / "mine.safetensors"
+    shutil.copy(shipped, mine)
+    other = f"options.autoencoder='{mine}'"
+    assert train(*settings(recipe, data, files[recipe].parent, other)).finished, "the same weights elsewhere"
+    shutil.copy(other_autoencoder, mine)
+    with pytest.raises(RunFolderError, match=rf"inputs \(sha256 .*\['{tensors_sha256(shipped)}'\] in the folder, "):
+        train(*settings(recipe, data, files[recipe].parent, other))
+    with pytest.raises(
+        WeightsError, match=r"was trained with another autoencoder: .*name the file that it was trained"
+    ):
+        tokenizer_of(TOKENIZERS[recipe], weights=str(files[recipe]), autoencoder=str(other_autoencoder))
 
 
 @pytest.mark.parametrize(("recipe", "cls"), [("titok", TiTokRecipe), ("seed", SeedRecipe), ("flextok", FlexTokRecipe)])

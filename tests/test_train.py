@@ -1,12 +1,14 @@
 """The trainer: loss falls, kill and resume give the same bits, gradients add up, only what should learn does."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,6 +20,7 @@ from baselines.tokenizers.llamagen.objective import VQOptions, VQRecipe
 from lactok.checkpoint_file import read_checkpoint
 from lactok.models.vq import VQConfig, VQModel
 from lactok.train.__main__ import main
+from lactok.train.codebook import codebook_statistics, collapse_warning
 from lactok.train.config import (
     DataConfig,
     OptimizerConfig,
@@ -29,8 +32,9 @@ from lactok.train.config import (
 from lactok.train.help import help_text
 from lactok.train.log import CsvLog
 from lactok.train.loop import TrainingDiverged, _Run, accumulate_gradients, learning_rate, train
+from lactok.train.precision import resolve
 from lactok.train.recipe import Batch, Losses, checkpoint_names
-from lactok.train.run_folder import RunFolderError
+from lactok.train.run_folder import RunFolderError, open_run
 from tests.support import ROOT, environment, pictures
 
 MODEL = VQConfig(
@@ -80,7 +84,7 @@ def whole(data: Path, tmp_path_factory) -> Path:
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
     """Everything that the last checkpoint and the export hold, flattened."""
-    last = sorted((run / "checkpoints").iterdir())[-1]
+    last = sorted((run / "checkpoints").glob("step-*"))[-1]
     found = load_file(last / "trained.safetensors")
     found |= {f"export {k}": v for k, v in load_file(run / "vq-mini.safetensors").items()}
     optimizer = torch.load(last / "optimizer.bin", weights_only=True)["state"]
@@ -175,6 +179,158 @@ def test_a_folder_with_another_run_is_refused(data: Path, whole: Path):
     with pytest.raises(RunFolderError, match="batch_size: 4 in the folder, 5 now"):
         train_tiny(data, whole, batch_size=5)
     assert train_tiny(data, whole, sample_every=100, checkpoint_every=99).step == 12  # these may change
+
+
+def test_changed_images_are_refused(data: Path, whole: Path, tmp_path: Path):
+    images, out = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(data, images)
+    shutil.copytree(whole, out)
+    assert train_tiny(images, out).step == 12  # a copy of the same images, another time of change
+    assert [r["step"] for r in CsvLog(out / "validation.csv").rows()] == [0, 6, 12]
+    file = images / "picture 03.png"
+    pixels = np.asarray(Image.open(file).convert("RGB")).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(file)
+    with pytest.raises(RunFolderError, match=r"data \(sha256 of the images' names, sizes and pixels\): \w{64} in the"):
+        train_tiny(images, out)
+
+
+def test_another_number_of_processes_is_refused(data: Path, whole: Path):
+    with pytest.raises(RunFolderError, match=r"processes \(.*\): 1 in the folder, 2 now\nGive them as they were"):
+        open_run(settings(data, whole), VQRecipe, processes=2)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_settings_that_cannot_be_read_do_not_pass_for_those_of_the_checkpoints(
+    data: Path, whole: Path, tmp_path: Path, cut: bool
+):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    config = out / "config.json"
+    if cut:
+        os.truncate(config, 40)
+    else:
+        config.unlink()
+    said = "can't be read" if cut else "is missing"
+    with pytest.raises(RunFolderError, match=rf"config\.json {said}.*: expected the settings of the run.*Put a copy"):
+        train_tiny(data, out)
+    shutil.rmtree(out / "checkpoints")  # one of the ways out that it names
+    assert train_tiny(data, out).finished
+    assert_same_run(whole, out)
+
+
+def test_half_a_line_of_a_log_is_no_row(tmp_path: Path):
+    log = CsvLog(tmp_path / "log.csv")
+    log.append(1, {"loss": 0.5, "rate": 2.0})
+    log.append(2, {"loss": 0.25, "rate": 2.0})
+    whole = log.path.read_bytes()
+    for kept in range(len(whole) - len(b"2,0.25,2\r\n"), len(whole)):
+        log.path.write_bytes(whole[:kept])
+        assert [row["step"] for row in log.rows()] == [1.0], whole[:kept]
+    log.rewind(1)
+    log.append(2, {"loss": 0.25, "rate": 2.0})
+    assert log.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.bin", "custom_checkpoint_1.pkl", "files.json"])
+def test_a_truncated_last_checkpoint_falls_back_to_the_one_before(
+    data: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    last = out / "checkpoints" / "step-00000012"
+    os.truncate(last / name, (last / name).stat().st_size // 2)
+    assert train_tiny(data, out).finished
+    said = capfd.readouterr().err
+    assert f"warning: checkpoint step-00000012 is damaged: {name}" in said
+    assert "going on from step 10" in said
+    assert_same_run(whole, out)
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == [
+        "damaged-step-00000012", "step-00000010", "step-00000012",
+    ]  # fmt: skip
+
+
+def test_nothing_is_trained_anew_unasked_when_no_checkpoint_is_intact(data: Path, whole: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for path in (out / "checkpoints").iterdir():
+        (path / "optimizer.bin").unlink()
+    with pytest.raises(
+        RunFolderError, match=r"no checkpoint.*intact:\n.*12: optimizer\.bin is missing\n.*10: (.|\n)*delete"
+    ):
+        train_tiny(data, out)
+    assert len(list((out / "checkpoints").glob("step-*"))) == 2
+
+
+def test_a_folder_in_which_a_training_goes_on_is_refused(data: Path, tmp_path: Path):
+    class Twice(VQRecipe):
+        def after_step(self, step: int) -> None:
+            super().after_step(step)
+            with pytest.raises(RunFolderError, match=f"trained in by process {os.getpid()} on "):
+                train_tiny(data, tmp_path / "run")
+
+    assert train_tiny(data, tmp_path / "run", recipe=Twice, steps=2).finished
+    assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_a_collapse_to_one_code_is_warned_about(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    class Collapsed(VQRecipe):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            self.model.quant_conv.weight.data.zero_()
+
+        def after_step(self, step: int) -> None:
+            self.model.quant_conv.weight.zero_()
+
+    train_tiny(data, tmp_path / "run", recipe=Collapsed, steps=3, sample_every=2)
+    said = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert [line.split(":")[1] for line in said] == [f" the codebook has collapsed at step {step}" for step in (2, 3)]
+    assert "perplexity of 1 (3.12% of the codes are used)" in said[0]
+    assert "a lower optimizer.learning_rate" in said[0]
+    train_tiny(data, tmp_path / "healthy", steps=3, sample_every=2)
+    assert "warning" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "warned"), [([5], True), ([5, 6], True), ([0, 1, 2], True), (range(8), False), ([5, *range(60)], False)]
+)
+def test_one_code_or_a_few_are_a_collapse(ids: list[int], warned: bool):
+    values = codebook_statistics(torch.tensor(ids), 64)
+    assert bool(collapse_warning(10, values)) == warned
+    assert not collapse_warning(0, values)
+    assert not collapse_warning(10, codebook_statistics(torch.tensor([0, 1]), 2)), "all codes of two are used"
+    assert not collapse_warning(10, {"psnr": 20.0})
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "cuda", "chosen"),
+    [
+        ("avx512f amx_tile amx_bf16 amx_int8", "auto", False, "bf16"),
+        ("avx512f amx_tile amx_bf16 amx_int8", "cpu", True, "bf16"),
+        ("avx512f avx512_bf16 amx_bf16x", "auto", False, "fp32"),
+        ("avx2", "cpu", True, "fp32"),
+        ("avx2", "auto", True, "bf16"),
+        (None, "auto", False, "fp32"),
+    ],
+)
+def test_precision_auto_follows_the_hardware(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, device: str, cuda: bool, chosen: str
+):
+    file = tmp_path / "cpuinfo"
+    if flags is not None:
+        file.write_text(f"processor\t: 0\nmodel name\t: amx_bf16\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\n")
+    monkeypatch.setattr("lactok.train.precision.CPUINFO", file)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    assert resolve("auto", device) == chosen
+    assert (resolve("fp32", device), resolve("bf16", device)) == ("fp32", "bf16")
+
+
+def test_a_run_is_bound_to_the_precision_that_auto_chose(data: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lactok.train.run_folder.resolve", lambda precision, device: "bf16")
+    with pytest.raises(RunFolderError, match="precision: fp32 in the folder, bf16 now"):
+        open_run(settings(data, whole, precision="auto"), VQRecipe)
+    monkeypatch.setattr("lactok.train.run_folder.resolve", lambda precision, device: "fp32")
+    assert open_run(settings(data, whole, precision="auto"), VQRecipe)
 
 
 def test_nan_stops_and_names_the_last_good_checkpoint(data: Path, tmp_path: Path):
@@ -306,7 +462,7 @@ def test_the_command_composes_the_documented_preset(data: Path):
         (["recipe=vq", "data.root=x", "options.perceptul=1"], "did you mean options.perceptual"),
         (["recipe=vq", "data.root=x", "steps=many"], "steps=many"),
         (["recipe=vq", "data.root=x", "steps=0"], "steps=0: expected a whole number"),
-        (["recipe=vq", "data.root=x", "precision=fp8"], "precision=fp8: expected fp32 or bf16"),
+        (["recipe=vq", "data.root=x", "precision=fp8"], "precision=fp8: expected fp32, bf16 or auto"),
         (["recipe=vq", "data.root=x", "options.image_size=65"], "image_size=65 is no multiple of 8"),
         (["recipe=vq", "data.root=x", "scale=huge"], "scale=huge: expected mini or paper"),
         (["recipe=vq", "data.root=a=b"], "quoted twice"),

@@ -19,22 +19,34 @@ import PIL
 from PIL import Image
 
 from lactok.data.folder import DataError, list_images, unreadable
-from lactok.data.held_out import held_out_name
+from lactok.data.held_out import held_out_name, pixels_sha256
 from lactok.files import explained, write_atomically
 from lactok.images.decode import VERSION, ImageError, decode, read_bytes
 from lactok.images.folder import printable
+from lactok.locks import waiting_lock
 
-PACK_VERSION = 2
+PACK_VERSION = 3
+DATA, INDEX = "images.bin", "images.json"
+"""A pack's files."""
 
 
 @dataclass(frozen=True)
 class PackIndex:
-    """What a pack holds. names: as `list_images` gives them; sizes: (height, width) of each; offsets: in bytes."""
+    """What a pack holds. names: as `list_images` gives them; sizes: (height, width) of each; offsets: in bytes.
+
+    pixels: sha256 hex of each packed image, see `pixels_sha256`.
+    """
 
     fingerprint: str
     names: list[str]
     sizes: list[tuple[int, int]]
     offsets: list[int]
+    pixels: list[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all images."""
+        return sum(height * width * 3 for height, width in self.sizes)
 
 
 class Pack:
@@ -64,17 +76,45 @@ def open_pack(
     """
     paths = list_images(root)
     fingerprint = _fingerprint(paths, side, check_held_out)
-    data_path, index_path = Path(folder) / "images.bin", Path(folder) / "images.json"
-    if index_path.is_file() and data_path.is_file():
-        index = PackIndex(**json.loads(index_path.read_text()))
-        if index.fingerprint == fingerprint:
-            return Pack(index, np.memmap(data_path, np.uint8, mode="r"))
-    with explained(data_path):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        index_path.unlink(missing_ok=True)  # from here on the old data file has no index
-        index = _write(paths, fingerprint, side, check_held_out, workers, data_path)
-    write_atomically(index_path, json.dumps(asdict(index)).encode())
-    return Pack(index, np.memmap(data_path, np.uint8, mode="r"))
+    folder = Path(folder)
+    if stored := _stored(folder, fingerprint):
+        return stored
+    with explained(folder / DATA):
+        folder.mkdir(parents=True, exist_ok=True)
+        with waiting_lock(folder / ".images.lock"):  # of runs that share a pack, one writes
+            return _stored(folder, fingerprint) or _made(paths, fingerprint, side, check_held_out, workers, folder)
+
+
+def _stored(folder: Path, fingerprint: str) -> Pack | None:
+    """The pack that stands in the folder, if it is that one."""
+    data_path, index_path = folder / DATA, folder / INDEX
+    try:
+        text = index_path.read_text()
+        index = PackIndex(**json.loads(text))
+        if index.fingerprint != fingerprint:
+            return None
+        data = np.memmap(data_path, np.uint8, mode="r")
+        if index_path.read_text() != text or data.size != index.size:  # replaced meanwhile, or cut short
+            return None
+    except (OSError, TypeError, ValueError):  # missing, or another version's
+        return None
+    return Pack(index, data)
+
+
+def _made(
+    paths: Mapping[str, Path], fingerprint: str, side: int, check_held_out: bool, workers: int, folder: Path
+) -> Pack:
+    """A new pack, renamed into place when it is whole: a run that has the old one mapped keeps that."""
+    partial = folder / f".{DATA}.tmp"
+    try:
+        index = _write(paths, fingerprint, side, check_held_out, workers, partial)
+        data = np.memmap(partial, np.uint8, mode="r")
+        (folder / INDEX).unlink(missing_ok=True)  # from here on the old data file has no index
+        os.replace(partial, folder / DATA)
+    finally:
+        partial.unlink(missing_ok=True)
+    write_atomically(folder / INDEX, json.dumps(asdict(index)).encode())
+    return Pack(index, data)
 
 
 def _fingerprint(paths: Mapping[str, Path], side: int, check_held_out: bool) -> str:
@@ -99,7 +139,7 @@ def _write(
     """Decode all images into `target`, in order."""
     bad: list[ImageError] = []
     refused: list[str] = []
-    index = PackIndex(fingerprint, [], [], [])
+    index = PackIndex(fingerprint, [], [], [], [])
     offset = 0
     with ThreadPoolExecutor(workers) as pool, open(target, "wb") as file:
         prepared = pool.map(lambda path: _prepare(path, side, check_held_out), paths.values())
@@ -109,11 +149,15 @@ def _write(
             elif isinstance(result, str):
                 refused.append(f"  {printable(paths[name])}: {result}")
             else:
-                file.write(result.tobytes())
+                pixels, digest = result
+                file.write(pixels.tobytes())
                 index.names.append(name)
-                index.sizes.append((result.shape[0], result.shape[1]))
+                index.sizes.append((pixels.shape[0], pixels.shape[1]))
                 index.offsets.append(offset)
-                offset += result.size
+                index.pixels.append(digest)
+                offset += pixels.size
+        file.flush()
+        os.fsync(file.fileno())
     if bad:
         raise unreadable(bad)
     if refused:
@@ -125,8 +169,8 @@ def _write(
     return index
 
 
-def _prepare(path: Path, side: int, check_held_out: bool) -> np.ndarray | ImageError | str:
-    """Decoded and shrunk pixels, or why it can't be read, or the held-out photograph that it is."""
+def _prepare(path: Path, side: int, check_held_out: bool) -> tuple[np.ndarray, str] | ImageError | str:
+    """Decoded and shrunk pixels with their sha256, or why it can't be read, or the held-out photograph that it is."""
     try:
         data = read_bytes(path)
         pixels = decode(data).pixels
@@ -134,7 +178,8 @@ def _prepare(path: Path, side: int, check_held_out: bool) -> np.ndarray | ImageE
         return ImageError(printable(path), error.reason)
     if check_held_out and (name := held_out_name(sha256(data).hexdigest(), pixels)):
         return f"is {name} of scikit-image"
-    return shrink(pixels, side)
+    shrunk = shrink(pixels, side)
+    return shrunk, pixels_sha256(shrunk)
 
 
 def shrink(pixels: np.ndarray, side: int) -> np.ndarray:

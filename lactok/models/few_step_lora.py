@@ -94,17 +94,18 @@ def merge_tlcm(unet: UNet2DConditionModel, path: Path, config_path: Path) -> Non
     if halves := [layer for layer, pair in pairs.items() if len(pair) != 2]:
         raise CheckpointMismatch(f"{path}: {len(halves)} layers have one of two matrices: {', '.join(halves[:3])}")
     try:
-        add_to_weights(unet, {layer: (pair["A"], pair["B"]) for layer, pair in pairs.items()}, lora.scale)
+        add_to_weights(unet, {layer: (pair["A"], pair["B"]) for layer, pair in pairs.items()}, lora)
     except ValueError as error:
         raise CheckpointMismatch(f"{path} is no LoRA of this UNet: {error}") from error
 
 
 def _peft_settings(path: Path) -> LoRAConfig:
-    """Rank, alpha and targets of an adapter_config.json. Raises WeightsError for another kind of adapter."""
+    """Ranks, alphas and targets of an adapter_config.json. Raises WeightsError for another kind of adapter."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if config.get("use_rslora") or config.get("use_dora") or config.get("rank_pattern"):
-            raise WeightsError(f"{path}: a variant of LoRA (rsLoRA, DoRA or ranks by layer), expected the plain one")
-        return LoRAConfig(config["r"], config["lora_alpha"], tuple(config["target_modules"]))
+        if config.get("use_rslora") or config.get("use_dora"):
+            raise WeightsError(f"{path}: a variant of LoRA (rsLoRA or DoRA), expected the plain one")
+        patterns = (dict(config.get(name) or {}) for name in ("rank_pattern", "alpha_pattern"))
+        return LoRAConfig(config["r"], config["lora_alpha"], tuple(config["target_modules"]), *patterns)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} is no adapter_config.json of peft: {error!r}") from error

@@ -24,7 +24,6 @@ class LacTokConfig:
     vq: VQConfig = field(default_factory=VQConfig)
     decoder: LatentDecoderConfig = field(default_factory=LatentDecoderConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
 
     def __post_init__(self) -> None:
         for name, kind in _PARTS.items():
@@ -38,6 +37,11 @@ class LacTokConfig:
             if seen != expected:
                 raise ValueError(f"{what} is {seen}, expected {expected} as the other parts have it")
 
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Of the decoder's noise."""
+        return self.decoder.schedule
+
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """Shape (C, H, W) of the latents of a square image. Raises ValueError for a side that does not divide."""
         factor = self.autoencoder.downsample_factor * self.decoder.unet.downsample_factor
@@ -47,7 +51,7 @@ class LacTokConfig:
         return self.autoencoder.latent_channels, side, side
 
 
-_PARTS = {"vq": VQConfig, "decoder": LatentDecoderConfig, "autoencoder": AutoencoderConfig, "schedule": NoiseSchedule}
+_PARTS = {"vq": VQConfig, "decoder": LatentDecoderConfig, "autoencoder": AutoencoderConfig}
 
 
 class LacTok(nn.Module):

@@ -60,14 +60,14 @@ class LacTokStateDict(StateDictAdapter[LacTok]):
                 continue
             shapes[f"{PEFT}{layer}{BASE}{leaf}"] = shape
             if leaf == "weight":
-                shapes[PEFT + layer + A_WEIGHT], shapes[PEFT + layer + B_WEIGHT] = self.lora.shapes(shape)
+                shapes[PEFT + layer + A_WEIGHT], shapes[PEFT + layer + B_WEIGHT] = self.lora.shapes(layer, shape)
         return shapes | _unused_shapes(model)
 
     def from_published(self, published: MutableMapping[str, Tensor], model: LacTok) -> dict[str, Tensor]:
         if is_wrapped(published):
             self._rename_old_base_layers(published)
             require_entries(published, self.wrapped_shapes(model), "the configured LacTok")
-            merge(published, self.lora.scale)
+            merge(published, self.lora, PEFT)
             for name in [name for name in published if name.startswith(PEFT)]:
                 published[UNET + name.removeprefix(PEFT)] = published.pop(name)
             for name in _unused_shapes(model):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lactok.models.prediction import noise_of, require_prediction
+from lactok.models.samplers import NoiseSchedule
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
@@ -97,6 +98,7 @@ class LatentDecoderConfig:
     map.
     text_positions: how many zero text states there are. pixels_per_latent: side in pixels, for the size conditions.
     prediction: what the UNet predicts, "epsilon" (the noise) or "v_prediction"; see lactok/models/prediction.py.
+    schedule: of the noise that the UNet was trained on.
     """
 
     unet: UNetConfig = field(default_factory=UNetConfig)
@@ -105,11 +107,14 @@ class LatentDecoderConfig:
     text_positions: int = 77
     pixels_per_latent: int = 8
     prediction: str = "epsilon"
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
 
     def __post_init__(self) -> None:
         require_prediction(self.prediction)
         if isinstance(self.unet, Mapping):  # as a checkpoint's header holds it
             object.__setattr__(self, "unet", UNetConfig(**self.unet))
+        if isinstance(self.schedule, Mapping):
+            object.__setattr__(self, "schedule", NoiseSchedule(**self.schedule))
         object.__setattr__(self, "condition_widths", tuple(self.condition_widths))
 
 
@@ -231,7 +236,7 @@ class LatentDecoder(nn.Module):
             mid_block_additional_residual=mid,
             return_dict=False,
         )
-        return noise_of(output, sample, t, self.config.prediction)
+        return noise_of(output, sample, t, self.config.prediction, self.config.schedule)
 
     def forward(self, sample: Tensor, t: int | Tensor, embeddings: Tensor, scale: float = 1.0) -> Tensor:
         """`predict`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lactok.models.ladd import UNetConfig, empty_text
 from lactok.models.prediction import noise_of, require_prediction
+from lactok.models.samplers import NoiseSchedule
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -18,17 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LatentDiffusionConfig:
-    """Sizes of the network and of what it is told; see `LatentDecoderConfig`. The defaults are SDXL's."""
+    """Sizes of the network, of what it is told, and its noise; see `LatentDecoderConfig`. The defaults are SDXL's."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     text_positions: int = 77
     pixels_per_latent: int = 8
     prediction: str = "epsilon"
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
 
     def __post_init__(self) -> None:
         require_prediction(self.prediction)
         if isinstance(self.unet, Mapping):  # as a checkpoint's header holds it
             object.__setattr__(self, "unet", UNetConfig(**self.unet))
+        if isinstance(self.schedule, Mapping):
+            object.__setattr__(self, "schedule", NoiseSchedule(**self.schedule))
 
 
 def predict_noise(unet: UNet2DConditionModel, config: LatentDiffusionConfig, sample: Tensor, t: int | Tensor) -> Tensor:
@@ -39,4 +43,4 @@ def predict_noise(unet: UNet2DConditionModel, config: LatentDiffusionConfig, sam
     (output,) = unet(
         sample, t, encoder_hidden_states=text.states, added_cond_kwargs=text.added, return_dict=False
     )  # fmt: skip
-    return noise_of(output, sample, t, config.prediction)
+    return noise_of(output, sample, t, config.prediction, config.schedule)

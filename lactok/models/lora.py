@@ -5,15 +5,18 @@ Names are peft's: a wrapped layer holds `base_layer.weight`, `lora_A.default.wei
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+
+Number = TypeVar("Number", int, float)
 
 A_WEIGHT = ".lora_A.default.weight"
 B_WEIGHT = ".lora_B.default.weight"
@@ -24,6 +27,9 @@ BASE = ".base_layer."
 class LoRAConfig:
     """rank of the update, its alpha (scale: alpha / rank), and the layers that get one, by the end of their names.
 
+    rank_pattern, alpha_pattern: other ranks and alphas of some layers, by regular expressions for the end of their
+    names (whole parts of it), of which the first that matches counts; peft's rule. A layer's scale is its alpha by its
+    rank.
     The defaults are those of TLCM's LoRA and of the released LaCTok-T: peft's default alpha of 8 at rank 64.
     """
 
@@ -45,23 +51,33 @@ class LoRAConfig:
         "upsamplers.0.conv",
         "time_emb_proj",
     )
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))  # JSON gives lists
 
-    @property
-    def scale(self) -> float:
-        """Of the product B A when it is added to a weight (0.125)."""
-        return self.alpha / self.rank
+    def rank_of(self, layer: str) -> int:
+        """Of the layer of that name in the network."""
+        return _matching(self.rank_pattern, layer, self.rank)
+
+    def scale_of(self, layer: str) -> float:
+        """Of the product B A when it is added to the layer's weight (0.125 where no pattern says otherwise)."""
+        return _matching(self.alpha_pattern, layer, self.alpha) / self.rank_of(layer)
 
     def covers(self, layer: str) -> bool:
         """Whether the layer of that name gets an adapter; peft's rule for a list of targets."""
         return any(layer == target or layer.endswith(f".{target}") for target in self.targets)
 
-    def shapes(self, weight: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of A and B for a weight (out, in) or (out, in, kh, kw): A has the kernel, B is 1x1."""
-        out, into, *kernel = weight
-        return (self.rank, into, *kernel), (out, self.rank, *(1 for _ in kernel))
+    def shapes(self, layer: str, weight: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of A and B for a layer's weight (out, in) or (out, in, kh, kw): A has the kernel, B is 1x1."""
+        (out, into, *kernel), rank = weight, self.rank_of(layer)
+        return (rank, into, *kernel), (out, rank, *(1 for _ in kernel))
+
+
+def _matching(patterns: Mapping[str, Number], layer: str, default: Number) -> Number:
+    """The value of the first pattern that matches a layer's name, as `peft.utils.other.get_pattern_key` has it."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), default)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -69,9 +85,10 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return (b.float().flatten(1) @ a.float().flatten(1)).view(b.shape[0], *a.shape[1:])
 
 
-def merge(state: MutableMapping[str, Tensor], scale: float) -> None:
+def merge(state: MutableMapping[str, Tensor], lora: LoRAConfig, prefix: str = "") -> None:
     """Turn a state dict under peft's names into a plain one, in place: W becomes W + scale B A, float32.
 
+    prefix: of the network's names in it.
     Layer by layer, the adapter's tensors leaving `state` as they are used: a checkpoint of 16 GB is not held twice.
     """
     for name in [name for name in state if BASE in name]:
@@ -79,25 +96,27 @@ def merge(state: MutableMapping[str, Tensor], scale: float) -> None:
         tensor = state.pop(name)
         if leaf == "weight":
             delta = product(state.pop(layer + A_WEIGHT), state.pop(layer + B_WEIGHT))
-            tensor = tensor.float() + scale * delta
+            tensor = tensor.float() + lora.scale_of(layer.removeprefix(prefix)) * delta
         state[f"{layer}.{leaf}"] = tensor
 
 
 @torch.no_grad()
-def add_to_weights(network: nn.Module, adapters: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> None:
+def add_to_weights(network: nn.Module, adapters: Mapping[str, tuple[Tensor, Tensor]], lora: LoRAConfig) -> None:
     """Add scale B A to the weight of each named layer of a plain network, in place.
 
-    adapters: A and B by layer. Raises ValueError naming layers that the network does not have.
+    adapters: A and B by layer. Raises ValueError naming layers that the network does not have, or of another rank.
     """
     layers = dict(network.named_modules())
     if unexpected := [name for name in adapters if name not in layers]:
         raise ValueError(f"{len(unexpected)} unexpected layers: {', '.join(unexpected[:3])}")
     for name, (a, b) in adapters.items():
+        if len(a) != lora.rank_of(name):
+            raise ValueError(f"{name}: rank {len(a)}, expected {lora.rank_of(name)} as the settings say")
         weight = layers[name].weight
         delta = product(a.to(weight.device), b.to(weight.device))
         if delta.shape != weight.shape:
             raise ValueError(f"{name}: update of shape {tuple(delta.shape)}, expected {tuple(weight.shape)}")
-        weight.add_(scale * delta)
+        weight.add_(lora.scale_of(name) * delta)
 
 
 def add_lora(unet: UNet2DConditionModel, config: LoRAConfig | None = None) -> None:
@@ -112,5 +131,7 @@ def add_lora(unet: UNet2DConditionModel, config: LoRAConfig | None = None) -> No
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft annotates int, and only divides it by the rank
         target_modules=list(config.targets),
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
     )
     unet.add_adapter(settings)

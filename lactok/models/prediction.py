@@ -14,8 +14,6 @@ from lactok.models.samplers import NoiseSchedule
 PREDICTIONS = ("epsilon", "v_prediction")
 """By diffusers' names."""
 
-SCHEDULE = NoiseSchedule()
-
 
 def require_prediction(prediction: str) -> None:
     """Raises ValueError unless it is one."""
@@ -23,18 +21,21 @@ def require_prediction(prediction: str) -> None:
         raise ValueError(f"prediction={prediction}: expected {' or '.join(PREDICTIONS)}")
 
 
-def noise_of(output: Tensor, sample: Tensor, t: int | Tensor, prediction: str) -> Tensor:
-    """The noise in `sample` (B, C, H, W) at timestep t by the network's output; of a velocity in float32."""
+def noise_of(output: Tensor, sample: Tensor, t: int | Tensor, prediction: str, schedule: NoiseSchedule) -> Tensor:
+    """The noise in `sample` (B, C, H, W) at timestep t by the network's output; of a velocity in float32.
+
+    schedule: with which the network was trained.
+    """
     if prediction == "epsilon":
         return output
-    alpha, sigma = SCHEDULE.alpha_sigma(t)
+    alpha, sigma = schedule.alpha_sigma(t)
     return alpha * output.float() + sigma * sample.float()
 
 
-def squared_errors(predicted: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
+def squared_errors(predicted: Tensor, noise: Tensor, t: Tensor, prediction: str, schedule: NoiseSchedule) -> Tensor:
     """Squared error (B,) of what the network predicts, from predicted and true noise (B, C, H, W) at timesteps (B,)."""
     errors = (predicted.float() - noise).square().mean((1, 2, 3))
     if prediction == "epsilon":
         return errors
-    alpha, _ = SCHEDULE.alpha_sigma(t)  # at the same x_t an error of the velocity is alpha times as large in the noise
+    alpha, _ = schedule.alpha_sigma(t)  # at the same x_t an error of the velocity is alpha times as large in the noise
     return errors / alpha.flatten().square()

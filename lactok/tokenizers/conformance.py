@@ -107,14 +107,16 @@ def case_config(case: CaseFolder) -> LacTokConfig:
         condition_widths=tuple(case.setting("conditioning_embedding_out_channels")),
         text_positions=text[0],
         pixels_per_latent=autoencoder.downsample_factor,
+        schedule=_build(case, "scheduler", NoiseSchedule),
     )
-    return LacTokConfig(vq, decoder, autoencoder, _build(case, "scheduler", NoiseSchedule))
+    return LacTokConfig(vq, decoder, autoencoder)
 
 
 def case_lora(case: CaseFolder) -> LoRAConfig:
     """The adapters' settings in a `config.json`."""
     given = case.setting("lora")
-    return LoRAConfig(given["r"], given["lora_alpha"], tuple(given["target_modules"]))
+    patterns = (dict(given.get(name) or {}) for name in ("rank_pattern", "alpha_pattern"))
+    return LoRAConfig(given["r"], given["lora_alpha"], tuple(given["target_modules"]), *patterns)
 
 
 def case_weights(case: CaseFolder) -> dict[str, Tensor]:

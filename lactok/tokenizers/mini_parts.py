@@ -173,7 +173,7 @@ class FewStepLoRA:
     def merge(self, unet: UNet2DConditionModel) -> None:
         """Add it to the weights of a plain `unet`, in place. Raises WeightsError for layers that are missing there."""
         try:
-            add_to_weights(unet, self.layers, self.config.lora.scale)
+            add_to_weights(unet, self.layers, self.config.lora)
         except ValueError as error:
             raise WeightsError(f"{self.file.path} is no LoRA of this UNet: {error}") from error
 
@@ -256,7 +256,7 @@ def decoder_config(
     model: LatentDiffusionConfig, vq: VQEncoder, condition_widths: tuple[int, ...]
 ) -> LatentDecoderConfig:
     """Of a trainable copy for that UNet, which reads the code embeddings of `vq`."""
-    shared = {name: getattr(model, name) for name in ("text_positions", "pixels_per_latent", "prediction")}
+    shared = {name: getattr(model, name) for name in ("text_positions", "pixels_per_latent", "prediction", "schedule")}
     return LatentDecoderConfig(model.unet, vq.config.codebook_embed_dim, condition_widths, **shared)
 
 

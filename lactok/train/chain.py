@@ -119,7 +119,7 @@ class Chain:
         config, recipe_class = self.compose(part)
         state = PartialState(cpu=config.device == "cpu")
         with state.main_process_first():
-            done = finished(config, recipe_class, check_held_out)
+            done = finished(config, recipe_class, check_held_out, state.num_processes)
         if done:
             state.print(f"{place} {config.name}: finished, {config.steps} steps; {config.export_path}")
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from lactok.data.batches import rng
 from lactok.models.quantizer import VectorQuantizer
+
+COLLAPSED = 3.0
+"""Perplexity up to which a codebook that could do better has collapsed; ours that train hold tens to hundreds."""
 
 REVIVAL = 11
 """RNG stream, lactok/data/batches.py, that picks the vectors onto which dead codes are moved."""
@@ -71,3 +75,20 @@ def codebook_statistics(ids: Tensor, codebook_size: int) -> dict[str, float]:
     share = share / share.sum()
     entropy = -(share[share > 0] * share[share > 0].log()).sum().item()
     return {"codebook_use": (share > 0).double().mean().item(), "codebook_perplexity": math.exp(entropy)}
+
+
+def collapse_warning(step: int, values: Mapping[str, float]) -> str:
+    """What to say of measurements, `codebook_statistics` among them, when the ids are one code or a few; else "".
+
+    Nothing of step 0: an encoder that has not learned anything yet may give all images the same ids.
+    """
+    use, perplexity = values.get("codebook_use", 1.0), values.get("codebook_perplexity", math.inf)
+    if step == 0 or perplexity > COLLAPSED or use > 0.5:
+        return ""
+    return (
+        f"warning: the codebook has collapsed at step {step}: the ids of the validation images have a perplexity of "
+        f"{perplexity:.3g} ({use:.2%} of the codes are used), expected more than {COLLAPSED:g}. "
+        "If it stays so, start anew with another out= and a lower optimizer.learning_rate or a longer "
+        "optimizer.warmup_steps; where the recipe has them, also with a smaller options.revive_every or a later "
+        "options.quantize_from"
+    )

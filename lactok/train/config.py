@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CHAIN = "mini-all"
 """`recipe=` of all of LacTok in miniature: lactok/train/chain.py; no plugin, as it trains nothing itself."""
 SCALES = ("mini", "paper")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "auto")
 
 
 class TrainConfigError(Exception):
@@ -68,7 +68,7 @@ class TrainConfig:
     steps: int = _key(1000, "optimizer steps in all")
     batch_size: int = _key(32, "images a micro-batch and process")
     accumulation: int = _key(1, "micro-batches an optimizer step")
-    precision: str = _key("fp32", "fp32 or bf16 (autocast)")
+    precision: str = _key("fp32", "fp32, bf16 (autocast), or auto: bf16 on CUDA and on CPUs with AMX, else fp32")
     device: str = _key("auto", "auto, cpu or cuda")
     threads: int | None = _key(None, "CPU threads; default: torch's own choice")
     seed: int = _key(0, "all randomness is a function of (seed, step, sample)")
@@ -273,7 +273,7 @@ def _check_values(config: TrainConfig) -> None:
     if not config.dry_run:
         _require_data(config.data.root)
     if config.precision not in PRECISIONS:
-        raise TrainConfigError(f"precision={config.precision}: expected {' or '.join(PRECISIONS)}")
+        raise TrainConfigError(f"precision={config.precision}: expected fp32, bf16 or auto")
     if config.device not in ("auto", "cpu", "cuda"):
         raise TrainConfigError(f"device={config.device}: expected auto, cpu or cuda")
     positive = ["steps", "batch_size", "accumulation", "log_every", "sample_every", "checkpoint_every"]

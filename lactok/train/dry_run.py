@@ -14,6 +14,7 @@ from lactok.data.folder import list_images, unreadable
 from lactok.images.decode import ImageError, decode
 from lactok.images.folder import printable
 from lactok.train.config import DataConfig, TrainConfig
+from lactok.train.precision import resolve
 from lactok.train.recipe import Recipe
 from lactok.train.simulate import StepCost, recomputed_as_on_cuda, step_cost
 from lactok.weights import missing_weights
@@ -87,7 +88,7 @@ def plan(config: TrainConfig, recipe_class: type[Recipe]) -> Plan:
     with torch.device("meta"):
         recipe = recipe_class(config.options, config.steps, config.seed)
     recipe.to("meta")
-    autocast = config.precision == "bf16"
+    autocast = resolve(config.precision, config.device) == "bf16"
     if config.gradient_checkpointing:
         recipe.checkpoint_activations(recomputed_as_on_cuda(autocast))
     recipe.train()
@@ -164,7 +165,7 @@ def _described(found: Plan, config: TrainConfig) -> Iterator[str]:
 
 
 def _how(config: TrainConfig) -> str:
-    autocast = ", autocast's bfloat16" if config.precision == "bf16" else ""
+    autocast = ", autocast's bfloat16" if resolve(config.precision, config.device) == "bf16" else ""
     checkpointing = ", gradient checkpointing" if config.gradient_checkpointing else ""
     return HOW.format(autocast=autocast, checkpointing=checkpointing)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn
 
-from lactok.files import write_atomically
+from lactok.files import append_line, write_atomically
 from lactok.progress import bar
 
 
@@ -25,8 +25,8 @@ class CsvLog:
         """All complete rows."""
         if not self.path.is_file():
             return []
-        with open(self.path, newline="") as file:
-            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file) if None not in row.values()]
+        whole = self.path.read_bytes().rpartition(b"\n")[0].decode()  # a killed process may leave half a line
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(whole, newline=""))]
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`: a resumed run writes them again."""
@@ -41,8 +41,9 @@ class CsvLog:
     def append(self, step: int, values: Mapping[str, float]) -> None:
         """Add one row; it is on disk when this returns."""
         fresh = not self.path.is_file() or self.path.stat().st_size == 0
-        with open(self.path, "a", newline="") as file:
-            self._write(file, {"step": step, **values}, header=fresh)
+        text = io.StringIO(newline="")
+        self._write(text, {"step": step, **values}, header=fresh)
+        append_line(self.path, text.getvalue().encode())
 
     @staticmethod
     def _write(file, row: Mapping[str, float], header: bool) -> None:
@@ -71,7 +72,9 @@ def plot(logs: list[CsvLog], target: Path) -> None:
         axes.set_xlabel("step", fontsize=8)
         axes.grid(alpha=0.3)
     figure.subplots_adjust(0.06, 0.1, 0.98, 0.93, wspace=0.3, hspace=0.6)  # tight_layout would double the time
-    figure.savefig(target, dpi=80)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=80)
+    write_atomically(target, png.getvalue())
 
 
 class Reporter:

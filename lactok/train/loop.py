@@ -15,10 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from PIL import Image
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -26,26 +24,26 @@ from lactok.data.batches import (
     CropRange,
     Prefetcher,
     TrainingImages,
-    centre_crop,
     noise_seed,
-    random_crop,
-    rng,
     split,
-    to_tensor,
 )
 from lactok.data.folder import DataError
-from lactok.data.pack import Pack
 from lactok.train.checkpoints import CheckpointFolder
+from lactok.train.codebook import collapse_warning
 from lactok.train.config import OptimizerConfig, TrainConfig
 from lactok.train.log import CsvLog, Reporter, plot
+from lactok.train.precision import resolve
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, checkpoint_names
-from lactok.train.run_folder import code_revision, command_line, open_run, sheet_path, training_compute
-
-SHOWN = 16
-"""Validation images in a sample sheet, in bands of BAND."""
-BAND = 8
-CROPS_MEASURED = 4
-"""Fixed crops of each validation image that `Recipe.measure` sees."""
+from lactok.train.run_folder import (
+    RunFolderError,
+    code_revision,
+    command_line,
+    open_run,
+    sheet_path,
+    sole_training,
+    training_compute,
+)
+from lactok.train.sheet import fixed_seeds, measured_images, save_sheet, shown_images
 
 
 class TrainingDiverged(Exception):
@@ -153,9 +151,11 @@ def train(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool 
     """Start or resume a training run until its last step, a signal, or `stop_after_minutes`.
 
     check_held_out: refuse the evaluation set's photographs; off only in tests of the mechanics.
-    Raises TrainingDiverged, DataError, or RunFolderError for a folder that holds another run.
+    Raises TrainingDiverged, DataError, or RunFolderError for a folder that holds another run, or one that goes on.
     """
-    return _Run(config, recipe_class, check_held_out).go()
+    main = PartialState(cpu=config.device == "cpu").is_main_process
+    with sole_training(config.folder) if main else contextlib.nullcontext():
+        return _Run(config, recipe_class, check_held_out).go()
 
 
 class _Run:
@@ -167,8 +167,9 @@ class _Run:
         self.started = time.monotonic()
         if config.threads:
             torch.set_num_threads(config.threads)
+        self.precision = resolve(config.precision, config.device)
         self.accelerator = Accelerator(
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            mixed_precision="no" if self.precision == "fp32" else self.precision,
             log_with=list(config.trackers) or None,
             project_dir=str(self.folder),
             cpu=config.device == "cpu",
@@ -177,7 +178,7 @@ class _Run:
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
-            self.pack = open_run(config, recipe_class, check_held_out)
+            self.pack = open_run(config, recipe_class, check_held_out, self.accelerator.num_processes)
         self._build(recipe_class)
         self._make_data()
         self.logs = CsvLog(self.folder / "log.csv"), CsvLog(self.folder / "validation.csv")
@@ -245,13 +246,15 @@ class _Run:
         crops = CropRange(data.smallest_crop, data.largest_crop)
         images = TrainingImages(self.pack, training, crops, config.seed, self.per_step)
         self.prefetcher = Prefetcher(images, workers=2 if self.accelerator.device.type == "cpu" else 12)
-        self.shown = _shown(self.pack, validation, self.recipe.image_size, crops)
-        self.measured = _measured(self.pack, validation, self.recipe.image_size, crops)
+        self.shown = shown_images(self.pack, validation, self.recipe.image_size, crops)
+        self.measured = measured_images(self.pack, validation, self.recipe.image_size, crops)
 
     def go(self) -> Outcome:
         config = self.config
-        self._resume()
+        notes = self._resume()
         self.reporter = Reporter(config.steps, self.progress.step, self.main)
+        for note in notes:
+            self.reporter.say(note)
         self.reporter.say(self._headline())
         self.accelerator.init_trackers(config.name, config=_flat(asdict(config)))
         try:
@@ -279,17 +282,40 @@ class _Run:
         return (
             f"{self.config.name}: {start} of {self.config.steps}, {trained:.2f} M trained "
             f"parameters, {len(self.pack)} images, {self.per_step} a step, "
-            f"{self.accelerator.device}, run folder {self.folder}"
+            f"{self.accelerator.device}, {self.precision}, run folder {self.folder}"
         )
 
-    def _resume(self) -> None:
-        if self.main:
-            self.checkpoints.clean()
+    def _resume(self) -> list[str]:
+        """Go on from the newest intact checkpoint; returns what there is to say about damaged ones.
+
+        Raises RunFolderError when all are damaged.
+        """
+        notes = []
+        with self.accelerator.main_process_first():
+            if self.main:
+                self.checkpoints.clean()
+                notes = self._without_damaged()
         if last := self.checkpoints.last():
             self.accelerator.load_state(str(last))
         if self.main:
             for log in self.logs:
                 log.rewind(self.progress.step if last else -1)  # the rows of step 0 are written again, too
+        return notes
+
+    def _without_damaged(self) -> list[str]:
+        """Set damaged checkpoints aside where there is an intact one before them."""
+        damaged = self.checkpoints.damaged()
+        if damaged and len(damaged) == len(self.checkpoints.all()):
+            lines = "\n".join(f"  {one.path.name}: {one.reason}" for one in damaged)
+            raise RunFolderError(
+                f"no checkpoint in {self.checkpoints.root} is intact:\n{lines}\nPut back a copy of one, or delete that "
+                "folder to start from step 0"
+            )
+        return [
+            f"warning: checkpoint {one.path.name} is damaged: {one.reason}; set aside as "
+            f"{self.checkpoints.set_aside(one.path)}, the run goes on from the one before it"
+            for one in damaged
+        ]
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step; those of the next step are begun in the background."""
@@ -399,18 +425,21 @@ class _Run:
             return
         with self._averaged(), self.accelerator.autocast():
             sheet = self._reconstructed(self.shown)
-            values = self.recipe.measure(self.measured.to(self.accelerator.device), _seeds(len(self.measured)))
-        _save_sheet(self.shown, sheet, sheet_path(self.folder, self.progress.step))
+            values = self.recipe.measure(self.measured.to(self.accelerator.device), fixed_seeds(len(self.measured)))
+        save_sheet(self.shown, sheet, sheet_path(self.folder, self.progress.step))
         if values:
+            self.logs[1].rewind(self.progress.step - 1)  # the command of a finished run measures its last step again
             self.logs[1].append(self.progress.step, values)
             self.accelerator.log({f"validation/{k}": v for k, v in values.items()}, step=self.progress.step)
             self.reporter.say(
                 f"validation at step {self.progress.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
             )
+        if warning := collapse_warning(self.progress.step, values):
+            self.reporter.say(warning)
         plot(list(self.logs), self.folder / "log.png")
 
     def _reconstructed(self, images: Tensor) -> Tensor:
-        return self.recipe.reconstruct(images.to(self.accelerator.device), _seeds(len(images))).float().cpu()
+        return self.recipe.reconstruct(images.to(self.accelerator.device), fixed_seeds(len(images))).float().cpu()
 
     def _save(self) -> None:
         """A checkpoint to resume from, and the averaged weights exported for use."""
@@ -441,35 +470,6 @@ class _Run:
         data = self.config.data.description or f"{len(self.pack)} images of the folder {Path(root).name}"
         compute = training_compute(self.progress, self.accelerator, data)
         return Provenance(command_line(self.config), self.recipe.image_size, compute, code_revision())
-
-
-def _seeds(count: int) -> list[int]:
-    return [noise_seed(0, 0, i) for i in range(count)]
-
-
-def _shown(pack: Pack, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
-    side = round(math.sqrt(crops.smallest * crops.largest))
-    return to_tensor([centre_crop(pack[i], size, side) for i in validation[:SHOWN]])
-
-
-def _measured(pack: Pack, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
-    return to_tensor(
-        [random_crop(pack[i], size, crops, rng(0, 0, i, k)) for i in validation for k in range(CROPS_MEASURED)]
-    )
-
-
-def _save_sheet(originals: Tensor, reconstructions: Tensor, path: Path) -> None:
-    """A PNG with bands of originals above their reconstructions, small images enlarged by whole pixels."""
-    bands = []
-    for start in range(0, len(originals), BAND):
-        for images in (originals, reconstructions):
-            row = images[start : start + BAND]
-            row = torch.cat([row, row.new_ones(BAND - len(row), *row.shape[1:])])
-            bands.append(torch.cat(list(row), dim=2))
-    pixels = (torch.cat(bands, dim=1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    factor = max(1, 128 // originals.shape[-1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.repeat(np.repeat(pixels, factor, 0), factor, 1)).save(path)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, str | float | int | bool]:

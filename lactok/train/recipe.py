@@ -128,12 +128,23 @@ def checkpoint_names(recipe: Recipe) -> list[str]:
     return [n for n in recipe.state_dict() if not n.startswith("frozen.") and parameters.get(n, True)]
 
 
-def export_model(path: Path, model: nn.Module, config: Any, provenance: Provenance) -> None:
-    """Weights of `model`, which `config` (a dataclass of JSON values) describes, with what the run knows of itself."""
-    export_state(path, model.state_dict(), config, provenance)
+def export_model(
+    path: Path, model: nn.Module, config: Any, provenance: Provenance, made_with: Mapping[str, str] | None = None
+) -> None:
+    """Weights of `model`, which `config` (a dataclass of JSON values) describes, with what the run knows of itself.
+
+    made_with: of frozen parts that no field of `config` names, see `CheckpointMetadata`.
+    """
+    export_state(path, model.state_dict(), config, provenance, made_with)
 
 
-def export_state(path: Path, state: Mapping[str, Tensor], config: Any, provenance: Provenance) -> None:
+def export_state(
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: Any,
+    provenance: Provenance,
+    made_with: Mapping[str, str] | None = None,
+) -> None:
     """As `export_model`, for tensors by name."""
     metadata = CheckpointMetadata(
         config=dataclasses.asdict(config),
@@ -142,5 +153,6 @@ def export_state(path: Path, state: Mapping[str, Tensor], config: Any, provenanc
         recipe=provenance.recipe,
         code_revision=provenance.code_revision,
         data=provenance.training.data or "",
+        made_with=dict(made_with or {}),
     )
     save_checkpoint(path, state, metadata)

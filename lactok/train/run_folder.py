@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import socket
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +19,12 @@ from accelerate import Accelerator
 
 from lactok.checkpoint_file import tensors_sha256
 from lactok.data.pack import Pack, open_pack
-from lactok.files import write_atomically
+from lactok.files import explained, write_atomically
 from lactok.interface import TrainingCompute
+from lactok.locks import LockHeld, Owner, sole_lock
+from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import FREE_ON_RESUME, TrainConfig
+from lactok.train.precision import resolve
 from lactok.weights import LocalWeights, NetworkWeights, WeightsSource, identity_of, locate, locate_all
 
 if TYPE_CHECKING:
@@ -40,8 +45,9 @@ class Cost(Protocol):
 
 
 def data_fingerprint(pack: Pack) -> str:
-    """sha256 hex over the images' names and sizes, in order."""
-    return sha256(json.dumps([pack.index.names, pack.index.sizes]).encode()).hexdigest()
+    """sha256 hex over the images' names, sizes and pixels (as they are packed), in order."""
+    index = pack.index
+    return sha256(json.dumps([index.names, index.sizes, index.pixels]).encode()).hexdigest()
 
 
 def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
@@ -60,8 +66,8 @@ def _fingerprint(source: WeightsSource) -> str:
     return identity_of(source) if isinstance(source, NetworkWeights) else str(source)
 
 
-def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> Pack:
-    """The run's images, after its folder was claimed.
+def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True, processes: int = 1) -> Pack:
+    """The run's images, after its folder was claimed. processes: in which it trains.
 
     Raises WeightsError for what it starts from, DataError, or RunFolderError for a folder that holds another run.
     """
@@ -69,8 +75,46 @@ def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bo
     inputs = inputs_fingerprint(recipe_class.sources(config.options))
     where = Path(config.data.pack).expanduser() if config.data.pack else config.folder
     pack = open_pack(config.data.root, where, config.data.side, check_held_out)
-    claim(config.folder, config, data_fingerprint(pack), recipe_class.path_options, inputs)
+    inputs_now = Inputs(data_fingerprint(pack), processes, tuple(recipe_class.path_options), tuple(inputs))
+    claim(config.folder, config, inputs_now)
     return pack
+
+
+@contextlib.contextmanager
+def sole_training(folder: Path) -> Iterator[None]:
+    """The folder belongs to this process inside the block. Raises RunFolderError, WriteError.
+
+    A folder that is made for it, and in which nothing is written then, is removed again.
+    """
+    path = folder / "lock"
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    with contextlib.ExitStack() as held:
+        held.callback(_remove_empty, made)
+        try:
+            with explained(path):
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(sole_lock(path))
+        except LockHeld as error:
+            raise RunFolderError(_held(folder, path, error.owner)) from None
+        yield
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those that are empty, the innermost first."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _held(folder: Path, path: Path, owner: Owner | None) -> str:
+    by = f"process {owner.pid} on {owner.host}" if owner else "another process"
+    here = socket.gethostname()
+    elsewhere = owner and owner.host != here
+    gone = f"; if that process is no more (from {here} it can't be seen), delete {path}" if elsewhere else ""
+    return (
+        f"{folder} is being trained in by {by}: expected no other training there, as two would overwrite one another. "
+        f"Wait for it or stop it, or name another out={gone}"
+    )
 
 
 def sheet_path(folder: Path, step: int) -> Path:
@@ -78,40 +122,83 @@ def sheet_path(folder: Path, step: int) -> Path:
     return folder / "samples" / f"step-{step:08d}.png"
 
 
-def finished(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> bool:
+def finished(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True, processes: int = 1) -> bool:
     """Whether the folder holds this very run, and all of it. Raises what `open_run` raises."""
     if not (sheet_path(config.folder, config.steps).is_file() and config.export_path.is_file()):
         return False
-    open_run(config, recipe_class, check_held_out)
+    open_run(config, recipe_class, check_held_out, processes)
     return True
 
 
-def claim(
-    folder: Path, config: TrainConfig, fingerprint: str, paths: Sequence[str] = (), inputs: Sequence[str] = ()
-) -> None:
-    """Note the run's settings in `config.json`, or compare with those that stand there.
+@dataclass(frozen=True)
+class Inputs:
+    """What moves a run's weights beside its settings.
 
-    paths: options that name files; inputs: what those hold, which is compared in their place.
+    data: fingerprint of the images; processes: which share a step's samples; paths: options that name files;
+    files: what those hold, which is compared in their place.
+    """
+
+    data: str
+    processes: int = 1
+    paths: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+def claim(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
+    """Note the run's settings in `config.json`, or compare with those that stand there.
 
     Raises WriteError, and RunFolderError when a setting that moves the weights differs from the run in the folder.
     """
-    named = {f"options.{name}" for name in paths}
-    wanted = {k: v for k, v in _binding(asdict(config)).items() if k not in named} | {"data": fingerprint}
-    if inputs:
-        wanted["inputs"] = list(inputs)
+    named = {f"options.{name}" for name in inputs.paths}
+    wanted = {k: v for k, v in _binding(asdict(config)).items() if k not in named}
+    wanted |= {"data": inputs.data, "processes": inputs.processes}
+    wanted["precision"] = resolve(config.precision, config.device)  # auto may mean another one elsewhere
+    if inputs.files:
+        wanted["inputs"] = list(inputs.files)
     path = folder / "config.json"
-    if not path.is_file():
+    seen = _settings_there(path)
+    if seen is None:
         write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
         return
-    seen = json.loads(path.read_text())
     wanted = json.loads(json.dumps(wanted))
     differ = [k for k in sorted(seen.keys() | wanted.keys()) if seen.get(k) != wanted.get(k)]
     if differ:
-        lines = "\n".join(f"  {k}: {seen.get(k)} in the folder, {wanted.get(k)} now" for k in differ)
+        lines = "\n".join(f"  {_MEANING.get(k, k)}: {seen.get(k)} in the folder, {wanted.get(k)} now" for k in differ)
         raise RunFolderError(
             f"{folder} holds a run with other settings:\n{lines}\nGive them as they were to resume it, "
             "name another out= for a new run, or delete the folder"
         )
+
+
+def _settings_there(path: Path) -> dict[str, Any] | None:
+    """What a folder's `config.json` says; None for a folder whose run has not got to a checkpoint.
+
+    Raises RunFolderError where there are checkpoints, and nothing that says of which run.
+    """
+    try:
+        seen = json.loads(path.read_bytes())
+        if isinstance(seen, dict):
+            return seen
+        reason = f"holds a {type(seen).__name__}"
+    except FileNotFoundError:
+        reason = "is missing"
+    except (OSError, ValueError) as error:
+        reason = f"can't be read ({error})"
+    checkpoints = CheckpointFolder(path.parent)
+    if not checkpoints.all():
+        return None
+    raise RunFolderError(
+        f"{path} {reason}: expected the settings of the run whose checkpoints stand in {checkpoints.root}. Put a copy "
+        f"of it back, name another out= for a new run, or delete {checkpoints.root} to start from step 0"
+    )
+
+
+_MEANING = {
+    "data": "data (sha256 of the images' names, sizes and pixels)",
+    "inputs": "inputs (sha256 of the files that it starts from)",
+    "processes": "processes (which share a step's samples)",
+}
+"""What a message says for a line of `config.json` that is no key of the command line."""
 
 
 def _binding(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -235,6 +235,8 @@ class FlexTokMini(FlexTokTokenizer):
 
     def _load(self) -> FlexTok:
         flextok, made = MINI.load(lambda made: FlexTok(made.build_config(FlexTokConfig)), self.options.weights)
+        file, of_latents = (locate(source) for source in self.weights(self.options))
+        made.require_part(file, "autoencoder", of_latents)
         vae, config, of_vae = autoencoder.load_mini_autoencoder(self.options.autoencoder)
         flextok.vae, flextok.config = vae, dataclasses.replace(flextok.config, vae=VAEConfig(**vars(config)))
         self._training = made.training.on_top_of(of_vae.training)

@@ -19,12 +19,14 @@ from baselines.tokenizers.flextok.config import FlexTokConfig, TransformerConfig
 from baselines.tokenizers.flextok.model import FlexTok
 from baselines.tokenizers.flextok.sampler import Sampling, image_noise
 from baselines.tokenizers.flextok.transformer import Block, ModulatedBlock
-from lactok.models.autoencoder import load_mini_autoencoder
+from lactok.models import autoencoder
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import codebook_statistics
 from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, uniform
+from lactok.train.parts import load_autoencoder_or_skeleton
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
+from lactok.weights import WeightsSource
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -59,10 +61,16 @@ class FlexTokRecipe(Recipe):
     """Trains a `FlexTok` without its autoencoder, which is frozen."""
 
     Options = FlexTokTrainingOptions
+    path_options = ("autoencoder",)
+
+    @classmethod
+    def sources(cls, options: FlexTokTrainingOptions) -> tuple[WeightsSource, ...]:
+        return (autoencoder.MINI.source(options.autoencoder),)
 
     def __init__(self, options: FlexTokTrainingOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
-        self.frozen["autoencoder"], self._autoencoder, _ = load_mini_autoencoder(options.autoencoder)
+        network, self._autoencoder, self._autoencoder_tensors = load_autoencoder_or_skeleton(options.autoencoder)
+        self.frozen["autoencoder"] = network
         if (seen := self._autoencoder.latent_channels) != options.model.latent_channels:
             raise ValueError(f"the autoencoder has {seen} channels, the model {options.model.latent_channels}")
         self.model = FlexTok(options.model)
@@ -133,7 +141,8 @@ class FlexTokRecipe(Recipe):
 
     def export(self, path: Path, provenance: Provenance) -> None:
         """The transformers' weights, for `baselines.tokenizers.flextok.model.FlexTok` with vae=None."""
-        export_model(path, self.model, self.options.model, provenance)
+        made_with = {"autoencoder": self._autoencoder_tensors}
+        export_model(path, self.model, self.options.model, provenance, made_with)
 
 
 @torch.no_grad()

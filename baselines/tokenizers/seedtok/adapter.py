@@ -177,6 +177,8 @@ class SeedTokMini(SeedTok):
     def _load(self) -> tuple[SeedModel, unclip.UnCLIP]:
         mini, made = MINI.load(lambda made: SeedMini(made.build_config(SeedMiniConfig)), self.options.weights)
         mini.eval().requires_grad_(False)
+        file, of_latents = (locate(source) for source in self.weights(self.options))
+        made.require_part(file, "autoencoder", of_latents)
         vae, config, of_vae = autoencoder.load_mini_autoencoder(self.options.autoencoder)
         self._training = made.training.on_top_of(of_vae.training)
         return mini.tokenizer, build_unclip(mini.unet, vae, config, mini.tokenizer.config.image_features_dim)

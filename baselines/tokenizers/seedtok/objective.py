@@ -30,12 +30,14 @@ from baselines.tokenizers.seedtok.diffusion_decoder import (
 from baselines.tokenizers.seedtok.model import SeedModel, normalise
 from baselines.tokenizers.seedtok.unclip import Sampling
 from lactok import registry
-from lactok.models.autoencoder import load_mini_autoencoder
+from lactok.models import autoencoder
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
 from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, uniform
+from lactok.train.parts import load_autoencoder_or_skeleton
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
+from lactok.weights import WeightsSource
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -75,10 +77,16 @@ class SeedRecipe(Recipe):
     """Trains a `SeedMini`."""
 
     Options = SeedTrainingOptions
+    path_options = ("autoencoder",)
+
+    @classmethod
+    def sources(cls, options: SeedTrainingOptions) -> tuple[WeightsSource, ...]:
+        return (autoencoder.MINI.source(options.autoencoder),)
 
     def __init__(self, options: SeedTrainingOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
-        self.frozen["autoencoder"], self._autoencoder, _ = load_mini_autoencoder(options.autoencoder)
+        network, self._autoencoder, self._autoencoder_tensors = load_autoencoder_or_skeleton(options.autoencoder)
+        self.frozen["autoencoder"] = network
         self.frozen["features"] = registry.load("features", "effnet-lite2")()
         self.model = SeedMini(options.model)
         tokenizer = options.model.tokenizer
@@ -181,7 +189,8 @@ class SeedRecipe(Recipe):
 
     def export(self, path: Path, provenance: Provenance) -> None:
         """Both networks' weights, for `SeedMini`."""
-        export_model(path, self.model, self.options.model, provenance)
+        made_with = {"autoencoder": self._autoencoder_tensors}
+        export_model(path, self.model, self.options.model, provenance, made_with)
 
 
 @torch.no_grad()

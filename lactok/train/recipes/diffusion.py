@@ -65,7 +65,7 @@ class DiffusionRecipe(TrainableCopyRecipe[DiffusionTrainingOptions]):
         noise = normal(seeds, latents, NOISE)
         t = timesteps(seeds, latents.device, self.schedule.timesteps, TIME)
         predicted = self.lactok().decoder.predict(self.schedule.noised(latents, noise, t), t, embeddings)
-        return squared_errors(predicted, noise, t, self.config.decoder.prediction)
+        return squared_errors(predicted, noise, t, self.config.decoder.prediction, self.schedule)
 
     def forward(self, batch: Batch) -> Losses:
         error = self._errors(batch.images, batch.seeds, self.encoder_size(batch.step)).mean()

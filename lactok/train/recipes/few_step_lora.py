@@ -28,7 +28,7 @@ from lactok.models.autoencoder import MINI as AUTOENCODER
 from lactok.models.few_step_lora import evaluated_timesteps, require_few_step_lora
 from lactok.models.latent_diffusion import predict_noise
 from lactok.models.lora import LoRAConfig, add_lora
-from lactok.models.samplers import FIRST_TIMESTEP, TLCM_GRID, NoiseSchedule, consistency_sampler
+from lactok.models.samplers import FIRST_TIMESTEP, TLCM_GRID, consistency_sampler
 from lactok.tokenizers.mini_parts import LDM, Diffusion, FewStepLoRAConfig
 from lactok.train.noise import normal, timesteps, uniform
 from lactok.train.parts import left_by, load_diffusion_or_skeleton
@@ -96,7 +96,7 @@ class FewStepLoRARecipe(Recipe):
         self.frozen["autoencoder"], self.frozen["teacher"] = parts.vae, parts.unet
         self.unet = copy.deepcopy(parts.unet)
         add_lora(self.unet, options.lora)
-        self.schedule = NoiseSchedule()
+        self.schedule = parts.model.schedule
         self.timesteps = evaluated_timesteps(require_few_step_lora(options.accelerator), TLCM_STEPS)
 
     @property

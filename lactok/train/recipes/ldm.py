@@ -19,7 +19,7 @@ from lactok.models import autoencoder
 from lactok.models.ladd import build_unet
 from lactok.models.latent_diffusion import LatentDiffusionConfig, predict_noise
 from lactok.models.prediction import squared_errors
-from lactok.models.samplers import NoiseSchedule, ddim_sampler
+from lactok.models.samplers import ddim_sampler
 from lactok.tokenizers.mini_parts import LDMFileConfig
 from lactok.train.noise import normal, timesteps
 from lactok.train.parts import is_dry_run, left_by, load_autoencoder_or_skeleton
@@ -70,7 +70,7 @@ class LDMRecipe(Recipe):
         self.frozen["autoencoder"] = network
         self._check(options)
         self.unet = build_unet(options.model.unet)
-        self.schedule = NoiseSchedule()
+        self.schedule = options.model.schedule
 
     def _check(self, options: LDMOptions) -> None:
         vae, model = self._autoencoder, options.model
@@ -99,7 +99,7 @@ class LDMRecipe(Recipe):
         """Squared error of the prediction (B,)."""
         noise, model = normal(seeds, latents, NOISE), self.options.model
         predicted = predict_noise(self.unet, model, self.schedule.noised(latents, noise, t), t)
-        return squared_errors(predicted, noise, t, model.prediction)
+        return squared_errors(predicted, noise, t, model.prediction, model.schedule)
 
     def forward(self, batch: Batch) -> Losses:
         latents = self._latents(batch.images)

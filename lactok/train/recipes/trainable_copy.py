@@ -16,7 +16,6 @@ from lactok.data.batches import rng
 from lactok.models.lactok import LacTok, LacTokConfig
 from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.ladd import LatentDecoder, build_controlnet
-from lactok.models.samplers import NoiseSchedule
 from lactok.models.vq import VQEncoder
 from lactok.tokenizers.mini_parts import TrainableCopyConfig
 from lactok.train.noise import normal
@@ -75,7 +74,7 @@ class TrainableCopyRecipe(Recipe, Generic[AnyTrainableCopyOptions]):
         self.frozen["vq"], self.frozen["unet"], self.frozen["vae"] = parts.vq, parts.unet, parts.vae
         self._check_sizes(options)
         self.control = build_controlnet(parts.decoder)
-        self.schedule = NoiseSchedule()
+        self.schedule = self.config.schedule
 
     def _check_sizes(self, options: TrainableCopyOptions) -> None:
         for size in options.picture_sizes:
