@@ -211,9 +211,8 @@ def told(missing: Sequence[MissingFile]) -> list[str]:
     groups: dict[object, list[MissingFile]] = {}
     for one in missing:
         source = one.source
-        groups.setdefault((source.repo, source.revision) if isinstance(source, HubWeights) else one.message, []).append(
-            one
-        )
+        together = (source.repo, source.revision, source.otherwise) if isinstance(source, HubWeights) else one.message
+        groups.setdefault(together, []).append(one)
     lines = []
     for group in groups.values():
         source, names = group[0].source, [one.source.filename for one in group if isinstance(one.source, HubWeights)]

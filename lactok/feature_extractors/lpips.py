@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 Net = Literal["alex", "vgg", "squeeze"]
 
 BACKBONES: Mapping[str, UrlWeights] = {  # torchvision's releases; the names hold the first 8 digits of their sha256
-    "alex": UrlWeights("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
-    "vgg": UrlWeights("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
-    "squeeze": UrlWeights("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
+    net: UrlWeights(f"https://download.pytorch.org/models/{name}-{sha256[:8]}.pth", sha256)
+    for net, name, sha256 in (
+        ("alex", "alexnet-owt", "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"),
+        ("vgg", "vgg16", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"),
+        ("squeeze", "squeezenet1_1", "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b"),
+    )
 }
 LINEAR: Mapping[str, LocalWeights] = {
     net: LocalWeights(f"weights/v0.1/{net}.pth", package="lpips", sha256=sha256)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
-from lactok.models.few_step_lora import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
+from lactok.models.few_step_lora import HYPERSD, merge_hypersd, merge_tlcm, tlcm_sources
 from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
 from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.lora import LoRAConfig
@@ -32,7 +32,6 @@ from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.tokenizers.checks import require_ids, require_images, require_seeds
 from lactok.weights import (
     HubWeights,
-    LocalWeights,
     UnpublishedWeights,
     WeightsSource,
     load_state_dict,
@@ -90,7 +89,8 @@ class HyperSDOptions(LacTokOptions):
 class TLCMOptions(LacTokOptions):
     """steps: evaluations on TLCM's grid, 1 to 7; 3 as in Table 4.
 
-    accelerator: a local adapter_model.safetensors instead of the hub's, its adapter_config.json beside it.
+    accelerator: a local adapter_model.safetensors instead of the hub's; beside it lora_model_adapter_config.json (as
+        published) or adapter_config.json.
     """
 
     steps: int = 3
@@ -274,10 +274,7 @@ class VQLADDTLCM(_Published):
     @classmethod
     def weights(cls, options: TLCMOptions) -> tuple[WeightsSource, ...]:
         """The first stage's checkpoint, the adapter, and its settings."""
-        if options.accelerator is None:
-            return *super().weights(options), TLCM, TLCM_CONFIG
-        beside = Path(options.accelerator).expanduser().with_name(TLCM_CONFIG.filename)
-        return *super().weights(options), LocalWeights(options.accelerator), LocalWeights(str(beside))
+        return *super().weights(options), *tlcm_sources(options.accelerator)
 
     def _sampler(self) -> Sampler:
         return consistency_sampler(tlcm_timesteps(self.options.steps))

@@ -79,11 +79,15 @@ class SeedTok(Tokenizer):
     scale = "paper"
     code_licence = "Apache-2.0, parts BSD-3-Clause (LAVIS)"
     weights_licence = "Apache-2.0 (seed-tokenizer-2), OpenRAIL++-M (SD 2.1 unCLIP), not stated (eva_vit_g)"
-    QUANTIZER: ClassVar[HubWeights] = HubWeights("AILab-CVC/seed-tokenizer-2", "seed_quantizer.pt")
+    QUANTIZER: ClassVar[HubWeights] = HubWeights(
+        "AILab-CVC/seed-tokenizer-2", "seed_quantizer.pt", "c6d957a9b280d9ed3879b1eb5d99036cf8390012"
+    )
     VIT: ClassVar[UrlWeights] = UrlWeights(
         "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
     )
-    UNCLIP: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
+    UNCLIP: ClassVar[str] = "sd2-community/stable-diffusion-2-1-unclip"
+    """A mirror in wide use of stabilityai/stable-diffusion-2-1-unclip, which Stability AI took off the hub in November
+    2025. (The mirror's `...-unclip-small` takes other embeddings.)"""
     CONFIG: ClassVar[SeedConfig] = SeedConfig()
     TOGETHER: ClassVar[int] = 1
 
@@ -184,13 +188,12 @@ class SeedTokMini(SeedTok):
 def _pipeline_sources(repo: str, folder: str | None) -> list[WeightsSource]:
     """Each file of the painter: of the hub's published form, or of a local folder whatever form its tokenizer has."""
     if folder is not None:
-        root = Path(folder).expanduser()
-        tokenizer = sorted(path for path in (root / "tokenizer").glob("*") if path.is_file())
-        return [LocalWeights(str(path)) for path in (*(root / file for file in unclip.NETWORK_FILES), *tokenizer)]
+        return [LocalWeights(str(path)) for path in unclip.local_files(Path(folder).expanduser())]
     files = (*unclip.NETWORK_FILES, *unclip.TOKENIZER_FILES)
     otherwise = (
         f"get all of it by `hf download {repo} {' '.join(files)} --local-dir DIR` "
-        "and name the folder by options.seedtok.unclip=DIR"
+        "and name the folder by options.seedtok.unclip=DIR (a mirror: the repository that it mirrors, "
+        "stabilityai/stable-diffusion-2-1-unclip, was removed from the hub in November 2025; your copy of it will do)"
     )
     return [HubWeights(repo, file, otherwise=otherwise) for file in files]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lactok.weights import CheckpointMismatch, WeightsError
+from lactok.weights import CheckpointMismatch, WeightsError, saved_files
 
 NETWORK_FILES = (
     "unet/config.json",
@@ -38,6 +38,9 @@ TOKENIZER_FILES = (
     "tokenizer/vocab.json",
 )
 """The published tokenizer; newer transformers write it as other files."""
+
+_STEMS = {"text_encoder": "model"} | dict.fromkeys(("unet", "vae", "image_normalizer"), "diffusion_pytorch_model")
+"""By network, how `save_pretrained` names its tensors."""
 
 _RECOMPUTED = "text_model.embeddings.position_ids"
 """A buffer that older files hold, which follows from the configuration."""
@@ -153,6 +156,15 @@ def load(folder: Path) -> UnCLIP:
     return UnCLIP(pipeline)
 
 
+def local_files(folder: Path) -> list[Path]:
+    """The files of a local folder of the pipeline that are read, those that lack included; the networks in any form
+    that `save_pretrained` writes (safetensors or .bin, a variant, shards), the tokenizer in any."""
+    configs = [folder / file for file in NETWORK_FILES if file.endswith(".json")]
+    tensors = [path for network, stem in _STEMS.items() for path in saved_files(folder / network, stem)]
+    tokenizer = sorted(path for path in (folder / "tokenizer").glob("*") if path.is_file())
+    return [*configs, *tensors, *tokenizer]
+
+
 def _scheduler(folder: Path) -> Any:
     """The scheduler that a folder's configuration names, any of diffusers'."""
     import diffusers
@@ -168,10 +180,14 @@ def _scheduler(folder: Path) -> Any:
 def _network(cls: Any, folder: Path) -> nn.Module:
     """A network with all its tensors from `folder`, float32. Raises CheckpointMismatch naming those that do not fit."""
     dtype = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
+    first, *_ = saved_files(folder, _STEMS[folder.name])
+    variant = first.name.removeprefix(f"{_STEMS[folder.name]}.").replace(".index", "").removesuffix(".json")
+    variant = variant.replace("safetensors", "").replace("bin", "").strip(".")
     network, info = cls.from_pretrained(
         folder,
         local_files_only=True,
-        use_safetensors=True,
+        use_safetensors=".bin" not in first.name,
+        variant=variant or None,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that all are listed, below
         **{dtype: torch.float32},

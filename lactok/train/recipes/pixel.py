@@ -25,6 +25,7 @@ from lactok.models.few_step_lora import (
     merge_hypersd,
     merge_tlcm,
     require_accelerator,
+    tlcm_sources,
 )
 from lactok.models.lactok_state_dict import is_wrapped
 from lactok.models.samplers import consistency_sampler
@@ -228,8 +229,7 @@ def _adapter_sources(options: PixelOptions) -> tuple[WeightsSource, ...]:
     if options.networks == "mini":
         return (ADAPTERS[require_accelerator(options.accelerator)].source(path),)
     if path is not None:
-        beside = Path(path).expanduser().with_name(TLCM_CONFIG.filename)
-        return (LocalWeights(path),) if hypersd else (LocalWeights(path), LocalWeights(str(beside)))
+        return (LocalWeights(path),) if hypersd else tlcm_sources(path)
     published = (HYPERSD,) if hypersd else (TLCM, TLCM_CONFIG)
     return tuple(replace(source, otherwise="name a local copy by options.adapter=PATH") for source in published)
 
