@@ -10,6 +10,7 @@ from typing import Literal
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import BadImages, Dataset, DatasetError, DatasetRequest
 from evals.datasets.registry import open_dataset
+from evals.engine.environment import why_no_gpu
 from evals.engine.isolation import isolated
 from evals.engine.rows import Row, named
 from evals.metrics.plan import metric_classes
@@ -38,6 +39,8 @@ def open_all(configs: Sequence[RunConfig], rows: Sequence[Row], cache_dir: Path)
                 raise
             missing.append(f"dataset {one.dataset.name}: {error}")
     if config.scale == "paper":
+        if config.device == "auto" and (reason := why_no_gpu()):
+            missing.append(f"a GPU, which scale=paper needs: {reason}; device=cpu runs it on the CPU, for weeks")
         models = [row for row in rows if row.cls is None or row.cls.calibration is None]
         without = {row.label: found for row in models if (found := _of_row(row, download=not missing))}
         if missing or (models and len(without) == len(models)):

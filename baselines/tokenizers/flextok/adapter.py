@@ -21,6 +21,7 @@ from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models import autoencoder
 from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.tokenizers.checks import require_ids, require_images, require_seeds
+from lactok.tokenizers.memory import MemoryOptions, memory_options, place, save_in_decoding
 from lactok.tokenizers.miniature import LICENCE, Miniature
 from lactok.weights import (
     CheckpointMismatch,
@@ -41,8 +42,8 @@ MINI = Miniature(
 
 
 @dataclass
-class FlexTokOptions:
-    """What may be set; the defaults are the published readme's (20 steps, guidance 7.5, projected).
+class FlexTokOptions(MemoryOptions):
+    """What may be set, beside `MemoryOptions`; the defaults are the readme's (20 steps, guidance 7.5, projected).
 
     weights: a local model.safetensors instead of the hub's; the config.json beside it is read, else its header.
     keep_ids: how many of an image's ids are kept, from the first (1 to 256); its rate follows.
@@ -81,12 +82,18 @@ class FlexTokTokenizer(Tokenizer):
     options needs keep_ids, steps, guidance_scale and posterior_seed of `FlexTokOptions`.
     """
 
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {"model.vae": torch.float32}  # as published, under bf16 too
     code_licence = "Apple/EPFL sample code licence, non-commercial (the published code; the port is Apache-2.0)"
 
     def __init__(self, options: Any, device: torch.device) -> None:
         super().__init__(options, device)
         self.sampling = Sampling(options.steps, options.guidance_scale)
-        self.model = self._load().eval().requires_grad_(False).to(device)
+        self.model, memory = self._load().eval().requires_grad_(False), memory_options(options)
+        vae, factor = self.model.vae, self.model.config.image_size // self.model.config.latent_size
+        assert vae is not None, "image_size, above, refuses a model without VAE"
+        save_in_decoding(vae, memory, self.model.config.latent_size, factor)
+        blocks = [*self.model.encoder.blocks, *self.model.decoder.blocks, vae] if memory.cpu_offload else []
+        place(self.model, device, blocks)
         if not 1 <= options.keep_ids <= self.model.config.registers:
             raise ValueError(f"keep_ids {options.keep_ids}: expected 1 to {self.model.config.registers}")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.tokenizers.seedtok import unclip
 from baselines.tokenizers.seedtok.model import SeedConfig, SeedModel, normalise
@@ -18,6 +18,7 @@ from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models import autoencoder
 from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.tokenizers.checks import require_ids, require_images, require_seeds
+from lactok.tokenizers.memory import MemoryOptions, memory_options
 from lactok.tokenizers.miniature import LICENCE, Miniature
 from lactok.weights import (
     HubWeights,
@@ -37,8 +38,9 @@ MINI = Miniature(
 
 
 @dataclass
-class SeedTokOptions:
-    """What may be set; the defaults of the last three are those with which SEED calls the pipeline.
+class SeedTokOptions(MemoryOptions):
+    """What may be set; the defaults of the last three are those with which SEED calls the pipeline. And
+    `MemoryOptions`; cpu_offload: of the painter's networks.
 
     weights: a local seed_quantizer.pt instead of the hub's; vit: a local eva_vit_g.pth (BLIP-2's);
     unclip: a local folder of stable-diffusion-2-1-unclip in diffusers' layout.
@@ -88,6 +90,7 @@ class SeedTok(Tokenizer):
     UNCLIP: ClassVar[str] = "sd2-community/stable-diffusion-2-1-unclip"
     """A mirror in wide use of stabilityai/stable-diffusion-2-1-unclip, which Stability AI took off the hub in November
     2025. (The mirror's `...-unclip-small` takes other embeddings.)"""
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {"vae": torch.float16}  # as SEED runs the pipeline
     CONFIG: ClassVar[SeedConfig] = SeedConfig()
     TOGETHER: ClassVar[int] = 1
 
@@ -97,7 +100,8 @@ class SeedTok(Tokenizer):
             options.steps, options.guidance_scale, options.noise_level, together=self.TOGETHER
         )
         model, painter = self._load()
-        self.model, self.unclip = model.eval().requires_grad_(False).to(device), painter.to(device)
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.unclip = painter.place(device, memory_options(options))
         if not 0 <= options.noise_level < self.unclip.noise_levels:
             raise ValueError(f"noise_level {options.noise_level}: expected 0 to {self.unclip.noise_levels - 1}")
 
@@ -119,6 +123,10 @@ class SeedTok(Tokenizer):
         quantizer = cls.QUANTIZER if options.weights is None else LocalWeights(options.weights)
         vit = cls.VIT if options.vit is None else LocalWeights(options.vit)
         return quantizer, vit, *_pipeline_sources(cls.UNCLIP, options.unclip)
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The tokenizer, and the painter's networks."""
+        return {"model": self.model} | self.unclip.networks()
 
     @property
     def training(self) -> TrainingCompute:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lactok.tokenizers.memory import MemoryOptions, place, save_in_decoding
 from lactok.weights import CheckpointMismatch, WeightsError, saved_files
 
 NETWORK_FILES = (
@@ -92,9 +93,22 @@ class UnCLIP:
         """How many noise levels there are."""
         return self.pipeline.image_noising_scheduler.config.num_train_timesteps
 
-    def to(self, device: torch.device) -> UnCLIP:
-        self.pipeline.to(device)
+    def place(self, device: torch.device, memory: MemoryOptions) -> UnCLIP:
+        """Move it to the device, as the options say; returns itself."""
+        side, factor = self.pipeline.unet.config.sample_size, self.pipeline.vae_scale_factor
+        save_in_decoding(self.pipeline.vae, memory, side, factor)
+        if memory.cpu_offload:
+            self.pipeline.image_normalizer.to(device)
+            for network in self.networks().values():
+                place(network, device, [network])
+        else:
+            self.pipeline.to(device)
         return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Its large networks by the pipeline's names."""
+        named = {name: getattr(self.pipeline, name) for name in ("unet", "vae", "text_encoder")}
+        return {name: network for name, network in named.items() if network is not None}
 
     def paint(self, embeds: Tensor, seeds: Sequence[int], sampling: Sampling) -> Tensor:
         """Image embeddings (B, embedding_dim) to images (B, 3, S, S) in [0, 1].
@@ -115,10 +129,17 @@ class UnCLIP:
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,
                 noise_level=sampling.noise_level,
-                output_type="pt",
+                output_type="latent",
             )
-            images.append(made.images)
+            images.append(self._decode(made.images))
         return torch.cat(images)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """The pipeline's last step, in the autoencoder's dtype: latents (B, C, h, w) to images float32 in [0, 1]."""
+        vae = self.pipeline.vae
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        return self.pipeline.image_processor.postprocess(decoded.float(), output_type="pt")
 
     def _prompt(self, count: int) -> dict[str, Any]:
         if self.pipeline.text_encoder is not None:
