@@ -206,7 +206,8 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
             models, positive after them.
         code_licence, weights_licence: SPDX names, or a short statement.
         dtypes: under precision=bf16, the dtype of networks, or of parts of them, that the publisher's code runs in
-            another one, by dotted name as `networks` gives it ("model.vae"); the plugin runs them outside of autocast.
+            another one, by dotted name as `networks` gives it ("model.vae"); where the calls are to be in it, too, the
+            plugin makes them outside of autocast.
     """
 
     Options: ClassVar[type] = NoOptions

@@ -55,8 +55,8 @@ def why_no_gpu() -> str:
         return f"torch {torch.__version__} is built without CUDA: install a build with it (https://pytorch.org)"
     if driver := nvidia_driver():
         return (
-            f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and can't use this machine's NVIDIA driver "
-            f"{driver}, which is too old for it or not loaded: update the driver, or install a torch that is "
+            f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and can't use this machine's NVIDIA "
+            f"driver {driver}, which is too old for it or not loaded: update the driver, or install a torch that is "
             "built for the CUDA version that `nvidia-smi` shows"
         )
     return f"torch {torch.__version__} sees no CUDA device, and no NVIDIA driver is installed here"

@@ -172,6 +172,8 @@ class SeedTokMini(SeedTok):
     """The same networks in miniature, by the bundled trainer; EfficientNet-Lite2's features in place of CLIP's."""
 
     Options = SeedTokMiniOptions
+    # the pipeline, which has no text encoder here, keeps its latents in the dtype of the UNet's first weight
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {**SeedTok.dtypes, "unet.conv_in": torch.float32}
     TOGETHER = 8  # guidance is weak
     path_options = ("weights", "autoencoder")
     scale = "mini"
