@@ -1,6 +1,6 @@
 """Tensors in files that others wrote: safetensors, pickles without running their code, and folders of shards.
 
-A pickle is read by torch's restricted unpickler. Where that refuses a settings object that trainers save beside the
+A pickle is read by torch's restricted unpickler. Where that refuses a settings object that trainers save with the
 tensors (numpy scalars, OmegaConf, argparse.Namespace...), the file is read again with inert stand-ins in the place of
 those classes, none of which is imported, and its tensors alone are kept.
 """
@@ -70,20 +70,20 @@ def not_a_checkpoint(path: Path) -> str:
 
 
 def shards_of(index: Path) -> list[Path]:
-    """The shards that an index names, which lie beside it. Raises UnreadableFile for something else than an index."""
+    """The shards that an index names, which lie next to it. Raises UnreadableFile for something else than an index."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableFile("it is no index of shards (a JSON object with weight_map)") from error
     if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise UnreadableFile(f"its shard {strange[0]!r} is no name of a file beside it")
+        raise UnreadableFile(f"its shard {strange[0]!r} is no name of a file next to it")
     return [index.with_name(name) for name in names]
 
 
 def _read_shards(index: Path) -> dict[str, Any]:
     shards = shards_of(index)
     if absent := [shard.name for shard in shards if not shard.is_file()]:
-        raise UnreadableFile(f"{len(absent)} of its {len(shards)} shards are not beside it: {', '.join(absent[:3])}")
+        raise UnreadableFile(f"{len(absent)} of its {len(shards)} shards are not next to it: {', '.join(absent[:3])}")
     state: dict[str, Any] = {}
     for shard in shards:
         try:

@@ -13,7 +13,7 @@ import pytest
 
 from evals.cli import check
 from evals.record import ColumnRecord, RecordError, RowRecord, RunRecord, Value
-from evals.tasks import protocol
+from evals.tasks import reconstruction
 from tests.support import ROOT
 
 COMMITTED = ROOT / "results" / "mini" / "recon.json"
@@ -38,16 +38,16 @@ def test_nothing_moves(capsys: pytest.CaptureFixture[str]):
 
 
 def test_another_resize_filter(committed: check.Snapshot, monkeypatch: pytest.MonkeyPatch):
-    resize = protocol.resize
+    resize = reconstruction.resize
     bilinear = lambda images, size, _, antialias: resize(images, size, "bilinear", antialias)  # noqa: E731
-    monkeypatch.setattr(protocol, "resize", bilinear)
+    monkeypatch.setattr(reconstruction, "resize", bilinear)
     assert {"PSNR", "SSIM", "FD-effnet"} <= moved(committed)
 
 
 def test_truncation_instead_of_rounding(committed: check.Snapshot, monkeypatch: pytest.MonkeyPatch):
-    reconstruction = protocol.reconstruction
-    shifted = lambda output, p: reconstruction(output - 0.5 / 255, p)  # noqa: E731
-    monkeypatch.setattr("evals.tasks.reconstruction.reconstruction", shifted)
+    scored_images = reconstruction.scored_images
+    shifted = lambda output, p: scored_images(output - 0.5 / 255, p)  # noqa: E731
+    monkeypatch.setattr(reconstruction, "scored_images", shifted)
     assert "PSNR" in moved(committed)
 
 

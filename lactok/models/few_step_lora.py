@@ -47,7 +47,7 @@ TLCM_CONFIG = HubWeights("OPPOer/TLCMSDXL", "lora_model_adapter_config.json", ot
 """Its settings: rank and alpha are read from there."""
 
 _CONFIG_NAMES = (TLCM_CONFIG.filename, "adapter_config.json")
-"""Of the settings beside a local adapter: the published name, and peft's own (as older copies have it)."""
+"""Of the settings next to a local LoRA: the published name, and peft's own (as older copies have it)."""
 
 _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 

@@ -43,7 +43,7 @@ MINI = Miniature(
 
 @dataclass
 class FlexTokOptions(MemoryOptions):
-    """What may be set, beside `MemoryOptions`; the defaults are the readme's (20 steps, guidance 7.5, projected).
+    """What may be set, with `MemoryOptions`; the defaults are the readme's (20 steps, guidance 7.5, projected).
 
     weights: a local model.safetensors instead of the hub's; the config.json next to it is read, else its header.
     keep_ids: how many of an image's ids are kept, from the first (1 to 256); its rate follows.
@@ -207,7 +207,7 @@ class FlexTokD18D28(FlexTokTokenizer):
         return config
 
     def _scaling_factor(self, tree: Mapping[str, Any]) -> float | None:
-        """The user's, else that of the VAE's repository where the configuration names one and it is to be had."""
+        """The user's, else that of the VAE's repository where the configuration names one that is available."""
         repo = vae_repo(tree)
         if self.options.vae_scaling_factor or not isinstance(repo, str):
             return self.options.vae_scaling_factor

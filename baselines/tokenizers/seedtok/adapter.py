@@ -40,7 +40,7 @@ MINI = Miniature(
 @dataclass
 class SeedTokOptions(MemoryOptions):
     """What may be set; the defaults of the last three are those with which SEED calls the pipeline. And
-    `MemoryOptions`; cpu_offload: of the painter's networks.
+    `MemoryOptions`; cpu_offload: of the diffusion decoder's networks.
 
     weights: a local seed_quantizer.pt instead of the hub's; vit: a local eva_vit_g.pth (BLIP-2's);
     unclip: a local folder of stable-diffusion-2-1-unclip in diffusers' layout.
@@ -126,7 +126,7 @@ class SeedTok(Tokenizer):
         return quantizer, vit, *_pipeline_sources(cls.UNCLIP, options.unclip)
 
     def networks(self) -> Mapping[str, nn.Module]:
-        """The tokenizer, and the painter's networks."""
+        """The tokenizer, and the diffusion decoder's networks."""
         return {"model": self.model} | self.unclip.networks()
 
     @property
