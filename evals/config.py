@@ -68,6 +68,7 @@ class RunConfig:
     seed: int = 0
     seeds: int = 1
     device: str = "auto"
+    offline: bool = False
     batch_size: int | None = None
     precision: str = "fp32"
     resident: int | None = None

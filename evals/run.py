@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     from evals.engine.workers import attach, attach_place, started, worker_count
     from evals.streams import log_to_stderr, spell_standard_streams
     from lactok.registry import RegistryError
+    from lactok.weights import offline
 
     spell_standard_streams()
     log_to_stderr(VERBOSITY[told[-1]] if told else logging.WARNING)
@@ -47,11 +48,12 @@ def main(argv: list[str] | None = None) -> int:
 
             print(submit(runs[0], argv))
             return 0
-        ranks = attach() or join()
-        if ranks.size > 1 or "WORLD_SIZE" in os.environ:
-            return _measure(runs, ranks, argv, quiet)
-        with started(worker_count(runs[0], CHUNK), argv) as ranks:
-            return _measure(runs, ranks, argv, quiet)
+        with offline(runs[0].offline):
+            ranks = attach() or join()
+            if ranks.size > 1 or "WORLD_SIZE" in os.environ:
+                return _measure(runs, ranks, argv, quiet)
+            with started(worker_count(runs[0], CHUNK), argv) as ranks:
+                return _measure(runs, ranks, argv, quiet)
     except (ConfigError, DatasetError, StoreError, RegistryError, RankError) as error:
         if ranks is None or ranks.rank == 0 or attach_place():  # rank 0 says what stopped another one, too
             print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lactok.items import Item as Item  # data sets import it without torch
 from lactok.weights import WeightsSource
@@ -206,6 +206,9 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
         calibration: None for a model under test; a calibration row has its place in a table: negative before the
             models, positive after them.
         code_licence, weights_licence: SPDX names, or a short statement.
+        dtypes: under precision=bf16, the dtype of networks, or of parts of them, that the publisher's code runs in
+            another one, by dotted name as `networks` gives it ("model.vae"); where the calls are to be in it, too, the
+            plugin makes them outside of autocast.
     """
 
     Options: ClassVar[type] = NoOptions
@@ -217,6 +220,7 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
     calibration: ClassVar[int | None] = None
     code_licence: ClassVar[str] = "not stated"
     weights_licence: ClassVar[str] = "not stated"
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {}
 
     def __init__(self, options: Any, device: torch.device) -> None:
         """Build and load. Raises `lactok.weights.MissingWeights` when a checkpoint is missing."""
@@ -233,6 +237,13 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
         """Of a calibration row that can spend any number of bits: the options with which it spends at most about
         `bits` an image; a table then has a row of it for each rate of its models. None where it can't."""
         return None
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Its networks by name. Under precision=bf16 linear and convolution layers of them are held in bfloat16.
+
+        By default the attributes that are networks.
+        """
+        return {name: value for name, value in vars(self).items() if isinstance(value, nn.Module)}
 
 
 class Tokenizer(Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -13,6 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lactok.weights import WeightsError, require_entries
+
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What DistributedDataParallel, torch.compile and trainers put in front of a network's own names."""
+
+logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 Arguments = ParamSpec("Arguments")
@@ -97,9 +103,10 @@ class StateDictAdapter(ABC, Generic[Model]):
 def find_state_dict(checkpoint: Mapping[str, Any], keys: Sequence[str] = ()) -> dict[str, Tensor]:
     """The state dict inside a checkpoint: under the first of `keys` that it has, else the checkpoint itself.
 
-    Raises WeightsError if what is found holds anything but tensors by name.
+    A key under which nothing stands (`ema: None`) counts as absent. A prefix of WRAPPERS that every name has is left
+    out, with a note in the log. Raises WeightsError if what is found holds anything but tensors by name.
     """
-    key = next((k for k in keys if k in checkpoint), None)
+    key = next((k for k in keys if checkpoint.get(k) is not None), None)
     state = checkpoint if key is None else checkpoint[key]
     where = "at the top level" if key is None else f"under {key!r}"
     if not isinstance(state, Mapping):
@@ -108,7 +115,17 @@ def find_state_dict(checkpoint: Mapping[str, Any], keys: Sequence[str] = ()) -> 
         more = ", ..." if len(other) > 3 else ""
         shown = ", ".join(map(repr, other[:3])) + more
         raise WeightsError(f"{where}: {shown} is not a tensor, expected a mapping of names to tensors")
-    return dict(state)
+    return _unwrapped(dict(state))
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    found: list[str] = []
+    while prefix := next((p for p in WRAPPERS if state and all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        found.append(prefix)
+    if found:
+        logger.warning("the names of all %d tensors start with %r, which is left out", len(state), "".join(found))
+    return state
 
 
 @contextmanager

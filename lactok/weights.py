@@ -1,9 +1,7 @@
-"""Where a checkpoint comes from, how it is verified, and how it is loaded safely.
+"""How a checkpoint is found, how it is verified, and how it is loaded safely.
 
-Sources: a file of a hub repository at a pinned revision, a file at a URL, a local path (which includes files inside an
-installed package), a file of an installed distribution that is never imported, several files that hold the same
-network, and none at all, for what was never published. `locate` finds or downloads; `load_state_dict` reads
-safetensors, or a pickle with `weights_only=True`, so no checkpoint runs code.
+`locate` finds or downloads (lactok/hub.py) what a source names (lactok/weights_sources.py); `load_state_dict` reads
+safetensors, or a pickle without running its code (lactok/tensor_file.py).
 """
 
 from __future__ import annotations
@@ -12,8 +10,10 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
+import shlex
 import urllib.error
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+from lactok import hub
+from lactok.digests import sha256_of as sha256_of
+from lactok.digests import stamp_of
+from lactok.hub import offline as offline
+from lactok.tensor_file import UnreadableFile, not_a_checkpoint, read_tensors, shards_of
+from lactok.weights_sources import DistributionWeights as DistributionWeights
+from lactok.weights_sources import FileSource as FileSource
+from lactok.weights_sources import HubWeights as HubWeights
+from lactok.weights_sources import LocalWeights as LocalWeights
+from lactok.weights_sources import NetworkFile as NetworkFile
+from lactok.weights_sources import NetworkWeights as NetworkWeights
+from lactok.weights_sources import UnpublishedWeights as UnpublishedWeights
+from lactok.weights_sources import UrlWeights as UrlWeights
+from lactok.weights_sources import WeightsSource as WeightsSource
+from lactok.weights_sources import is_pinned as is_pinned
+from lactok.weights_sources import pin_of as pin_of
 
 _SHOWN = 5  # names of each kind in a CheckpointMismatch, or of tensors that are not finite
 # What trainers save with the weights; no network takes it.
@@ -32,126 +49,49 @@ class WeightsError(Exception):
 
 
 class MissingWeights(WeightsError):
-    """A checkpoint is not here and could not be fetched."""
+    """A checkpoint is not here and could not be fetched. reason: why it was not, without the way to get it."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class CheckpointMismatch(WeightsError):
     """A checkpoint's names or shapes are not those of the model; the message lists them by kind."""
 
 
-@dataclass(frozen=True)
-class HubWeights:
-    """A file of a hub repository.
-
-    revision: the commit that is used; None where no commit could be pinned yet (then the default branch).
-    sha256: of the file, 64 hex digits; None where it is not known yet (then what was loaded is recorded, not checked).
-    otherwise: what a user without network can name instead; for one file of a folder, the folder.
-    """
-
-    repo: str
-    filename: str
-    revision: str | None = None
-    sha256: str | None = None
-    otherwise: str = "name a local file by options.NAME.weights=PATH"
-
-    def __str__(self) -> str:
-        return f"{self.repo}/{self.filename}" + (
-            f"@{self.revision[:12]}" if self.revision else " (revision not pinned)"
-        )
-
-
-@dataclass(frozen=True)
-class UrlWeights:
-    """A file at a URL, kept in torch's hub cache. sha256: 64 hex digits, or a prefix where only that is published."""
-
-    url: str
-    sha256: str | None = None
-
-    @property
-    def filename(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
-
-    def __str__(self) -> str:
-        return self.url
-
-
-@dataclass(frozen=True)
-class LocalWeights:
-    """A file on disk; `package` makes the path relative to an installed package. sha256 as in HubWeights.
-
-    otherwise: what to do where there is none.
-    """
-
-    path: str
-    package: str | None = None
-    sha256: str | None = None
-    otherwise: str = "name an existing checkpoint file"
-
-    def __str__(self) -> str:
-        return f"{self.package}:{self.path}" if self.package else self.path
-
-
-@dataclass(frozen=True)
-class UnpublishedWeights:
-    """A checkpoint that nobody has published. what: which; instead: how to get one, a sentence's end."""
-
-    what: str
-    instead: str
-    sha256: None = None
-
-    def __str__(self) -> str:
-        return f"{self.what} (not published)"
-
-
-@dataclass(frozen=True)
-class DistributionWeights:
-    """A file of an installed distribution, found in the distribution's metadata; nothing of it is imported.
-
-    distribution: its name on the index. path: relative to where it is installed. sha256: 64 hex digits.
-    requirement: what pip is told to install where there is none, options included.
-    """
-
-    distribution: str
-    path: str
-    sha256: str
-    requirement: str
-
-    def __str__(self) -> str:
-        return f"{self.distribution}:{self.path}"
-
-
-@dataclass(frozen=True)
-class NetworkFile:
-    """One publication of a network. read: its verified file to tensors, under names and in a layout that all of the
-    network's publications share; raises WeightsError for a file of another form. A module's function, as it is hashed.
-    """
-
-    source: UrlWeights | LocalWeights | DistributionWeights
-    read: Callable[[Path], dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class NetworkWeights:
-    """A network that was published in several files: the first of them that is here is used, else the first that can
-    be downloaded. Its identity is that of its tensors, not of a file (`identity_of`).
-
-    what: the network, for people.
-    """
-
-    what: str
-    files: tuple[NetworkFile, ...]
-
-    def __str__(self) -> str:
-        return f"{self.what}: " + " or ".join(str(file.source) for file in self.files)
-
-
-FileSource = HubWeights | UrlWeights | LocalWeights | DistributionWeights | UnpublishedWeights
-WeightsSource = FileSource | NetworkWeights
-
-
 def override(source: WeightsSource, path: str | None) -> WeightsSource:
-    """`source`, or the local file that the user names instead (an `options.NAME.weights=PATH`)."""
-    return source if path is None else LocalWeights(path)
+    """`source`, or what the user names instead (an `options.NAME.weights=PATH`): a file, or a folder that holds it."""
+    if path is None:
+        return source
+    if isinstance(source, HubWeights) and Path(path).expanduser().is_dir():
+        return LocalWeights(str(Path(path) / source.filename))
+    return LocalWeights(path)
+
+
+def saved_files(folder: Path, stem: str) -> list[Path]:
+    """The files in which `save_pretrained` left a network's tensors in `folder`; the first is for `load_state_dict`.
+
+    stem: their name without ending ("diffusion_pytorch_model"). One file, or an index and its shards; safetensors
+    before .bin, and a variant (`stem.fp16.safetensors`) where there is nothing without one.
+    Where there is none, the usual name, which is missing. Raises WeightsError for several variants or a bad index.
+    """
+    names = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}.bin", f"{stem}.bin.index.json"]
+    if not any((folder / name).is_file() for name in names):
+        of_variant = re.compile(
+            rf"{re.escape(stem)}\.(?:(\w+)\.(?:safetensors|bin)|(?:safetensors|bin)\.index\.(\w+)\.json)"
+        )
+        found_names = [match for file in sorted(folder.glob(f"{stem}.*")) if (match := of_variant.fullmatch(file.name))]
+        if len(variants := sorted({match[1] or match[2] for match in found_names})) > 1:
+            raise WeightsError(f"{folder} holds {stem} in variants {', '.join(variants)}: keep one of them there")
+        names += sorted((match[0] for match in found_names), key=lambda name: ".safetensors" not in name)
+    found = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+    if found.suffix != ".json":
+        return [found]
+    try:
+        return [found, *shards_of(found)]
+    except UnreadableFile as error:
+        raise WeightsError(f"{found}: {error}") from error
 
 
 def locate(source: WeightsSource, download: bool = True) -> Path:
@@ -195,14 +135,7 @@ def identity_of(source: WeightsSource) -> str:
     if not isinstance(source, NetworkWeights):
         return sha256_of(locate(source))
     file, path = _choose(source, download=True)
-    return _network_sha256(file, str(path), *_stamp(path))
-
-
-def is_pinned(source: WeightsSource) -> bool:
-    """Whether every file that may be used has a sha256 (or a prefix of one) to be compared with."""
-    if isinstance(source, NetworkWeights):
-        return all(file.source.sha256 for file in source.files)
-    return source.sha256 is not None
+    return _network_sha256(file, str(path), *stamp_of(path))
 
 
 def locate_all(sources: Sequence[WeightsSource]) -> list[Path]:
@@ -213,24 +146,63 @@ def locate_all(sources: Sequence[WeightsSource]) -> list[Path]:
     no_network = LocalWeights | DistributionWeights | UnpublishedWeights
     local = [source for source in sources if isinstance(source, no_network)]
     if missing_weights(local, download=False):
-        missing = missing_weights(sources, download=False)
+        missing = missing_files(sources, download=False)
     else:
-        missing = missing_weights(sources)
+        missing = missing_files(sources)
+    if len(missing) == 1:
+        raise MissingWeights(missing[0].message)
     if missing:
-        listed = "".join(f"\n  {place}. {message}" for place, message in enumerate(missing, start=1))
+        listed = "".join(f"\n  {place}. {message}" for place, message in enumerate(told(missing), start=1))
         raise MissingWeights(f"{len(missing)} of {len(sources)} files are missing:{listed}")
     return [locate(source) for source in sources]
 
 
-def missing_weights(sources: Sequence[WeightsSource], download: bool = True) -> list[str]:
-    """What is not available, each with the way to get it; see `locate`."""
+@dataclass(frozen=True)
+class MissingFile:
+    """A source that is not available. message: why, and the way to get it; reason: the first alone."""
+
+    source: WeightsSource
+    message: str
+    reason: str
+
+
+def missing_files(sources: Sequence[WeightsSource], download: bool = True) -> list[MissingFile]:
+    """What is not available; see `locate`. Raises WeightsError for a file that is here and wrong."""
     missing = []
     for source in sources:
         try:
             locate(source, download)
         except MissingWeights as error:
-            missing.append(str(error))
+            missing.append(MissingFile(source, str(error), error.reason))
     return missing
+
+
+def missing_weights(sources: Sequence[WeightsSource], download: bool = True) -> list[str]:
+    """What is not available, each with the way to get it; see `locate`."""
+    return [missing.message for missing in missing_files(sources, download)]
+
+
+def told(missing: Sequence[MissingFile]) -> list[str]:
+    """A line a file; one for all files of a revision of a hub repository, with one command that gets them."""
+    groups: dict[object, list[MissingFile]] = {}
+    for one in missing:
+        source = one.source
+        together = (source.repo, source.revision, source.otherwise) if isinstance(source, HubWeights) else one.message
+        groups.setdefault(together, []).append(one)
+    lines = []
+    for group in groups.values():
+        source, names = group[0].source, [one.source.filename for one in group if isinstance(one.source, HubWeights)]
+        if len(group) == 1 or not isinstance(source, HubWeights):
+            lines.append(group[0].message)
+            continue
+        reasons = "; ".join(dict.fromkeys(one.reason for one in group))
+        lines.append(
+            f"{len(group)} files of hub repository {source.repo} are not here: looked in {hub.cache_folder()}; no "
+            f"download ({reasons}). Get them on a machine with network by "
+            f"`{hub.download_command(source.repo, names, source.revision)}` and set HF_HUB_CACHE to that cache, or "
+            f"{source.otherwise}"
+        )
+    return lines
 
 
 def verify(path: Path, source: FileSource) -> None:
@@ -239,15 +211,11 @@ def verify(path: Path, source: FileSource) -> None:
         return
     seen = sha256_of(path)
     if not seen.startswith(source.sha256):
+        what = not_a_checkpoint(path) or "it is damaged or another version"
         raise WeightsError(
             f"{source}: the file {path} has sha256 {seen}, expected {source.sha256}; "
-            "it is damaged or another version: delete it and run again, or name a file of your own by its path"
+            f"{what}: delete it and run again, or name a file of your own by its path"
         )
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """The file's sha256 in hex; computed once for a given path, size, inode, and times of change."""
-    return _sha256_of(str(path), *_stamp(path))
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -261,18 +229,6 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _stamp(path: str | os.PathLike) -> tuple[int, ...]:
-    """What changes when a file does."""
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
-@lru_cache(maxsize=4096)
-def _sha256_of(path: str, *stamp: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @lru_cache(maxsize=64)
 def _network_sha256(file: NetworkFile, path: str, *stamp: int) -> str:
     return hash_tensors(file.read(Path(path)))
@@ -280,38 +236,35 @@ def _network_sha256(file: NetworkFile, path: str, *stamp: int) -> str:
 
 def _choose(source: NetworkWeights, download: bool) -> tuple[NetworkFile, Path]:
     """The publication that is used, and its file: what is here comes before what can be downloaded."""
-    told: list[str] = []
+    messages: list[str] = []
     for attempt in (False, True) if download else (False,):
-        told = []
+        messages = []
         for file in source.files:
             try:
                 return file, locate(file.source, attempt)
             except MissingWeights as error:
-                told.append(str(error))
+                messages.append(str(error))
     raise MissingWeights(
         f"{source.what}: none of the files that hold it is here, each would do. "
-        + " ".join(f"({place}) {message.rstrip('.')}." for place, message in enumerate(told, start=1))
+        + " ".join(f"({place}) {message.rstrip('.')}." for place, message in enumerate(messages, start=1))
     )
 
 
 def _locate_hub(source: HubWeights, download: bool) -> Path:
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(source.repo, source.filename, revision=source.revision)
-    if isinstance(cached, str):
-        return Path(cached)
+    if cached := hub.cached(source.repo, source.filename, source.revision):
+        return cached
     reason = "it was not asked for"
     if download:
         try:
-            return Path(hf_hub_download(source.repo, source.filename, revision=source.revision, etag_timeout=10))
-        except Exception as error:  # offline, gated, renamed, no space: hub errors share no base
-            reason = f"{type(error).__name__}: {_first_line(error)}"
-    revision = f" --revision {source.revision}" if source.revision else ""
+            return hub.fetch(source.repo, source.filename, source.revision)
+        except hub.NotFetched as error:
+            reason = str(error)
     raise MissingWeights(
-        f"{source.filename} of hub repository {source.repo} is not here: looked in {constants.HF_HUB_CACHE}; "
+        f"{source.filename} of hub repository {source.repo} is not here: looked in {hub.cache_folder()}; "
         f"no download ({reason}). Get it on a machine with network by "
-        f"`hf download {source.repo} {source.filename}{revision}` and set HF_HUB_CACHE to that cache, "
-        f"or {source.otherwise}"
+        f"`{hub.download_command(source.repo, [source.filename], source.revision)}` and set HF_HUB_CACHE to that "
+        f"cache, or {source.otherwise}",
+        reason,
     )
 
 
@@ -323,16 +276,20 @@ def _locate_url(source: UrlWeights, download: bool) -> Path:
         return path
     reason = "it was not asked for"
     if download:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            hub.require_network(source.url)
+            path.parent.mkdir(parents=True, exist_ok=True)
             prefix = source.sha256[:8] if source.sha256 else None
             torch.hub.download_url_to_file(source.url, str(path), hash_prefix=prefix, progress=True)
             return path
+        except hub.NotFetched as error:
+            reason = str(error)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error}"
     raise MissingWeights(
         f"{source.filename} is not here: looked for {path}; no download ({reason}). "
-        f"Get it by `curl -L --create-dirs -o {path} {source.url}`"
+        f"Get it by `{shlex.join(['curl', '-L', '--create-dirs', '-o', str(path), source.url])}`",
+        reason,
     )
 
 
@@ -370,28 +327,19 @@ def _locate_in_distribution(source: DistributionWeights) -> Path:
 
 
 def load_state_dict(path: str | os.PathLike) -> dict[str, Any]:
-    """A checkpoint's content on the CPU: a safetensors file's tensors, or what a restricted pickle holds.
+    """A checkpoint's content on the CPU: a safetensors file's tensors, or what a restricted pickle holds; of an index
+    (`...index.json`), the tensors of all shards next to it.
 
     The pickle may hold tensors, plain containers and values, and the `argparse.Namespace` that trainers put with
-    the tensors (it can't run code). Raises WeightsError for a file that is neither form, that wants to run code, that
+    the tensors (it can't run code). Where other settings are stored with them (lactok/tensor_file.py), its tensors
+    alone are given. Raises WeightsError for a file that is neither form, that wants to run code, that
     holds no mapping, or a weight that is not finite (infinities are values of attention masks alone).
     """
-    import argparse
-
-    import torch
-    from safetensors.torch import load_file
-
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a damaged file breaks the readers in many ways (KeyError, EOFError, ...)
-        raise WeightsError(f"{path} can't be loaded safely as a checkpoint: {_first_line(error)}") from error
+        content = read_tensors(path)
+    except UnreadableFile as error:
+        raise WeightsError(f"{path} can't be loaded safely as a checkpoint: {error}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping of names to tensors")
     require_finite(content, path)
@@ -448,10 +396,6 @@ def require_entries(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     ]
     if parts:
         raise CheckpointMismatch(f"this is not a checkpoint of {model}: {'; '.join(parts)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:

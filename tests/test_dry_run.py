@@ -135,7 +135,7 @@ def test_the_report_of_stage_two_lists_what_is_missing_and_does_not_fail(
     assert "autocast's bfloat16, gradient checkpointing" in out
     assert "2 of 8 files are here" in out  # LPIPS' linear layers and backbone, which two packages bring
     for what in ("vq_ds16_c2i.pt", "options.base=PATH", "options.autoencoder=PATH", "recipe=diffusion scale=paper",
-                 "OPPOer/TLCM"):  # fmt: skip
+                 "OPPOer/TLCMSDXL"):  # fmt: skip
         assert what in out
     assert "3 images below" in out
     assert "3 of them smaller than data.smallest_crop=1024" in out

@@ -10,11 +10,13 @@ import torch
 
 from baselines.tokenizers.calibration.adapter import MeanColour
 from evals.config import ConfigError
+from evals.engine import environment
 from evals.engine.batches import Batcher
 from evals.engine.checks import PluginError, check_encoded, check_image_list, check_images, check_info
 from evals.engine.environment import check_precision
 from evals.engine.job import CHUNK, Artifact, Chunk, Job, chunks_of, item_seed
 from evals.engine.models import Conditions, ModelRun
+from evals.engine.progress import LiveProgress, duration
 from evals.engine.rows import Identity, Row
 from evals.engine.store import Cache
 from evals.metrics.plan import plan
@@ -239,6 +241,32 @@ def test_a_key_depends_on_content_not_on_order():
     assert all(len(key) == 32 for key in keys)
 
 
+@pytest.mark.parametrize(
+    ("cuda", "driver", "said"),
+    [
+        (None, "", "is built without CUDA: install a build with it"),
+        ("13.2", "", "sees no CUDA device, and no NVIDIA driver is installed here"),
+        (
+            "13.2",
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun",
+            "driver 535.183.01, which is too old",
+        ),
+    ],
+)
+def test_why_there_is_no_gpu(cuda: str | None, driver: str, said: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(environment, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    if driver:
+        (tmp_path / "version").write_text(driver)
+    assert said in environment.why_no_gpu()
+    with pytest.raises(ConfigError, match=f"device=cuda: .*{said}.*; or use device=cpu"):
+        environment.choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert environment.why_no_gpu() == ""
+
+
 def test_keys_of_tokens_change_with_what_determines_them():
     chunk, other, plain = the_chunk(), the_chunk(content="2"), task()
     assert plain.tokens(a_run(), chunk).key != plain.tokens(a_run(), other).key
@@ -286,3 +314,23 @@ def test_a_deterministic_model_has_one_output_of_an_item():
     assert a_run(noise=True).seed_indices(3) == [0, 1, 2]
     assert a_run().noise(0) is None
     assert a_run(seed=5, noise=True).noise(2) == [5, 2]
+
+
+def test_the_time_left_is_told_after_the_first_slow_chunk_where_there_is_no_terminal(capsys):
+    now = [0.0]
+    with LiveProgress(clock=lambda: now[0]) as live:
+        live.start(3126)
+        now[0] = 9.0
+        live.advance("llamagen", 16, True)
+        assert capsys.readouterr().err == ""
+        now[0] = 21.0
+        live.advance("llamagen", 16, True)
+    assert capsys.readouterr().err == "llamagen: 2/3126 chunks, 1.5 images/s, about 9 h 07 min left\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(45.4, "45 s"), (130, "2 min"), (7 * 3600 + 300, "7 h 05 min"), (76 * 3600, "3 d 4 h")],
+)
+def test_durations_are_told_in_what_a_person_counts_in(seconds: float, said: str):
+    assert duration(seconds) == said

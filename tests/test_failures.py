@@ -94,7 +94,7 @@ def test_missing_weights_name_repository_file_place_and_command(tmp_path: Path, 
     assert done.returncode == 1
     row = next(r for r in read(the_run(out) / "run.json").rows if r.name == "llamagen")
     assert row.status == "missing"
-    for part in ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", "looked in", "hf download", "options.NAME.weights"):
+    for part in ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", "looked in", "hf download", "options.llamagen.weights"):
         assert part in row.error
     assert table(out).loc["identity", "SSIM" if "SSIM" in table(out) else "PSNR"] > 0
 

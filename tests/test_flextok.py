@@ -174,6 +174,58 @@ def test_scaling_factor_may_be_given():
     assert parse_config(tree, VAEConfig(), vae_scaling_factor=0.5).vae == VAEConfig(scaling_factor=0.5)
 
 
+def test_scaling_factor_is_read_from_the_repository_that_the_configuration_names(
+    official: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    tree = small_tree()
+    tree["vae"] = {"latent_channels": None, "scaling_factor": None, "hf_hub_path": "EPFL-VILAB/flextok_vae_c4"}
+    tree["vae"]["latent_channels"] = 4
+    save_file(official, tmp_path / "model.safetensors", metadata={key: str(value) for key, value in tree.items()})
+    with pytest.raises(CheckpointMismatch, match=r"that of EPFL-VILAB/flextok_vae_c4 applies.*vae_scaling_factor"):
+        build(tmp_path / "model.safetensors")
+    repo = tmp_path / "hub" / "models--EPFL-VILAB--flextok_vae_c4"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    config = repo / "snapshots" / ("0" * 40) / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text('{"scaling_factor": 0.7}')
+    assert build(tmp_path / "model.safetensors").model.config == SMALL
+    assert build(tmp_path / "model.safetensors", vae_scaling_factor=0.5).model.config.vae.scaling_factor == 0.5
+    config.write_text("{}")
+    with pytest.raises(WeightsError, match=r"config\.json states no scaling_factor of a VAE"):
+        build(tmp_path / "model.safetensors")
+
+
+def test_nulls_and_left_out_settings_mean_what_the_published_code_takes_them_for():
+    tree = published_tree() | {"vae": {"latent_channels": None, "scaling_factor": 0.5}}
+    plain = parse_config(tree, VAEConfig())
+    encoder, decoder = tree["encoder"]["module_dict"], tree["decoder"]["module_dict"]
+    encoder["enc_register_module"]["n_eval"] = None  # n_eval or n_max
+    del decoder["dec_seq_packer"]["mask_mode"]  # "full"
+    assert parse_config(tree, VAEConfig()) == plain
+    del encoder["enc_seq_packer"]["mask_mode"]  # the encoder needs another than the default
+    with pytest.raises(CheckpointMismatch, match="enc_seq_packer lacks mask_mode"):
+        parse_config(tree)
+
+
+def test_a_vae_with_a_learned_variance_and_wrapped_names_are_taken(
+    tokenizer: SmallFlexTok, official: dict[str, torch.Tensor], tmp_path: Path
+):
+    more = {f"module.{name}": tensor for name, tensor in (official | {"vae.logvar": torch.zeros(1)}).items()}
+    other = build(write_checkpoint(tmp_path / "model.safetensors", more).parent)  # a folder will do
+    state = tokenizer.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in other.model.state_dict().items())
+
+
+def test_a_pointer_in_the_place_of_the_checkpoint_is_named(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(WeightsError, match="is a Git LFS pointer"):
+        build(path)
+
+
 def test_max_timestep_defaults_as_published():
     tree = published_tree()
     del tree["decoder"]["module_dict"]["dec_time_embedder"]["max_timestep"]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lactok import registry
 from lactok.interface import Latents, Tokens
+from lactok.models.few_step_lora import tlcm_sources
 from lactok.models.lactok import LacTokConfig, build_lactok
 from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.lora import merge
@@ -208,7 +209,7 @@ def test_missing_accelerators_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for cls, command in (
         (published.VQLADDHyperSD, "hf download ByteDance/Hyper-SD Hyper-SDXL-1step-lora.safetensors"),
-        (published.VQLADDTLCM, "hf download OPPOer/TLCM adapter_model.safetensors"),
+        (published.VQLADDTLCM, "hf download OPPOer/TLCMSDXL adapter_model.safetensors"),
     ):
         with pytest.raises(MissingWeights) as caught:
             make(cls, weights=first_stage)
@@ -216,8 +217,13 @@ def test_missing_accelerators_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert "options.NAME.accelerator=PATH" in str(caught.value)
     path = tmp_path / "adapter_model.safetensors"
     path.touch()
-    with pytest.raises(MissingWeights, match=r"no file at .*adapter_config\.json"):
+    with pytest.raises(
+        MissingWeights, match=r"no file at .*lora_model_adapter_config\.json; .* or adapter_config\.json"
+    ):
         make(published.VQLADDTLCM, weights=first_stage, accelerator=str(path))
+    for name in ("adapter_config.json", "lora_model_adapter_config.json"):  # the second, which is published, wins
+        (tmp_path / name).touch()
+        assert [Path(str(source)).name for source in tlcm_sources(str(path))] == [path.name, name]
 
 
 def test_accelerators_are_merged_into_the_first_stage(first_stage: str, tmp_path: Path):

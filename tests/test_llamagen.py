@@ -29,7 +29,7 @@ from lactok.interface import Latents, Tokens, TrainingCompute
 from lactok.models.vq import VQConfig, VQModel
 from lactok.models.vq_state_dict import VQStateDict
 from lactok.state_dict import meta_skeleton
-from lactok.weights import CheckpointMismatch, LocalWeights, MissingWeights, WeightsError, locate, sha256_of
+from lactok.weights import CheckpointMismatch, LocalWeights, MissingWeights, WeightsError, locate, pin_of, sha256_of
 
 GOLDEN = Path(__file__).parent / "golden" / "llamagen_vq"
 ADAPTER = VQStateDict()
@@ -193,7 +193,8 @@ def test_missing_weights_say_how_to_get_them(cls, repo: str, filename: str, monk
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     (source,) = cls.weights(LlamaGenOptions())
-    assert str(source) == f"{repo}/{filename} (revision not pinned)"
+    assert str(source) == f"{repo}/{filename}@{source.revision[:12]}"
+    assert pin_of(source) == "sha256"
     with pytest.raises(MissingWeights) as caught:
         cls(LlamaGenOptions(), CPU)
     assert f"hf download {repo} {filename}" in str(caught.value)

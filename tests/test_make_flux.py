@@ -1,5 +1,6 @@
 """FLUX-5K: prompts, seeds, a generator that resumes where it stopped, and what it leaves as a dataset."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,18 @@ def test_make_flux_without_weights_or_gpu_says_both(tmp_path, monkeypatch, capsy
     assert "a CUDA device" in error
     assert f"hf download black-forest-labs/FLUX.1-dev --revision {make_flux.REVISION}" in error
     assert error.count("error:") == 1
+
+
+def test_the_command_that_gets_the_weights_gets_all_but_two_files(monkeypatch):
+    """By hf's own parser: a second name behind one --exclude would be the only file that is downloaded."""
+    from huggingface_hub.cli import download, hf
+
+    asked = {}
+    monkeypatch.setattr(download, "hf_hub_download", lambda **_: pytest.fail("one file is downloaded"))
+    monkeypatch.setattr(download, "snapshot_download", lambda **given: asked.update(given) or "folder")
+    words = shlex.split(make_flux._get(make_flux.settings_for(["a cat"])))
+    assert words[0] == "hf"
+    hf.app.main(words[1:], prog_name="hf", standalone_mode=False)
+    assert asked["ignore_patterns"] == ["flux1-dev.safetensors", "ae.safetensors"]
+    assert not asked["allow_patterns"]
+    assert asked["revision"] == make_flux.REVISION

@@ -163,7 +163,7 @@ def command(name: str, twin: dict[str, Path], checkpoints: dict[str, str], out: 
     of_rows = [setting for key, setting in checkpoints.items() if key.split(".")[0] in suite.tokenizers]
     smaller = [f"protocol.eval_size={SIDES[name]}"] if SIDES[name] != 1024 else []
     return [
-        f"suite={name}", *smaller, *(f"roots.{dataset}='{twin[dataset]}'" for dataset in suite.datasets),
+        f"suite={name}", "device=cpu", *smaller, *(f"roots.{dataset}='{twin[dataset]}'" for dataset in suite.datasets),
         f"dataset.expect={expected}", f"limit={IMAGES}", "calibration=false", f"out='{out}'", *of_rows,
     ]  # fmt: skip
 
@@ -215,7 +215,7 @@ def test_a_table_fills_up_over_runs_of_its_parts(
     out = tmp_path / "out"
     for dataset in ("coco-val2017", "imagenet-val"):
         part = [
-            "suite=table1", "tokenizers=[titok]", "protocol.eval_size=256", f"dataset={dataset}",
+            "suite=table1", "device=cpu", "tokenizers=[titok]", "protocol.eval_size=256", f"dataset={dataset}",
             f"dataset.root='{twin[dataset]}'", f"dataset.expect={twins.COUNT}", f"limit={IMAGES}",
             "calibration=false", f"out='{out}'", checkpoints["titok.weights"],
         ]  # fmt: skip

@@ -117,7 +117,8 @@ def table_of_two_datasets(tmp_path_factory) -> list[str]:
     """A paper's table on twins of both its datasets, of the toy tokenizers."""
     root = tmp_path_factory.mktemp("twins")
     return [
-        "suite=table1", "tokenizers=[toy,noisy]", "metrics=[psnr]", "protocol.eval_size=64", "calibration=false",
+        "suite=table1", "device=cpu", "tokenizers=[toy,noisy]", "metrics=[psnr]", "protocol.eval_size=64",
+        "calibration=false",
         f"roots.imagenet-val={twins.imagenet(root / 'imagenet', 'flat')}", f"dataset.expect={twins.COUNT}",
         f"roots.coco-val2017={twins.coco(root / 'coco', 'folder')}",
     ]  # fmt: skip
@@ -319,4 +320,4 @@ def test_progress_adds_up_all_ranks():
         other.advance("titok-mini", 16, worked=False)
         now[0] = 4.0
         live.advance("llamagen-mini", 16, worked=True)
-        assert live.line(4.0) == ("llamagen-mini, titok-mini: 3/10 chunks, 8.0 images/s, 2 processes, 14 s left")
+        assert live.line(4.0) == ("llamagen-mini, titok-mini: 3/10 chunks, 8.0 images/s, 2 processes, about 14 s left")

@@ -348,6 +348,21 @@ def test_a_scheduler_that_is_none_is_refused(painter: Path, tmp_path: Path):
         unclip.load(folder)
 
 
+@pytest.mark.parametrize("how", [{"safe_serialization": False}, {"variant": "fp16"}, {"max_shard_size": "20KB"}])
+def test_a_folder_in_each_form_of_save_pretrained(painter: Path, tmp_path: Path, how: dict):
+    whole = unclip.load(painter)
+    whole.pipeline.save_pretrained(tmp_path / "saved", **how)
+    for name in ("feature_extractor", "image_encoder"):
+        shutil.rmtree(tmp_path / "saved" / name, ignore_errors=True)
+    files = unclip.local_files(tmp_path / "saved")
+    assert all(path.is_file() for path in files)
+    assert (len(files) > len(unclip.local_files(painter)) + 2) == ("max_shard_size" in how)
+    again = unclip.load(tmp_path / "saved")
+    for name in ("unet", "vae", "text_encoder"):
+        seen, expected = (getattr(u.pipeline, name).state_dict() for u in (again, whole))
+        assert all(torch.equal(seen[key], expected[key]) for key in expected)
+
+
 def test_files_of_two_revisions_are_refused():
     paths = [Path("a/unet/config.json"), Path("a/vae/config.json"), Path("b/scheduler/scheduler_config.json")]
     assert common_folder(paths[:2]) == Path("a")
@@ -361,13 +376,16 @@ def test_missing_weights_say_how_to_get_them(options: SeedTokOptions, monkeypatc
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(SmallSeedTok, "VIT", type(SeedTok.VIT)("https://localhost:9/eva_vit_g.pth"))
     sources = SeedTok.weights(SeedTokOptions())
-    assert str(sources[0]) == "AILab-CVC/seed-tokenizer-2/seed_quantizer.pt (revision not pinned)"
+    assert str(sources[0]) == "AILab-CVC/seed-tokenizer-2/seed_quantizer.pt@c6d957a9b280"
     assert str(sources[1]).endswith("/eva_vit_g.pth")
-    assert {s.repo for s in sources[2:] if isinstance(s, HubWeights)} == {"stabilityai/stable-diffusion-2-1-unclip"}
+    assert {s.repo for s in sources[2:] if isinstance(s, HubWeights)} == {"sd2-community/stable-diffusion-2-1-unclip"}
     for values, message in (
         ({"weights": None}, "hf download AILab-CVC/seed-tokenizer-2 seed_quantizer.pt"),
         ({"vit": None}, f"curl -L --create-dirs -o {tmp_path}/checkpoints/eva_vit_g.pth https://localhost:9/"),
-        ({"unclip": None}, r"hf download stabilityai/stable-diffusion-2-1-unclip .*options\.seedtok\.unclip=DIR"),
+        (
+            {"unclip": None},
+            r"hf download sd2-community/stable-diffusion-2-1-unclip .*unclip=DIR.*stabilityai/.* was removed",
+        ),
         ({"unclip": str(tmp_path / "nowhere")}, r"no file at .*nowhere/unet/config\.json"),
     ):
         with pytest.raises(MissingWeights, match=message):

@@ -1,6 +1,9 @@
 """The paper's tables: as suites, put together from runs, with published figures compared with measured ones."""
 
 import re
+import shlex
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,7 +144,7 @@ def test_tables_one_and_two_have_no_unstarred_lactok_t():
 
 def test_what_all_parts_of_a_table_lack_is_told_at_once(tmp_path: Path, capsys):
     given = [f"roots.imagenet-val={tmp_path}/nowhere", f"out={tmp_path}/out"]
-    assert evals(["suite=table1", *given]) == 2
+    assert evals(["suite=table1", "device=cpu", *given]) == 2
     told = capsys.readouterr().err
     listed = re.findall(r"^  (\d+)\. (\w+) ([\w-]+): ", told, re.MULTILINE)
     assert [name for _, kind, name in listed if kind == "dataset"] == ["imagenet-val", "coco-val2017"]
@@ -152,7 +155,8 @@ def test_what_all_parts_of_a_table_lack_is_told_at_once(tmp_path: Path, capsys):
 
 
 def test_all_that_is_missing_is_told_at_once(tmp_path: Path, capsys):
-    assert evals(["suite=table1", "dataset=folder", f"dataset.root={tmp_path}/nowhere", f"out={tmp_path}/out"]) == 2
+    nothing = ["device=cpu", "dataset=folder", f"dataset.root={tmp_path}/nowhere", f"out={tmp_path}/out"]
+    assert evals(["suite=table1", *nothing]) == 2
     told = capsys.readouterr().err
     listed = re.findall(r"^  (\d+)\. (\w+) ([\w-]+): ", told, re.MULTILINE)
     assert [int(n) for n, _, _ in listed] == list(range(1, len(listed) + 1))
@@ -167,13 +171,47 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path, capsys):
 
 def test_without_any_weights_images_alone_are_not_measured(tmp_path: Path, capsys):
     folder = pictures(tmp_path / "pictures", 2)
-    assert (
-        evals(["suite=table4", "tokenizers=[lactok-h]", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}"])
-        == 2
-    )
+    given = ["tokenizers=[lactok-h]", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}"]
+    assert evals(["suite=table4", "device=cpu", *given]) == 2
     told = capsys.readouterr().err
     assert "1. model lactok-h: no checkpoint of LacTok-H is published" in told
     assert "dataset folder" not in told
+
+
+def test_a_missing_gpu_is_told_with_the_rest_unless_the_cpu_is_asked_for(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    folder = pictures(tmp_path / "pictures", 2)
+    given = ["suite=table4", "tokenizers=[lactok-h]", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}"]
+    assert evals(given) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"1\. a GPU, which scale=paper needs: torch .*; device=cpu runs it on the CPU", told)
+    assert "2. model lactok-h: no checkpoint" in told
+    assert evals([*given, "device=cpu"]) == 2
+    assert "a GPU" not in capsys.readouterr().err
+
+
+def test_what_a_table_lacks_is_told_in_time_without_a_network(tmp_path: Path, monkeypatch, capsys):
+    """The images are there, so that weights would be downloaded; no host has an address here."""
+    from lactok import hub
+
+    def unknown(*_: object, **__: object) -> None:
+        raise hub.urllib.error.URLError(socket.gaierror("no such host"))
+
+    monkeypatch.setattr(hub.urllib.request, "urlopen", unknown)
+    monkeypatch.setattr(hub, "is_offline", lambda: False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("the hub is asked"))
+    hub.unreachable.cache_clear()
+    folder, started = pictures(tmp_path / "pictures", 2), time.monotonic()
+    given = ["suite=table1", "device=cpu", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}"]
+    assert evals(given) == 2
+    assert time.monotonic() - started < 20
+    told = capsys.readouterr().err
+    assert "no network: huggingface.co does not answer (unknown host)" in told
+    assert "14 files of hub repository sd2-community/stable-diffusion-2-1-unclip are not here" in told
+    assert "options.NAME" not in told
+    for command in re.findall(r"`((?:hf|curl) [^`]+)`", told):
+        assert len(shlex.split(command)) >= 4
+    hub.unreachable.cache_clear()
 
 
 def test_a_table_runs_in_part_and_its_report_says_why_it_is_not_the_papers(tmp_path: Path, monkeypatch):
@@ -182,8 +220,8 @@ def test_a_table_runs_in_part_and_its_report_says_why_it_is_not_the_papers(tmp_p
     registry.entries.cache_clear()
     folder = pictures(tmp_path / "pictures", 2)
     done = evals([
-        "suite=table1", "tokenizers=[toy,lactok-h]", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path}",
-        "metrics=[psnr]", "calibration=false",
+        "suite=table1", "device=cpu", "tokenizers=[toy,lactok-h]", "dataset=folder", f"dataset.root={folder}",
+        f"out={tmp_path}", "metrics=[psnr]", "calibration=false",
     ])  # fmt: skip
     registry.entries.cache_clear()
     assert done == 1, "one of the rows lacks its weights"

@@ -159,7 +159,7 @@ def test_missing_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     (source,) = TiTokS128.weights(TiTokOptions())
-    assert str(source) == "yucornetto/tokenizer_titok_s128_imagenet/model.safetensors (revision not pinned)"
+    assert str(source) == "yucornetto/tokenizer_titok_s128_imagenet/model.safetensors@aa8740991cc9"
     with pytest.raises(MissingWeights) as caught:
         TiTokS128(TiTokOptions(), CPU)
     assert "hf download yucornetto/tokenizer_titok_s128_imagenet model.safetensors" in str(caught.value)

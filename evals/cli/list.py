@@ -59,35 +59,46 @@ def _models(group: str) -> int:
 
     key = "tokenizers" if group == "calibration" else group
     title = f"{group.capitalize()} ({key}=NAME)"
-    table = _table(title, "name", "scale", "package", "licence code / weights", "needs", "here")
+    table = _table(title, "name", "scale", "package", "licence code / weights", "needs", "pinned by", "here")
     broken, missing = 0, []
     for name, entry in registry.entries(group).items():
         try:
             cls = registry.load(group, name)
-            needs, here, reasons = _here(cls.weights(cls.Options()))
+            sources = cls.weights(cls.Options())
+            needs, here, reasons = _here(sources)
             missing += reasons
             licences = f"{cls.code_licence} / {cls.weights_licence}"
             names = "\n".join([name, *(f"also {alias}" for alias in registry.aliases_of(group, name))])
-            table.add_row(names, cls.scale, entry.distribution, licences, needs, here)
+            table.add_row(names, cls.scale, entry.distribution, licences, needs, _pinned(sources), here)
         except registry.BrokenPlugin as error:
             broken = 1
-            table.add_row(name, "?", entry.distribution, "?", "?", "broken")
+            table.add_row(name, "?", entry.distribution, "?", "?", "?", "broken")
             missing.append(str(error))
     _show(table)
     _show_missing(missing)
     return broken
 
 
+def _pinned(sources: Any) -> str:
+    """What holds the sources to the files that were meant; "nothing" where any may be another one tomorrow."""
+    from lactok.weights import pin_of
+
+    return ", ".join(dict.fromkeys(map(pin_of, sources)))
+
+
 def _here(sources: Any) -> tuple[str, str, list[str]]:
     """What is needed, whether it is here, and for what is not: where it was looked for, and how to get it."""
-    from lactok.weights import WeightsError, locate
+    from lactok.weights import MissingFile, MissingWeights, WeightsError, locate, told
 
-    missing = []
+    lacking, missing = [], []
     for source in sources:
         try:
             locate(source, download=False)
+        except MissingWeights as error:
+            lacking.append(MissingFile(source, str(error), error.reason))
         except WeightsError as error:
             missing.append(str(error))
+    missing += told(lacking)
     return "\n".join(map(str, sources)) or "nothing", "no" if missing else "yes", missing
 
 
@@ -132,17 +143,17 @@ def _metrics() -> int:
     from evals.metrics.plan import UnusableMetric, metric_class
     from lactok import registry
 
-    table = _table("Metrics (metrics=[NAME,...])", "name", "what", "package", "needs", "here")
+    table = _table("Metrics (metrics=[NAME,...])", "name", "what", "package", "needs", "pinned by", "here")
     broken, missing = 0, []
     for name, entry in registry.entries("metrics").items():
         try:
             cls = metric_class(name)
             needs, here, reasons = _here(cls.weights())
             missing += reasons
-            table.add_row(name, cls.summary, entry.distribution, needs, here)
+            table.add_row(name, cls.summary, entry.distribution, needs, _pinned(cls.weights()), here)
         except Exception as error:  # a plugin may fail in any way; the others are listed
             broken = 1
-            table.add_row(name, "?", entry.distribution, "?", "broken")
+            table.add_row(name, "?", entry.distribution, "?", "?", "broken")
             told = isinstance(error, (registry.RegistryError, UnusableMetric))
             missing.append(f"metric {name}: {error if told else f'{type(error).__name__}: {error}'}")
     _show(table)

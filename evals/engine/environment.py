@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -13,9 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from evals.config import ConfigError
 from evals.engine.ranks import Ranks
+from lactok.interface import Model
+
+# Where Linux says which NVIDIA driver is loaded.
+DRIVER = Path("/proc/driver/nvidia/version")
 
 # The packages whose versions can move a number.
 PACKAGES = (
@@ -40,6 +47,29 @@ def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
     return device
 
 
+def why_no_gpu() -> str:
+    """Why torch sees no CUDA device here, and the way out; "" where it sees one."""
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA: install a build with it (https://pytorch.org)"
+    if driver := nvidia_driver():
+        return (
+            f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and can't use this machine's NVIDIA "
+            f"driver {driver}, which is too old for it or not loaded: update the driver, or install a torch that is "
+            "built for the CUDA version that `nvidia-smi` shows"
+        )
+    return f"torch {torch.__version__} sees no CUDA device, and no NVIDIA driver is installed here"
+
+
+def nvidia_driver() -> str:
+    """The version of the NVIDIA driver on this machine, "of unknown version" where only its tool is; "" without one."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"\d+\.\d+(?:\.\d+)?", DRIVER.read_text())
+        return found[0] if found else "of unknown version"
+    return "of unknown version" if shutil.which("nvidia-smi") else ""
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,7 +78,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={name}: torch {torch.__version__} sees no CUDA device here; use device=cpu")
+        raise ConfigError(f"device={name}: {why_no_gpu()}; or use device=cpu")
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:N")
     return device
@@ -89,7 +119,7 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """The numeric settings of a tokenizer's calls: "fp32" (no TF32), "tf32", or "bf16" (autocast)."""
+    """The numeric settings of a model's calls: "fp32" (no TF32), "tf32", or "bf16" (autocast; see `hold_in_bf16`)."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
@@ -99,6 +129,31 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+# What autocast casts to bfloat16 at each call.
+CAST = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def hold_in_bf16(model: Model) -> None:
+    """Hold the weights of linear and convolution layers in bfloat16, in place: half the memory, and no cast at a call.
+
+    Results are those of autocast over float32 weights, which casts the same weights; norms, embeddings, codebooks and
+    single parameters stay float32. What `model.dtypes` names is held in that dtype whole.
+    """
+    done: set[int] = set()
+    for name, dtype in model.dtypes.items():
+        top, _, part = name.partition(".")
+        kept = model.networks()[top].get_submodule(part)
+        for tensor in (*kept.parameters(), *kept.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+        done |= {id(module) for module in kept.modules()}
+    for network in model.networks().values():
+        for module in network.modules():
+            if isinstance(module, CAST) and id(module) not in done:
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def process_origin(device: torch.device) -> dict[str, Any]:

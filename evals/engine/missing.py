@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,11 +10,12 @@ from typing import Literal
 from evals.config import ConfigError, RunConfig
 from evals.datasets.base import BadImages, Dataset, DatasetError, DatasetRequest
 from evals.datasets.registry import open_dataset
+from evals.engine.environment import why_no_gpu
 from evals.engine.isolation import isolated
-from evals.engine.rows import Row
+from evals.engine.rows import Row, named
 from evals.metrics.plan import metric_classes
 from evals.tasks.protocol import ReconstructionProtocol
-from lactok.weights import HubWeights, MissingWeights, WeightsError, WeightsSource, locate
+from lactok.weights import MissingFile, WeightsError, WeightsSource, missing_files, told
 
 
 class MissingInputs(ConfigError):
@@ -38,11 +40,13 @@ def open_all(configs: Sequence[RunConfig], rows: Sequence[Row], cache_dir: Path)
                 raise
             missing.append(f"dataset {one.dataset.name}: {error}")
     if config.scale == "paper":
+        if config.device == "auto" and (reason := why_no_gpu()):
+            missing.append(f"a GPU, which scale=paper needs: {reason}; device=cpu runs it on the CPU, for weeks")
         models = [row for row in rows if row.cls is None or row.cls.calibration is None]
         without = {row.label: found for row in models if (found := _of_row(row, download=not missing))}
         if missing or (models and len(without) == len(models)):
             for label, found in without.items():
-                missing += [f"model {label}: {line}" for line in _told(found, label)]
+                missing += [f"model {label}: {named(line, label)}" for line in told(found)]
             missing += _of_metrics(config)
             here = [row.name for row in models if row.label not in without]
             raise MissingInputs(_message(configs, missing, here))
@@ -67,7 +71,7 @@ def _open(config: RunConfig, cache_dir: Path) -> Dataset:
     return open_dataset(dataset.name, request)
 
 
-def _of_row(row: Row, download: bool) -> list[tuple[WeightsSource, str]]:
+def _of_row(row: Row, download: bool) -> list[MissingFile]:
     """The checkpoints that a row lacks, each with why; what is wrong otherwise is told by the row itself."""
     if row.cls is None:
         return []
@@ -82,46 +86,17 @@ def _of_row(row: Row, download: bool) -> list[tuple[WeightsSource, str]]:
 def _of_metrics(config: RunConfig) -> list[str]:
     lines: dict[str, str] = {}
     for name, cls in metric_classes(config.metrics, config.features).items():
-        for line in _told(_missing(cls.weights(), download=False), name):
+        for line in told(_missing(cls.weights(), download=False)):
             lines.setdefault(line, name)
     return [f"metric {name}: {line}" for line, name in lines.items()]
 
 
-def _missing(sources: Sequence[WeightsSource], download: bool) -> list[tuple[WeightsSource, str]]:
+def _missing(sources: Sequence[WeightsSource], download: bool) -> list[MissingFile]:
     found = []
     for source in sources:
-        try:
-            locate(source, download)
-        except MissingWeights as error:
-            found.append((source, str(error)))
-        except WeightsError:  # it is here, and damaged
-            pass
+        with contextlib.suppress(WeightsError):  # it is here, and damaged
+            found += missing_files([source], download)
     return found
-
-
-def _told(missing: Sequence[tuple[WeightsSource, str]], name: str) -> list[str]:
-    """A line a file; one for all files of a hub repository."""
-    lines: dict[str, list[str]] = {}
-    hub: dict[str, list[HubWeights]] = {}
-    for source, message in missing:
-        if isinstance(source, HubWeights):
-            hub.setdefault(source.repo, []).append(source)
-            lines.setdefault(source.repo, []).append(message)
-        else:
-            lines[message] = [message]
-    told = []
-    for key, messages in lines.items():
-        if len(messages) == 1:
-            told.append(messages[0].replace("options.NAME.", f"options.{name.split('[')[0]}."))
-        else:
-            first = hub[key][0]
-            names = " ".join(source.filename for source in hub[key])
-            revision = f" --revision {first.revision}" if first.revision else ""
-            told.append(
-                f"{len(messages)} files of hub repository {key} are not here: `hf download {key} {names}{revision}` "
-                "on a machine with network, and set HF_HUB_CACHE to that cache"
-            )
-    return told
 
 
 def _message(configs: Sequence[RunConfig], lacking: Sequence[str], here: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from evals.engine.batches import Batcher, Timed, is_out_of_memory
 from evals.engine.checks import PluginError, check_info
-from evals.engine.environment import precision
+from evals.engine.environment import hold_in_bf16, precision
 from evals.engine.isolation import isolated
 from evals.engine.job import Artifact
 from evals.engine.rows import Identity, Row, identify
@@ -148,6 +148,8 @@ class ModelRun:
             self._building_began = True
             with isolated():
                 self.model = type_of(self.row)(self.row.options, self.conditions.device)
+                if self.conditions.precision == "bf16":
+                    hold_in_bf16(self.model)
         return self.model
 
     def stop(self) -> None:

@@ -120,7 +120,7 @@ class LiveProgress:
             print(self.line(now), file=sys.stderr, flush=True)
 
     def line(self, now: float) -> str:
-        """Row at work, chunks, rate, GPU memory and time left of all processes together."""
+        """Row at work, chunks, rate, GPU memory and time left (at the rate so far) of all processes together."""
         states, total = self._states, self._states[0].total
         done, worked = sum(s.done for s in states), sum(s.worked for s in states)
         left = (total - done) * (now - self._began) / max(worked, 1)
@@ -129,7 +129,7 @@ class LiveProgress:
             f"{self._rate(states, now):.1f} {self.unit}/s",
             *([f"{self.ranks.size} processes"] if self.ranks.size > 1 else []),
             *([_memory(states)] if _memory(states) else []),
-            f"{left:.0f} s left",
+            f"about {duration(left)} left",
         ]
         return f"{_rows(states)}: {', '.join(parts)}"
 
@@ -149,6 +149,19 @@ class LiveProgress:
                 rate=f"{self._rate(states, now):.1f} {self.unit}/s",
                 memory=_memory(states),
             )
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "12 min", "7 h 05 min" or "3 d 4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def _rows(states: list[State]) -> str:

@@ -248,6 +248,11 @@ def _table_order(row: Row) -> tuple[int, int, str]:
     return (-1 if place < 0 else 1), place, row.label
 
 
+def named(message: str, label: str) -> str:
+    """A message about a row's checkpoints with the model's name in the option that it names."""
+    return message.replace("options.NAME.", f"options.{label.split('[')[0]}.")
+
+
 @dataclass(frozen=True)
 class Identity:
     """What determines a row's results, apart from items, protocol and conditions; `parts` is plain JSON."""
@@ -266,6 +271,10 @@ def identify(row: Row) -> Identity:
     records = []
     with isolated():
         sources = row.cls.weights(row.options)
+    try:
+        weights.locate_all(sources)
+    except weights.MissingWeights as error:
+        raise weights.MissingWeights(named(str(error), row.label)) from error
     for source in sources:
         records.append(WeightsRecord(str(source), weights.identity_of(source), pinned=weights.is_pinned(source)))
     options = {k: v for k, v in plain_options(row.options).items() if k not in row.cls.path_options}

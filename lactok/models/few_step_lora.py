@@ -14,26 +14,55 @@ import torch
 
 from lactok.models.lora import LoRAConfig, add_to_weights
 from lactok.models.samplers import FIRST_TIMESTEP, tlcm_timesteps
-from lactok.weights import CheckpointMismatch, HubWeights, WeightsError, load_state_dict
+from lactok.weights import (
+    CheckpointMismatch,
+    HubWeights,
+    LocalWeights,
+    WeightsError,
+    WeightsSource,
+    load_state_dict,
+)
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 _OTHERWISE = "name a local file by options.NAME.accelerator=PATH"
 
-HYPERSD = HubWeights("ByteDance/Hyper-SD", "Hyper-SDXL-1step-lora.safetensors", otherwise=_OTHERWISE)
+HYPERSD = HubWeights(
+    "ByteDance/Hyper-SD",
+    "Hyper-SDXL-1step-lora.safetensors",
+    "07822d9cde7a6c34b8f35c169a87a9a2885fd929",  # the latest commit that a stored page of the hub shows
+    otherwise=_OTHERWISE,
+)
 """The one-step "unified" LoRA: one NFE at t = 999 from pure noise. (The repository's full UNet wants t = 800.)"""
 
-TLCM = HubWeights("OPPOer/TLCM", "adapter_model.safetensors", otherwise=_OTHERWISE)
-"""A peft adapter of rank 64; for NFE 1 to 7 on TLCM's grid."""
+TLCM = HubWeights("OPPOer/TLCMSDXL", "adapter_model.safetensors", otherwise=_OTHERWISE)
+"""A peft adapter of rank 64; for NFE 1 to 7 on TLCM's grid.
 
-TLCM_CONFIG = HubWeights("OPPOer/TLCM", "adapter_config.json", otherwise=_OTHERWISE)
+It left OPPOer/TLCM, whose revision 2512d8cbf4f2c1f44089c0168e0cc77b6613811d held it in SDXL_LoRA/. Its present place is
+known by the first digits of a commit alone (9534d1f), which the hub's downloads don't take; hence no revision.
+"""
+
+TLCM_CONFIG = HubWeights("OPPOer/TLCMSDXL", "lora_model_adapter_config.json", otherwise=_OTHERWISE)
 """Its settings: rank and alpha are read from there."""
+
+_CONFIG_NAMES = (TLCM_CONFIG.filename, "adapter_config.json")
+"""Of the settings next to a local LoRA: the published name, and peft's own (as older copies have it)."""
 
 _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
 FEW_STEP_LORAS = ("hypersd", "tlcm")
+
+
+def tlcm_sources(path: str | None = None) -> tuple[WeightsSource, WeightsSource]:
+    """TLCM's LoRA and its settings: the hub's, or the local file and the settings next to it."""
+    if path is None:
+        return TLCM, TLCM_CONFIG
+    folder = Path(path).expanduser().parent
+    settings = next((folder / name for name in _CONFIG_NAMES if (folder / name).is_file()), folder / _CONFIG_NAMES[0])
+    otherwise = f"put the LoRA's settings there, as {' or '.join(_CONFIG_NAMES)}"
+    return LocalWeights(path), LocalWeights(str(settings), otherwise=otherwise)
 
 
 def require_few_step_lora(name: str | None) -> str:

@@ -215,20 +215,20 @@ class LatentDecoder(nn.Module):
         embeddings: (B, D, h, w) as the quantizer looks them up, unit length; scale: of the trainable copy's residuals
         (0: unsteered). H and W: multiples of config.unet.downsample_factor.
         """
-        sample = sample.to(self.unet.dtype)
+        seen = sample.to(self.unet.dtype)
         t = torch.as_tensor(t, device=sample.device).expand(len(sample))
-        text = self.empty_text(sample)
+        text = self.empty_text(seen)
         down, mid = self.controlnet(
-            sample,
+            seen,
             t,
             encoder_hidden_states=text.states,
-            controlnet_cond=self.condition(embeddings, sample.shape[-2:]).to(sample.dtype),
+            controlnet_cond=self.condition(embeddings, seen.shape[-2:]).to(seen.dtype),
             conditioning_scale=scale,
             added_cond_kwargs=text.added,
             return_dict=False,
         )
         (output,) = self.unet(
-            sample,
+            seen,
             t,
             encoder_hidden_states=text.states,
             added_cond_kwargs=text.added,

@@ -6,7 +6,7 @@ checkpoint is published: LaCTok-T.pth, trained on constructed data, which is `la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
-from lactok.models.few_step_lora import HYPERSD, TLCM, TLCM_CONFIG, merge_hypersd, merge_tlcm
+from lactok.models.few_step_lora import HYPERSD, merge_hypersd, merge_tlcm, tlcm_sources
 from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
 from lactok.models.lactok_state_dict import LacTokStateDict
 from lactok.models.lora import LoRAConfig
@@ -30,9 +30,9 @@ from lactok.models.samplers import (
 )
 from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.tokenizers.checks import require_ids, require_images, require_seeds
+from lactok.tokenizers.memory import MemoryOptions, memory_options, place, save_in_decoding
 from lactok.weights import (
     HubWeights,
-    LocalWeights,
     UnpublishedWeights,
     WeightsSource,
     load_state_dict,
@@ -42,8 +42,8 @@ from lactok.weights import (
 
 
 @dataclass
-class LacTokOptions:
-    """What every one takes.
+class LacTokOptions(MemoryOptions):
+    """What every one takes; and `MemoryOptions`.
 
     weights: a local checkpoint, `LaCTok-T.pth` or one under its names (lactok/models/lactok_state_dict.py).
     conditioning_scale: strength of the trainable copy's residuals; 1, as trained (the paper names none).
@@ -90,7 +90,8 @@ class HyperSDOptions(LacTokOptions):
 class TLCMOptions(LacTokOptions):
     """steps: NFE on TLCM's grid, 1 to 7; 3 as in Table 4.
 
-    accelerator: a local adapter_model.safetensors instead of the hub's, its adapter_config.json next to it.
+    accelerator: a local adapter_model.safetensors instead of the hub's; next to it lora_model_adapter_config.json (as
+        published) or adapter_config.json.
     """
 
     steps: int = 3
@@ -105,6 +106,7 @@ class LacTokTokenizer(Tokenizer):
 
     code_licence = "Apache-2.0; no code of LaCToK, which states no licence"
     TRAINING: ClassVar[TrainingCompute | None] = TrainingCompute()
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {"model.vae": torch.float32}  # as LaCToK's demo.py runs it
 
     def __init__(self, options: Any, device: torch.device) -> None:
         super().__init__(options, device)
@@ -115,7 +117,10 @@ class LacTokTokenizer(Tokenizer):
             raise ValueError(f"input_size {self._input_size}: expected a positive multiple of {factor}")
         self._side = self._input_size // factor
         self._latent_shape = model.config.latent_shape(self._output_size)
-        self.model = model.eval().requires_grad_(False).to(device)
+        self.model, memory = model.eval().requires_grad_(False), memory_options(options)
+        save_in_decoding(model.vae, memory, self._latent_shape[-1], model.config.autoencoder.downsample_factor)
+        offloaded = [model.decoder.unet, model.decoder.controlnet, model.vae] if memory.cpu_offload else []
+        place(self.model, device, offloaded)
 
     def _sampler(self) -> Sampler:
         """The sampler with the options' settings. Raises ValueError for settings that it does not have."""
@@ -157,7 +162,9 @@ class LacTokTokenizer(Tokenizer):
         code_map = self.model.lookup(ids.view(-1, self._side, self._side))
         scale = self.options.conditioning_scale
         latents = self.model.decode_latents(code_map, noises.to(ids.device), self.sampler, scale)
-        return ((self.model.images_of(latents) + 1) / 2).clamp(0, 1)  # as diffusers' image processor does
+        with torch.autocast(ids.device.type, enabled=False):
+            images = self.model.images_of(latents)
+        return ((images + 1) / 2).clamp(0, 1)  # as diffusers' image processor does
 
 
 class _Published(LacTokTokenizer):
@@ -274,10 +281,7 @@ class VQLADDTLCM(_Published):
     @classmethod
     def weights(cls, options: TLCMOptions) -> tuple[WeightsSource, ...]:
         """The first stage's checkpoint, the few-step LoRA, and its settings."""
-        if options.accelerator is None:
-            return *super().weights(options), TLCM, TLCM_CONFIG
-        sibling = Path(options.accelerator).expanduser().with_name(TLCM_CONFIG.filename)
-        return *super().weights(options), LocalWeights(options.accelerator), LocalWeights(str(sibling))
+        return *super().weights(options), *tlcm_sources(options.accelerator)
 
     def _sampler(self) -> Sampler:
         return consistency_sampler(tlcm_timesteps(self.options.steps))

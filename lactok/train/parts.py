@@ -52,10 +52,18 @@ SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"
 _FILE = "diffusion_pytorch_model.safetensors"
 SDXL_UNET = HubWeights(
-    SDXL, f"unet/{_FILE}", SDXL_REVISION, otherwise="name a local copy of that file by options.base=PATH"
+    SDXL,
+    f"unet/{_FILE}",
+    SDXL_REVISION,
+    "357650fbfb3c7b4d94c1f5fd7664da819ad1ff5a839430484b4ec422d03f710a",
+    otherwise="name a local copy of that file by options.base=PATH",
 )
 SDXL_VAE = HubWeights(
-    SDXL, f"vae/{_FILE}", SDXL_REVISION, otherwise="name a local copy of that file by options.autoencoder=PATH"
+    SDXL,
+    f"vae/{_FILE}",
+    SDXL_REVISION,
+    "1598f3d24932bcfe6634e8b618ea1e30ab1d57f5aad13a6d2de446d2199f2341",
+    otherwise="name a local copy of that file by options.autoencoder=PATH",
 )
 
 

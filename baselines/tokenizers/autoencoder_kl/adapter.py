@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lactok.interface import Latents, Tokenizer, TokenizerInfo, TrainingCompute
 from lactok.models import autoencoder
-from lactok.state_dict import meta_skeleton
+from lactok.state_dict import find_state_dict, meta_skeleton
 from lactok.tokenizers.checks import require_latents
 from lactok.tokenizers.miniature import LICENCE
 from lactok.weights import (
@@ -30,6 +30,7 @@ from lactok.weights import (
     locate,
     override,
     require_entries,
+    saved_files,
 )
 
 if TYPE_CHECKING:
@@ -65,11 +66,15 @@ class SDXLVAEOptions(AutoencoderKLOptions):
     repo: str = "stabilityai/sdxl-vae"
 
 
-def sources(repo: str) -> tuple[WeightsSource, WeightsSource]:
-    """The tensors and the configuration of `repo`. Raises WeightsError for a name of neither kind."""
+def sources(repo: str) -> tuple[WeightsSource, ...]:
+    """The tensors of `repo` (or the index of their shards), its configuration, and the shards where there are any.
+
+    Raises WeightsError for a name of neither kind.
+    """
     folder = Path(repo).expanduser()
     if folder.is_dir():
-        return LocalWeights(str(folder / WEIGHTS_FILE)), LocalWeights(str(folder / CONFIG_FILE))
+        tensors, *shards = (LocalWeights(str(file)) for file in saved_files(folder, WEIGHTS_FILE.partition(".")[0]))
+        return tensors, LocalWeights(str(folder / CONFIG_FILE)), *shards
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)*", repo):
         raise WeightsError(
             f"repo {repo!r} is neither a folder here ({folder.absolute()}) nor a hub id; "
@@ -118,13 +123,14 @@ class AutoencoderKLTokenizer(Tokenizer):
 
     def _load(self) -> tuple[AutoencoderKL, int]:
         """The network on the CPU, and the pixels of a latent's side."""
-        weights, config = (locate(source) for source in self.weights(self.options))
+        weights, config, *_ = (locate(source) for source in self.weights(self.options))
         path = config
         try:
             model = build(json.loads(config.read_text(encoding="utf-8")))
             path = weights
             shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-            model.load_state_dict(current_names(load_state_dict(weights), shapes), strict=True, assign=True)
+            state = current_names(find_state_dict(load_state_dict(weights)), shapes)
+            model.load_state_dict(state, strict=True, assign=True)
         except CheckpointMismatch as error:
             raise CheckpointMismatch(f"{path}: {error}") from error
         except (WeightsError, ValueError, TypeError, AttributeError) as error:
@@ -133,8 +139,8 @@ class AutoencoderKLTokenizer(Tokenizer):
 
     @classmethod
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
-        tensors, config = sources(options.repo)
-        return override(tensors, options.weights), config
+        tensors, config, *shards = sources(options.repo)
+        return (tensors, config, *shards) if options.weights is None else (override(tensors, options.weights), config)
 
     @property
     def info(self) -> TokenizerInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,23 +12,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from baselines.tokenizers.flextok.checkpoint_config import parse_config, read_config
+from baselines.tokenizers.flextok.checkpoint_config import parse_config, read_config, read_scaling_factor, vae_repo
 from baselines.tokenizers.flextok.config import FlexTokConfig, VAEConfig, published, shape_differences
 from baselines.tokenizers.flextok.model import FlexTok
 from baselines.tokenizers.flextok.sampler import Sampling, image_noise
 from baselines.tokenizers.flextok.state_dict import FlexTokStateDict
 from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models import autoencoder
-from lactok.state_dict import errors_name, meta_skeleton
+from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.tokenizers.checks import require_ids, require_images, require_seeds
+from lactok.tokenizers.memory import MemoryOptions, memory_options, place, save_in_decoding
 from lactok.tokenizers.miniature import LICENCE, Miniature
 from lactok.weights import (
     CheckpointMismatch,
     HubWeights,
     LocalWeights,
+    MissingWeights,
     WeightsSource,
     load_state_dict,
     locate,
+    override,
 )
 
 MINI = Miniature(
@@ -39,8 +42,8 @@ MINI = Miniature(
 
 
 @dataclass
-class FlexTokOptions:
-    """What may be set; the defaults are the published readme's (20 steps, guidance 7.5, projected).
+class FlexTokOptions(MemoryOptions):
+    """What may be set, with `MemoryOptions`; the defaults are the readme's (20 steps, guidance 7.5, projected).
 
     weights: a local model.safetensors instead of the hub's; the config.json next to it is read, else its header.
     keep_ids: how many of an image's ids are kept, from the first (1 to 256); its rate follows.
@@ -79,12 +82,18 @@ class FlexTokTokenizer(Tokenizer):
     options needs keep_ids, steps, guidance_scale and posterior_seed of `FlexTokOptions`.
     """
 
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {"model.vae": torch.float32}  # as published, under bf16 too
     code_licence = "Apple/EPFL sample code licence, non-commercial (the published code; the port is Apache-2.0)"
 
     def __init__(self, options: Any, device: torch.device) -> None:
         super().__init__(options, device)
         self.sampling = Sampling(options.steps, options.guidance_scale)
-        self.model = self._load().eval().requires_grad_(False).to(device)
+        self.model, memory = self._load().eval().requires_grad_(False), memory_options(options)
+        vae, factor = self.model.vae, self.model.config.image_size // self.model.config.latent_size
+        assert vae is not None, "image_size, above, refuses a model without VAE"
+        save_in_decoding(vae, memory, self.model.config.latent_size, factor)
+        blocks = [*self.model.encoder.blocks, *self.model.decoder.blocks, vae] if memory.cpu_offload else []
+        place(self.model, device, blocks)
         if not 1 <= options.keep_ids <= self.model.config.registers:
             raise ValueError(f"keep_ids {options.keep_ids}: expected 1 to {self.model.config.registers}")
 
@@ -176,8 +185,8 @@ class FlexTokD18D28(FlexTokTokenizer):
         """The checkpoint, and its configuration where that is a file of its own."""
         if options.weights is None:
             return HubWeights(cls.REPO, "model.safetensors"), HubWeights(cls.REPO, "config.json")
-        sibling = Path(options.weights).expanduser().with_name("config.json")
-        model = LocalWeights(options.weights)
+        model = override(HubWeights(cls.REPO, "model.safetensors"), options.weights)
+        sibling = Path(str(model)).expanduser().with_name("config.json")
         return (model, LocalWeights(str(sibling))) if sibling.is_file() else (model,)
 
     @property
@@ -189,7 +198,7 @@ class FlexTokD18D28(FlexTokTokenizer):
         path, *config_paths = [locate(source) for source in self.weights(self.options)]
         tree = read_config(config_paths[0] if config_paths else None, path)
         with errors_name(config_paths[0] if config_paths else path):
-            config = parse_config(tree, self.EXPECTED.vae, self.options.vae_scaling_factor)
+            config = parse_config(tree, self.EXPECTED.vae, self._scaling_factor(tree))
             if differences := shape_differences(config, self.EXPECTED):
                 raise CheckpointMismatch(
                     f"the configuration is not {self.REPO}'s layout: {'; '.join(differences)}; "
@@ -197,10 +206,20 @@ class FlexTokD18D28(FlexTokTokenizer):
                 )
         return config
 
+    def _scaling_factor(self, tree: Mapping[str, Any]) -> float | None:
+        """The user's, else that of the VAE's repository where the configuration names one that is available."""
+        repo = vae_repo(tree)
+        if self.options.vae_scaling_factor or not isinstance(repo, str):
+            return self.options.vae_scaling_factor
+        try:
+            return read_scaling_factor(locate(HubWeights(repo, "config.json")))
+        except MissingWeights:
+            return None  # the parser says what to give
+
     def _load(self) -> FlexTok:
         config, path = self._read_config(), locate(self.weights(self.options)[0])
         with errors_name(path):
-            return FlexTokStateDict().load(meta_skeleton(FlexTok, config), load_state_dict(path))
+            return FlexTokStateDict().load(meta_skeleton(FlexTok, config), find_state_dict(load_state_dict(path)))
 
 
 class FlexTokD12D12(FlexTokD18D28):

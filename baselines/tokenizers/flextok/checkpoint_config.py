@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.tokenizers.flextok.config import FlexTokConfig, VAEConfig
+from lactok.tensor_file import not_a_checkpoint
 from lactok.weights import CheckpointMismatch, WeightsError, read_metadata
 
 _ABSENT = object()
@@ -56,6 +57,7 @@ _FIXED: dict[str, dict[str, Any]] = {  # settings that the port does not vary: t
     "encoder.enc_transformer": {**_TRUNK, "adaLN_emb_read_key": None, "rope_forward_read_key": None},
     "encoder.enc_to_latents": {"adaLN_emb_read_key": None, "proj_bias": True},
     "decoder.dec_latent_dropout": {"replace_with_single_token": False},
+    "decoder.dec_seq_packer": {"mask_mode": "full"},
     "decoder.dec_patches_posemb_module": {"posemb_type": "sincos", "posemb_scaling": "absolute"},
     "decoder.dec_time_embedder": {"temb_as_tokens": False},
     "decoder.dec_transformer": {**_TRUNK, "rope_forward_read_key": None},
@@ -65,7 +67,7 @@ _REQUIRED: dict[str, dict[str, Any]] = {  # the same where there is no default, 
     "encoder.enc_seq_packer": {"mask_mode": "causal_last"},
     "encoder.enc_to_latents": {"use_mup_readout": False},
     "decoder.dec_registers_posemb_module": {"posemb_type": "learnable_sum"},
-    "decoder.dec_seq_packer": {"mask_mode": "full", "per_subseq_embs": True},
+    "decoder.dec_seq_packer": {"per_subseq_embs": True},
     "decoder.dec_transformer": {"adaLN_expansion": 2},
     "decoder.dec_to_patches": {"use_mup_readout": False},
 }
@@ -73,6 +75,9 @@ _REQUIRED: dict[str, dict[str, Any]] = {  # the same where there is no default, 
 
 def read_config(path: Path | None, checkpoint: Path) -> dict[str, Any]:
     """The tree in the JSON file `path`, else (None) in the header of `checkpoint`. Raises WeightsError."""
+    for file in (path, checkpoint):
+        if file is not None and (what := not_a_checkpoint(file)):
+            raise WeightsError(f"{file}: {what}")
     if path is not None:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -95,6 +100,20 @@ def read_config(path: Path | None, checkpoint: Path) -> dict[str, Any]:
 
 def _literal(text: str) -> Any:
     return ast.literal_eval(text) if text.startswith(("{", "[")) else text  # _target_ and format are plain words
+
+
+def vae_repo(config: Mapping[str, Any]) -> str | None:
+    """The hub repository that the configuration names for its VAE's scaling factor; None where it needs none."""
+    vae = _mapping(config.get("vae"))
+    return None if vae.get("scaling_factor") else vae.get("hf_hub_path")
+
+
+def read_scaling_factor(path: Path) -> float:
+    """That in a VAE's config.json, as diffusers writes it. Raises WeightsError."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["scaling_factor"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} states no scaling_factor of a VAE: {error!r}") from error
 
 
 def parse_config(
@@ -193,7 +212,8 @@ def _sizes(reader: _Reader) -> dict[str, Any]:
     channels = reader.get("encoder.enc_patch_emb", "channels_in")
     grid = _square(reader, "encoder.enc_posemb_module", "max_sizes")
     patch = _square(reader, "encoder.enc_patch_emb", "patch_sizes")
-    reader.same("encoder.enc_register_module", "n_eval", registers, default=registers)
+    if reader.get("encoder.enc_register_module", "n_eval", None) is not None:  # published: n_eval or n_max
+        reader.same("encoder.enc_register_module", "n_eval", registers)
     reader.same("encoder.enc_to_latents", "dim_out", len(levels))
     reader.same("decoder.dec_from_latents", "dim_in", len(levels))
     reader.same("decoder.dec_registers_posemb_module", "max_sizes", (registers,))
@@ -231,4 +251,4 @@ def _vae(reader: _Reader, base: VAEConfig, scaling_factor: float | None) -> VAEC
         where = f"; that of {vae['hf_hub_path']} applies, see its config.json" if vae.get("hf_hub_path") else ""
         reader.problems.append(f"vae has no scaling_factor{where}: give it by options.NAME.vae_scaling_factor=NUMBER")
         return base
-    return replace(base, latent_channels=vae.get("latent_channels", 16), scaling_factor=float(factor))
+    return replace(base, latent_channels=vae.get("latent_channels") or 16, scaling_factor=float(factor))

@@ -31,6 +31,9 @@ _RULES = (  # ours, published
 _REPA = f"decoder.module_dict.{REPA}"
 """Start of the published names that only training reads."""
 
+_LOGVAR = "vae.logvar"
+"""The learned variance of the VAE's training loss, where it was trained with one."""
+
 
 class FlexTokStateDict(StateDictAdapter[FlexTok]):
     """The published `model.safetensors`."""
@@ -41,4 +44,4 @@ class FlexTokStateDict(StateDictAdapter[FlexTok]):
         return rename(name, _RULES)
 
     def is_unused(self, published_name: str, model: FlexTok) -> bool:
-        return published_name.startswith(_REPA)
+        return published_name.startswith(_REPA) or published_name == _LOGVAR

@@ -89,8 +89,13 @@ class LlamaGen(_VQTokenizer):
 
     Options = LlamaGenOptions
     scale = "paper"
-    weights_licence = "MIT by the hub wrapper; the repository states none for weights"
-    SOURCE: ClassVar[HubWeights] = HubWeights("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
+    weights_licence = "MIT (the hub's licence tag)"
+    SOURCE: ClassVar[HubWeights] = HubWeights(
+        "FoundationVision/LlamaGen",
+        "vq_ds16_c2i.pt",
+        "81e41139272c038412e4fe8f1c52a51ebbf95b8b",
+        "109aa8afb2cf3761eec23cdc8644154cb498f5ab7eef2a35264d25e5e0499f7d",
+    )
     TRAINING: ClassVar[TrainingCompute] = TrainingCompute(data="ImageNet train")
     CONFIG: ClassVar[VQConfig] = VQConfig()
 
@@ -110,7 +115,12 @@ class LlamaGen(_VQTokenizer):
 class LlamaGenT2I(LlamaGen):
     """VQ-16 fine-tuned from the ImageNet one on LAION-COCO and internal images (text-to-image LlamaGen)."""
 
-    SOURCE = HubWeights("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
+    SOURCE = HubWeights(
+        "peizesun/llamagen_t2i",
+        "vq_ds16_t2i.pt",
+        "276f5c5a3d915b922899a03f1912605531574747",
+        "0e21fc1318e2e9ee641a07bdad0e20675e9ec35e6e3eb911d58b5d7a2cd8d4cb",
+    )
     TRAINING = TrainingCompute(data="ImageNet train, then LAION-COCO and internal images")
 
 

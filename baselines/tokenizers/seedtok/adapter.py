@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.tokenizers.seedtok import unclip
 from baselines.tokenizers.seedtok.diffusion_decoder import SeedMini, SeedMiniConfig, build_unclip
@@ -18,6 +18,7 @@ from lactok.interface import Tokenizer, TokenizerInfo, Tokens, TrainingCompute
 from lactok.models import autoencoder
 from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.tokenizers.checks import require_ids, require_images, require_seeds
+from lactok.tokenizers.memory import MemoryOptions, memory_options
 from lactok.tokenizers.miniature import LICENCE, Miniature
 from lactok.weights import (
     HubWeights,
@@ -37,8 +38,9 @@ MINI = Miniature(
 
 
 @dataclass
-class SeedTokOptions:
-    """What may be set; the defaults of the last three are those with which SEED calls the pipeline.
+class SeedTokOptions(MemoryOptions):
+    """What may be set; the defaults of the last three are those with which SEED calls the pipeline. And
+    `MemoryOptions`; cpu_offload: of the diffusion decoder's networks.
 
     weights: a local seed_quantizer.pt instead of the hub's; vit: a local eva_vit_g.pth (BLIP-2's);
     unclip: a local folder of stable-diffusion-2-1-unclip in diffusers' layout.
@@ -80,11 +82,16 @@ class SeedTok(Tokenizer):
     scale = "paper"
     code_licence = "Apache-2.0, parts BSD-3-Clause (LAVIS)"
     weights_licence = "Apache-2.0 (seed-tokenizer-2), OpenRAIL++-M (SD 2.1 unCLIP), not stated (eva_vit_g)"
-    QUANTIZER: ClassVar[HubWeights] = HubWeights("AILab-CVC/seed-tokenizer-2", "seed_quantizer.pt")
+    QUANTIZER: ClassVar[HubWeights] = HubWeights(
+        "AILab-CVC/seed-tokenizer-2", "seed_quantizer.pt", "c6d957a9b280d9ed3879b1eb5d99036cf8390012"
+    )
     VIT: ClassVar[UrlWeights] = UrlWeights(
         "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
     )
-    UNCLIP: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
+    UNCLIP: ClassVar[str] = "sd2-community/stable-diffusion-2-1-unclip"
+    """A mirror in wide use of stabilityai/stable-diffusion-2-1-unclip, which Stability AI took off the hub in November
+    2025. (The mirror's `...-unclip-small` takes other embeddings.)"""
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {"vae": torch.float16}  # as SEED runs the pipeline
     CONFIG: ClassVar[SeedConfig] = SeedConfig()
     TOGETHER: ClassVar[int] = 1
 
@@ -94,7 +101,8 @@ class SeedTok(Tokenizer):
             options.steps, options.guidance_scale, options.noise_level, together=self.TOGETHER
         )
         model, decoder = self._load()
-        self.model, self.unclip = model.eval().requires_grad_(False).to(device), decoder.to(device)
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.unclip = decoder.place(device, memory_options(options))
         if not 0 <= options.noise_level < self.unclip.noise_levels:
             raise ValueError(f"noise_level {options.noise_level}: expected 0 to {self.unclip.noise_levels - 1}")
 
@@ -116,6 +124,10 @@ class SeedTok(Tokenizer):
         quantizer = cls.QUANTIZER if options.weights is None else LocalWeights(options.weights)
         vit = cls.VIT if options.vit is None else LocalWeights(options.vit)
         return quantizer, vit, *_pipeline_sources(cls.UNCLIP, options.unclip)
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The tokenizer, and the diffusion decoder's networks."""
+        return {"model": self.model} | self.unclip.networks()
 
     @property
     def training(self) -> TrainingCompute:
@@ -161,6 +173,8 @@ class SeedTokMini(SeedTok):
     """The same networks in miniature, by the bundled trainer; EfficientNet-Lite2's features in place of CLIP's."""
 
     Options = SeedTokMiniOptions
+    # the pipeline, which has no text encoder here, keeps its latents in the dtype of the UNet's first weight
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {**SeedTok.dtypes, "unet.conv_in": torch.float32}
     TOGETHER = 8  # guidance is weak
     path_options = ("weights", "autoencoder")
     scale = "mini"
@@ -187,13 +201,12 @@ class SeedTokMini(SeedTok):
 def _pipeline_sources(repo: str, folder: str | None) -> list[WeightsSource]:
     """The diffusion decoder's files: the hub's, or those of a local folder, whatever form its tokenizer has."""
     if folder is not None:
-        root = Path(folder).expanduser()
-        tokenizer = sorted(path for path in (root / "tokenizer").glob("*") if path.is_file())
-        return [LocalWeights(str(path)) for path in (*(root / file for file in unclip.NETWORK_FILES), *tokenizer)]
+        return [LocalWeights(str(path)) for path in unclip.local_files(Path(folder).expanduser())]
     files = (*unclip.NETWORK_FILES, *unclip.TOKENIZER_FILES)
     otherwise = (
         f"get all of it by `hf download {repo} {' '.join(files)} --local-dir DIR` "
-        "and name the folder by options.seedtok.unclip=DIR"
+        "and name the folder by options.seedtok.unclip=DIR (a mirror: the repository that it mirrors, "
+        "stabilityai/stable-diffusion-2-1-unclip, was removed from the hub in November 2025; your copy of it will do)"
     )
     return [HubWeights(repo, file, otherwise=otherwise) for file in files]
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lactok.weights import CheckpointMismatch, WeightsError
+from lactok.tokenizers.memory import MemoryOptions, place, save_in_decoding
+from lactok.weights import CheckpointMismatch, WeightsError, saved_files
 
 NETWORK_FILES = (
     "unet/config.json",
@@ -38,6 +39,9 @@ TOKENIZER_FILES = (
     "tokenizer/vocab.json",
 )
 """The published tokenizer; newer transformers write it as other files."""
+
+_STEMS = {"text_encoder": "model"} | dict.fromkeys(("unet", "vae", "image_normalizer"), "diffusion_pytorch_model")
+"""By network, how `save_pretrained` names its tensors."""
 
 _RECOMPUTED = "text_model.embeddings.position_ids"
 """A buffer that older files hold, which follows from the configuration."""
@@ -89,9 +93,22 @@ class UnCLIP:
         """How many noise levels there are."""
         return self.pipeline.image_noising_scheduler.config.num_train_timesteps
 
-    def to(self, device: torch.device) -> UnCLIP:
-        self.pipeline.to(device)
+    def place(self, device: torch.device, memory: MemoryOptions) -> UnCLIP:
+        """Move it to the device, as the options say; returns itself."""
+        side, factor = self.pipeline.unet.config.sample_size, self.pipeline.vae_scale_factor
+        save_in_decoding(self.pipeline.vae, memory, side, factor)
+        if memory.cpu_offload:
+            self.pipeline.image_normalizer.to(device)
+            for network in self.networks().values():
+                place(network, device, [network])
+        else:
+            self.pipeline.to(device)
         return self
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Its large networks by the pipeline's names."""
+        named = {name: getattr(self.pipeline, name) for name in ("unet", "vae", "text_encoder")}
+        return {name: network for name, network in named.items() if network is not None}
 
     def generate(self, embeds: Tensor, seeds: Sequence[int], sampling: Sampling) -> Tensor:
         """Image embeddings (B, embedding_dim) to images (B, 3, S, S) in [0, 1].
@@ -112,10 +129,17 @@ class UnCLIP:
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,
                 noise_level=sampling.noise_level,
-                output_type="pt",
+                output_type="latent",
             )
-            images.append(made.images)
+            images.append(self._decode(made.images))
         return torch.cat(images)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """The pipeline's last step, in the autoencoder's dtype: latents (B, C, h, w) to images float32 in [0, 1]."""
+        vae = self.pipeline.vae
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        return self.pipeline.image_processor.postprocess(decoded.float(), output_type="pt")
 
     def _prompt(self, count: int) -> dict[str, Any]:
         if self.pipeline.text_encoder is not None:
@@ -153,6 +177,15 @@ def load(folder: Path) -> UnCLIP:
     return UnCLIP(pipeline)
 
 
+def local_files(folder: Path) -> list[Path]:
+    """The files of a local folder of the pipeline that are read, those that lack included; the networks in any form
+    that `save_pretrained` writes (safetensors or .bin, a variant, shards), the tokenizer in any."""
+    configs = [folder / file for file in NETWORK_FILES if file.endswith(".json")]
+    tensors = [path for network, stem in _STEMS.items() for path in saved_files(folder / network, stem)]
+    tokenizer = sorted(path for path in (folder / "tokenizer").glob("*") if path.is_file())
+    return [*configs, *tensors, *tokenizer]
+
+
 def _scheduler(folder: Path) -> Any:
     """The scheduler that a folder's configuration names, any of diffusers'."""
     import diffusers
@@ -168,10 +201,14 @@ def _scheduler(folder: Path) -> Any:
 def _network(cls: Any, folder: Path) -> nn.Module:
     """A network with all its tensors from `folder`, float32. Raises CheckpointMismatch naming those that do not fit."""
     dtype = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
+    first, *_ = saved_files(folder, _STEMS[folder.name])
+    variant = first.name.removeprefix(f"{_STEMS[folder.name]}.").replace(".index", "").removesuffix(".json")
+    variant = variant.replace("safetensors", "").replace("bin", "").strip(".")
     network, info = cls.from_pretrained(
         folder,
         local_files_only=True,
-        use_safetensors=True,
+        use_safetensors=".bin" not in first.name,
+        variant=variant or None,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that all are listed, below
         **{dtype: torch.float32},

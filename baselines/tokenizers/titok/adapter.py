@@ -48,7 +48,9 @@ class TiTokS128(Tokenizer):
     scale = "paper"
     code_licence = "Apache-2.0"
     weights_licence = "Apache-2.0 by the model class; the repository's readme says research use only (ImageNet)"
-    SOURCE: ClassVar[HubWeights] = HubWeights("yucornetto/tokenizer_titok_s128_imagenet", "model.safetensors")
+    SOURCE: ClassVar[HubWeights] = HubWeights(
+        "yucornetto/tokenizer_titok_s128_imagenet", "model.safetensors", "aa8740991cc9e5965e6dea04caad8905193fc24b"
+    )
     TRAINING: ClassVar[TrainingCompute] = TrainingCompute(data="ImageNet train")
     CONFIG: ClassVar[TiTokConfig] = TiTokConfig()
 

@@ -25,6 +25,9 @@ REPOSITORY = "black-forest-labs/FLUX.1-dev"
 # The revision that public projects pin, e.g. in the paths of their model caches.
 REVISION = "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
 
+# Files of the repository that hold the same weights in another layout.
+LEFT_OUT = ("flux1-dev.safetensors", "ae.safetensors")
+
 # (prompt, seed) to an image.
 Painter = Callable[[str, int], Image.Image]
 
@@ -124,8 +127,8 @@ def _as_recorded(out: Path, made: Made) -> bool:
 
 
 def _get(settings: Settings) -> str:
-    left_out = "flux1-dev.safetensors ae.safetensors"  # the same weights in another layout
-    return f"hf download {settings.repository} --revision {settings.revision} --exclude {left_out}"
+    left_out = " ".join(f"--exclude {name}" for name in LEFT_OUT)  # the option takes one name; more would be FILENAMES
+    return f"hf download {settings.repository} --revision {settings.revision} {left_out}"
 
 
 def flux_painter(settings: Settings) -> Painter:
@@ -140,7 +143,7 @@ def flux_painter(settings: Settings) -> Painter:
     try:
         folder = snapshot_download(
             settings.repository, revision=settings.revision, local_files_only=True,
-            ignore_patterns=["*.md", "*.jpg", "flux1-dev.safetensors", "ae.safetensors"],
+            ignore_patterns=["*.md", "*.jpg", *LEFT_OUT],
         )  # fmt: skip
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
         missing.append(

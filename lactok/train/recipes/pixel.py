@@ -26,6 +26,7 @@ from lactok.models.few_step_lora import (
     merge_hypersd,
     merge_tlcm,
     require_few_step_lora,
+    tlcm_sources,
 )
 from lactok.models.lactok_state_dict import is_wrapped
 from lactok.models.samplers import consistency_sampler
@@ -232,8 +233,7 @@ def _few_step_lora_sources(options: PixelOptions) -> tuple[WeightsSource, ...]:
     if options.networks == "mini":
         return (FEW_STEP_LORA_FILES[require_few_step_lora(options.accelerator)].source(path),)
     if path is not None:
-        sibling = Path(path).expanduser().with_name(TLCM_CONFIG.filename)
-        return (LocalWeights(path),) if hypersd else (LocalWeights(path), LocalWeights(str(sibling)))
+        return (LocalWeights(path),) if hypersd else tlcm_sources(path)
     published = (HYPERSD,) if hypersd else (TLCM, TLCM_CONFIG)
     return tuple(replace(source, otherwise="name a local copy by options.adapter=PATH") for source in published)
 
