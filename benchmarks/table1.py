@@ -100,9 +100,8 @@ class Bench:
     def run(self, name: str) -> Clock:
         """One tokenizer over all images, after two that start kernels. Raises RuntimeError where it failed."""
         given = [
-            "suite=table1", f"tokenizers={name}", "calibration=false", "dataset=folder",
-            f"dataset.root='{self.data}'", f"protocol.eval_size={self.side}", f"device={choose_device('auto').type}",
-            *self.more,
+            "suite=table1", f"tokenizers={name}", "calibration=false", "dataset=folder", f"dataset.root='{self.data}'",
+            f"protocol.eval_size={self.side}", f"device={choose_device('auto').type}", *self.more,
         ]  # fmt: skip
         engine(compose_config([*given, "limit=2", f"out='{self.folder / 'warm'}'"]), Clock())
         clock = Clock()

@@ -161,7 +161,7 @@ def seedtok(quick: bool, device: torch.device) -> Subject:
             Tokenizer.__init__(self, options, device)
             self.sampling = unclip.Sampling(options.steps, options.guidance_scale, options.noise_level)
             self.model = seeded(meta_skeleton(SeedModel, config), device)
-            self.unclip = unclip_pipeline(quick, config.image_features_dim, device).to(device)
+            self.unclip = unclip_pipeline(quick, config.image_features_dim, device).place(device, options)
 
     tokenizer = Seeded(SeedTokOptions(steps=2) if quick else SeedTokOptions(), device)
     model, pipeline = tokenizer.model, tokenizer.unclip.pipeline

@@ -206,7 +206,7 @@ def test_nulls_and_left_out_settings_mean_what_the_published_code_takes_them_for
     del decoder["dec_seq_packer"]["mask_mode"]  # "full"
     assert parse_config(tree, VAEConfig()) == plain
     del encoder["enc_seq_packer"]["mask_mode"]  # the encoder needs another than the default
-    with pytest.raises(CheckpointMismatch, match="enc_seq_packer lacks mask_mode"):
+    with pytest.raises(CheckpointMismatch, match="enc_seq_packer has no mask_mode"):
         parse_config(tree)
 
 

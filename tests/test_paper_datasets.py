@@ -175,6 +175,16 @@ def test_the_draw_depends_on_names_only_and_is_fixed():
     assert mjhq.draw(ids[:3000], 3) == ["animals/00679", "animals/01870", "animals/02832"]
 
 
+def test_another_list_of_names_is_not_the_fixed_draw(tmp_path):
+    """Of 30,000 names, too: the published file is pinned by its sha256."""
+    names = {f"{category}/{i:05d}": {"category": category} for category in mjhq.CATEGORIES for i in range(3000)}
+    listed = {name.replace("/", "-"): entry for name, entry in names.items()}
+    (tmp_path / mjhq.META).write_text(json.dumps(listed))
+    ids = [f"{entry['category']}/{name}" for name, entry in listed.items()]
+    assert "meta_data.json has sha256" in MJHQ5K.choose(ids, tmp_path, None).problem
+    assert MJHQ5K.choose(ids, tmp_path, 5000).problem == ""
+
+
 def test_the_draw_is_from_the_listed_names(tmp_path, cache):
     root = twins.mjhq(tmp_path, "zip")
     whole = json.loads((root / mjhq.META).read_bytes())

@@ -22,8 +22,10 @@ class ImageNetVal(PaperDataset):
     obtain = (
         "ImageNet is given to registered researchers only: accept its terms at https://image-net.org/download.php "
         "and place ILSVRC2012_img_val.tar in that folder (it is read in place), or at "
-        "https://huggingface.co/datasets/ILSVRC/imagenet-1k and place data/val_images.tar.gz or the "
-        "validation-*.parquet shards there"
+        "https://huggingface.co/datasets/ILSVRC/imagenet-1k and place the validation-*.parquet shards there: "
+        "`hf download ILSVRC/imagenet-1k --repo-type dataset --revision 49e2ee26f3810fb5a7536bbf732a7b07389a47b5 "
+        "--include 'data/validation-*.parquet' --local-dir DIR` (6.7 GB, after `hf auth login`), or "
+        "data/val_images.tar.gz of revision 1500f8c59b214ce459c0a593fa1c87993aeb7700"
     )
     archives = ("ILSVRC2012_img_val.tar", "val_images.tar", "ILSVRC2012_img_val.tar.gz", "val_images.tar.gz",
                 "data/val_images.tar.gz")  # fmt: skip

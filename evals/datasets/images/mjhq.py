@@ -18,6 +18,7 @@ from evals.datasets.images.paper import Chosen, PaperDataset, is_image
 CATEGORIES = ("animals", "art", "fashion", "food", "indoor", "landscape", "logo", "people", "plants", "vehicles")
 POOL = 30_000
 META = "meta_data.json"
+META_SHA256 = "db9cc0a0c637adbb16eda4c644e46dd23b63111f70434649d66a601e0f0eef30"  # at the revision named below
 
 
 def draw(ids: Iterable[str], each: int) -> list[str]:
@@ -46,7 +47,7 @@ class MJHQ5K(PaperDataset):
     obtain = (
         "Read the terms at https://huggingface.co/datasets/playgroundai/MJHQ-30K and place mjhq30k_imgs.zip and "
         "meta_data.json there: `hf download playgroundai/MJHQ-30K mjhq30k_imgs.zip meta_data.json --repo-type dataset "
-        "--local-dir DIR`"
+        "--revision 15b0a659e066e763d0e9a6cd8f00e25f8af5e084 --local-dir DIR`"
     )
     archives = ("mjhq30k_imgs.zip",)
     folders = ("mjhq30k_imgs", ".")
@@ -73,6 +74,8 @@ class MJHQ5K(PaperDataset):
         problems = []
         if expect is None and len(pool) != POOL:
             problems.append(f"drawn from {len(pool):,} names, expected {POOL:,}: not the fixed draw")
+        if expect is None and meta and (seen := sha256(meta.read_bytes()).hexdigest()) != META_SHA256:
+            problems.append(f"{META} has sha256 {seen}, expected {META_SHA256}: not the fixed draw")
         if absent:
             problems.append(f"{len(absent):,} of the drawn images are not there, the first: {absent[0]}")
         if len(drawn) != wanted:
