@@ -154,7 +154,7 @@ def test_the_command_names_the_device(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert devices == [torch.device("cpu")] * 2
     assert torch.backends.cudnn.allow_tf32 is before
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for named, reason in (("cuda", "sees no CUDA device here"), ("tpu", "expected auto, cpu, cuda or cuda:N")):
+    for named, reason in (("cuda", "sees no CUDA device"), ("tpu", "expected auto, cpu, cuda or cuda:N")):
         with pytest.raises(SystemExit) as caught:
             main([case, f"device={named}"])
         assert caught.value.code == 2

@@ -102,7 +102,7 @@ def test_the_traceback_of_a_failed_row_is_kept(tmp_path: Path, data: Path, ranks
     assert publish(finished, []) == 1
     found = {row.label: row for row in read(finished.folder / "run.json").rows}
     assert "in deep_inside" in found["raises"].trace
-    assert found["raises"].trace.rstrip().endswith("KeyError: 'no such layer'")
+    assert "KeyError: 'no such layer'\n(in a batch of 4: picture 00.png, " in found["raises"].trace
     assert found["toy"].trace == ""
     path = finished.folder / traceback_name(found["raises"])
     assert path.name == "traceback-raises.txt"

@@ -41,8 +41,8 @@ def _table(title: str, *columns: str) -> Any:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place == 0)  # the first holds the names to type
     return table
 
 
