@@ -11,14 +11,15 @@ there. Comparisons are made on the CPU.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lactok.seeded import Manifest, TensorSpec, seeded_state_dict
 
@@ -208,3 +209,18 @@ def _wrong_shape(name: str, got: Tensor, want: Tensor) -> CheckLine:
 def failure(name: str, error: BaseException) -> CheckLine:
     """The line for a check that could not be made."""
     return CheckLine(name, None, None, None, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+@contextmanager
+def recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Any]]:
+    """Outputs of `modules` by the keys given, filled while the model runs inside the block."""
+    seen: dict[str, Any] = {}
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, output, key=key: seen.__setitem__(key, output))
+        for key, module in modules.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -10,13 +10,21 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lactok.conformance import CaseError, CaseFolder, CheckLine, UnhandledCase, compare_floats, compare_ids, failure
+from lactok.conformance import (
+    CaseError,
+    CaseFolder,
+    CheckLine,
+    UnhandledCase,
+    compare_floats,
+    compare_ids,
+    failure,
+    recorded,
+)
 from lactok.models.autoencoder import AutoencoderConfig
 from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
 from lactok.models.lactok_state_dict import PEFT, LacTokStateDict
@@ -163,21 +171,6 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     yield from _manifest_lines(case)
 
 
-@contextmanager
-def _recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Any]]:
-    """Outputs of `modules` by the keys given, filled while the model runs inside the block."""
-    seen: dict[str, Any] = {}
-    hooks = [
-        module.register_forward_hook(lambda _module, _args, output, key=key: seen.__setitem__(key, output))
-        for key, module in modules.items()
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 class _Checks:
     """What makes each tensor that a case may store, by its name; the networks and shared results are made once."""
 
@@ -263,7 +256,7 @@ class _Checks:
                 "controlnet": decoder.controlnet,
                 "unet_mid_block_out": decoder.unet.mid_block,
             }
-            with _recorded(modules) as seen:
+            with recorded(modules) as seen:
                 decoder.predict(self.case["sample"], _PROBE[0], self.case["quant"], _PROBE[1])
             down, mid = seen.pop("controlnet")
             seen |= {"controlnet_down_first": down[0], "controlnet_down_last": down[-1], "controlnet_mid": mid}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +21,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from lactok.conformance import GAP_MARGIN, CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
+from lactok.conformance import (
+    GAP_MARGIN,
+    CaseError,
+    CaseFolder,
+    CheckLine,
+    compare_floats,
+    compare_ids,
+    failure,
+    recorded,
+)
 from lactok.models.vq import VQConfig, VQModel
 from lactok.models.vq_state_dict import VQStateDict
 from lactok.state_dict import meta_skeleton
@@ -113,21 +121,6 @@ def _input_by_rule(case: CaseFolder, model: VQModel, size: int) -> Tensor:
     return torch.from_numpy(images).to(case.device)
 
 
-@contextmanager
-def _recorded(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of `modules` by the keys given, filled while the model runs inside the block."""
-    seen: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_hook(lambda _module, _args, output, key=key: seen.__setitem__(key, output))
-        for key, module in modules.items()
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _encode_lines(
     case: CaseFolder, model: VQModel, prefix: str, make_input: Callable[[], Tensor]
 ) -> Iterator[CheckLine]:
@@ -139,7 +132,7 @@ def _encode_lines(
     for level, block in enumerate(model.encoder.down_blocks):
         if block.downsamplers:
             modules[f"enc_down{level}"] = block.downsamplers[0]
-    with _recorded(modules) as full:
+    with recorded(modules) as full:
         encoded = model.encode(images)
     full |= {"input": images, "pre_quant": encoded.pre_quant, "indices": encoded.ids}
     full["quant_straight_through"] = encoded.quantized
@@ -162,7 +155,7 @@ def _decode_lines(case: CaseFolder, model: VQModel, prefix: str, ids: str) -> It
         if block.upsamplers:
             modules[f"dec_up{level}"] = block.upsamplers[0]
     embeddings = model.lookup(case[ids])
-    with _recorded(modules) as full:
+    with recorded(modules) as full:
         reconstruction = model.decode(embeddings)
     full |= {"codebook_entry": embeddings, "recon": reconstruction}
     yield from _compare(case, stored, full, "")

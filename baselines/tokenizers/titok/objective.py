@@ -95,9 +95,8 @@ class TiTokRecipe(Recipe):
         perceptual = self._perceptual(batch.images, output).mean()
         quantizer = self.model.quantizer_losses(encoded.pre_quant, encoded.ids).total
         if waiting:
-            quantizer = (
-                0 * quantizer
-            )  # commitment to code embeddings that nobody sees would only draw the vectors together
+            # commitment to code embeddings that nobody sees would only draw the vectors together
+            quantizer = 0 * quantizer
         total = options.pixel * pixel + options.perceptual * perceptual + quantizer
         parts = {"pixel": pixel, "perceptual": perceptual, "quantizer": quantizer}
         return Losses(total, {k: v.detach() for k, v in parts.items()})
