@@ -37,7 +37,7 @@ from benchmarks.measuring import Settings
 from evals.engine.environment import describe_device
 
 OUT, QUICK_OUT = Path("results/gpu"), Path("runs/gpu-quick")
-SECONDS = 1.0
+SECONDS = 0.5
 """How long each figure is timed, at least one call."""
 QUICK_MINUTES = 10.0
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +43,8 @@ class Row:
     seconds_per_step: median of forward, backward, clipping, optimizer and average. flops_per_step: matrix products,
     convolutions and attention as they run on CUDA, what is computed again on the way back included, counted on the
     meta device as `dry_run=true` does; a multiply-add is two. share: of the matrix rate. peak_bytes: most device memory
-    allocated in a step, weights, gradients and AdamW's moments in it. loss: of the last step.
+    allocated in a step, weights, gradients and AdamW's moments in it. loss: of the last step. parts: seconds of one
+    more step by its parts, each ended by a synchronization, so that they don't overlap.
     """
 
     stage: str
@@ -54,6 +57,7 @@ class Row:
     share: float
     peak_bytes: int | None
     loss: float
+    parts: dict[str, float]
 
 
 def stage_config(stage: str, side: int, quick: bool) -> tuple[TrainConfig, type[Recipe]]:
@@ -95,18 +99,38 @@ class Step:
         self.batch = Batch(images.to(device), (0,), 0)
         self.loss = math.nan
 
-    def __call__(self) -> None:
-        """Take one; ends with the loss on the CPU, as the loop looks at whether it is finite."""
+    def __call__(self, done: Callable[[str], object] = lambda part: None) -> None:
+        """Take one; the loss comes to the CPU, as the loop looks at whether it is finite. done: told of each part."""
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             losses = self.recipe(self.batch)
         self.loss = losses.total.item()
+        done("forward")
         losses.total.backward()
+        done("backward")
         nn.utils.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm)
+        done("clip")
         self.optimizer.step()
+        done("optimizer")
         with torch.no_grad():
             self.recipe.after_step(0)
         self.average.update_parameters(nn.ParameterList(self.trained))
+        done("average")
+
+
+def step_parts(step: Step) -> dict[str, float]:
+    """Seconds of one step by its parts."""
+    parts: dict[str, float] = {}
+    since = time.perf_counter()
+
+    def done(part: str) -> None:
+        nonlocal since
+        if step.device.type == "cuda":
+            torch.cuda.synchronize(step.device)
+        parts[part], since = time.perf_counter() - since, time.perf_counter()
+
+    step(done)
+    return parts
 
 
 def measure_step(stage: str, side: int, settings: Settings, rate: float) -> Row:
@@ -118,5 +142,5 @@ def measure_step(stage: str, side: int, settings: Settings, rate: float) -> Row:
         step()
     times = call_times(step, settings.device, settings.seconds)
     peak = peak_bytes(step, settings.device)
-    seconds, flops = statistics.median(times), phase.cost.flops
-    return Row(stage, side, 1, len(times), seconds, 1 / seconds, flops, flops / seconds / rate, peak, step.loss)
+    seconds, flops, parts = statistics.median(times), phase.cost.flops, step_parts(step)
+    return Row(stage, side, 1, len(times), seconds, 1 / seconds, flops, flops / seconds / rate, peak, step.loss, parts)

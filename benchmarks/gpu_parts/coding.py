@@ -15,11 +15,13 @@ from benchmarks.coding import Work
 from benchmarks.gpu_session import Job, Session
 from benchmarks.measuring import call_times, gib, peak_bytes
 from benchmarks.tokenizer_networks import TOKENIZERS
+from evals.engine.environment import hold_in_bf16
 
 LACTOK = ("lactok-h", "lactok-t")
-OTHERS = ("flextok", "titok", "llamagen", "seedtok")
+OTHERS = ("titok", "llamagen", "seedtok", "flextok")
 LARGEST_BATCH, QUICK_LARGEST = 64, 2
 KERNELS = 10
+HELD, BFLOAT16 = "held", "bfloat16"
 CHANNELS_LAST, CONTIGUOUS = "channels-last", "contiguous"
 QUICK_COMPILED = (LACTOK[0],)
 """Compiling takes seconds a network even without code generation, which --quick leaves out; so one batch is enough."""
@@ -29,7 +31,8 @@ QUICK_COMPILED = (LACTOK[0],)
 class Coded:
     """One part ("decode") of one tokenizer at one batch.
 
-    layout: of the convolutions' tensors; weights: "float32", cast by autocast in each call, or "bfloat16", without it.
+    layout: of the convolutions' tensors; weights: "held" as a run in bf16 holds them (`hold_in_bf16`), "float32", or
+    "bfloat16", where the decoder and its autoencoder are whole and autocast is off.
     first_call: seconds of the first one, compiling included; seconds: of the median of `calls` later ones.
     flops: of one image, a multiply-add being two; share: of the matrix rate; peak_bytes: of a call, weights in it.
     """
@@ -79,55 +82,58 @@ class Kernel:
 
 
 def measure(session: Session) -> None:
-    """In the order of worth: LacTok first, compiled ones of the others last."""
+    """In the order of worth, and what takes seconds before what takes minutes."""
     first, second = LACTOK
 
     def job(what: str, call: Callable[..., Iterator[Coded | Kernel]], *given: object) -> Job:
         return Job(what, lambda: call(session, *given))
 
+    *fast, slow = OTHERS
     compiled = [name for name in (second, *OTHERS) if not session.quick or name in QUICK_COMPILED]
     session.each(
         [
             job(f"{first} eager", eager, first),
             job(f"{first} kernels", kernels, first),
-            job(f"{first} decode compiled", compile_and_time, first, ("decode",)),
-            job(f"{first} decode, bfloat16 weights", bfloat16_weights, first),
-            *(job(f"{name} eager", eager, name) for name in (second, *OTHERS)),
+            job(f"{first} decode, bfloat16 weights", all_bfloat16, first),
+            *(job(f"{name} eager", eager, name) for name in (*fast, second)),
+            job(f"{first} decode compiled", compile_and_time, first),
+            job(f"{slow} eager", eager, slow),
             job(f"{first} decode, contiguous", contiguous, first),
-            *(job(f"{name} decode compiled", compile_and_time, name, ("decode",)) for name in compiled),
+            *(job(f"{name} decode compiled", compile_and_time, name) for name in compiled),
         ]
     )
 
 
-def built(session: Session, name: str, layout: str = CHANNELS_LAST) -> Work:
-    """The tokenizer's calls, its networks' kernels in that layout."""
-    subject = TOKENIZERS[name](session.quick, session.device)
-    memory_format = torch.channels_last if layout == CHANNELS_LAST else torch.contiguous_format
-    for network in subject.networks:
-        network.to(memory_format=memory_format)
-    return Work(subject, session.settings)
+class Built:
+    """A tokenizer's calls, its networks' kernels in one layout, its weights held as a run in that precision holds them.
+
+    flops: of one image by part, counted in float32 before.
+    """
+
+    def __init__(self, session: Session, name: str, parts: Sequence[str] = ("decode",), layout: str = CHANNELS_LAST):
+        subject = TOKENIZERS[name](session.quick, session.device)
+        memory_format = torch.channels_last if layout == CHANNELS_LAST else torch.contiguous_format
+        for network in subject.networks:
+            network.to(memory_format=memory_format)
+        self.name, self.layout, self.subject = name, layout, subject
+        self.work = Work(subject, session.settings)
+        self.flops = {part: self.work.flops(part) for part in parts}
+        self.weights = "float32"
+        if session.settings.precision == "bf16":
+            hold_in_bf16(subject.tokenizer)
+            self.weights = HELD
 
 
-def timed(
-    session: Session,
-    work: Work,
-    name: str,
-    part: str,
-    batch: int,
-    flops: int,
-    compiled: bool = False,
-    layout: str = CHANNELS_LAST,
-    weights: str = "float32",
-    search: str = "",
-) -> Coded:
-    call = work.call(part, batch, None if weights == "float32" else "fp32")  # which switches autocast off
+def timed(session: Session, built: Built, part: str, batch: int, compiled: bool = False, search: str = "") -> Coded:
+    numbers = "fp32" if built.weights == BFLOAT16 else None  # which switches autocast off
+    call = built.work.call(part, batch, numbers)
     started = time.perf_counter()
     call_times(call, session.device, 0)
     first = time.perf_counter() - started
     times = call_times(call, session.device, session.settings.seconds)
-    seconds = statistics.median(times)
+    seconds, flops = statistics.median(times), built.flops[part]
     speed = batch / seconds
-    how = name, part, compiled, layout, weights, batch, first, len(times), seconds, speed
+    how = built.name, part, compiled, built.layout, built.weights, batch, first, len(times), seconds, speed
     return Coded(*how, flops, speed * flops, speed * flops / session.rate, peak_bytes(call, session.device), search)
 
 
@@ -137,54 +143,48 @@ def batches(session: Session, name: str, part: str) -> Sequence[int]:
 
 
 def eager(session: Session, name: str) -> Iterator[Coded]:
-    work = built(session, name)
-    for part in ("decode", "encode"):
-        flops = work.flops(part)
-        yield timed(session, work, name, part, 1, flops)
-        best, why = work.best_batch(part, QUICK_LARGEST if session.quick else LARGEST_BATCH)
+    built = Built(session, name, ("decode", "encode"))
+    for part in built.flops:
+        yield timed(session, built, part, 1)
+        best, why = built.work.best_batch(part, QUICK_LARGEST if session.quick else LARGEST_BATCH)
         session.best[name, part] = best
         if best > 1:
-            yield timed(session, work, name, part, best, flops, search=why)
+            yield timed(session, built, part, best, search=why)
 
 
 def contiguous(session: Session, name: str) -> Iterator[Coded]:
     """What channels-last brings is the difference to this."""
-    work = built(session, name, CONTIGUOUS)
-    flops = work.flops("decode")
+    built = Built(session, name, layout=CONTIGUOUS)
     for batch in batches(session, name, "decode"):
-        yield timed(session, work, name, "decode", batch, flops, layout=CONTIGUOUS)
+        yield timed(session, built, "decode", batch)
 
 
-def bfloat16_weights(session: Session, name: str) -> Iterator[Coded]:
-    """What autocast costs, which casts weights in each call and norms in float32, is the difference to this."""
-    work = built(session, name)
-    flops = work.flops("decode")
-    model = work.subject.tokenizer.model
+def all_bfloat16(session: Session, name: str) -> Iterator[Coded]:
+    """What autocast and the autoencoder in float32 cost is the difference to this."""
+    built = Built(session, name)
+    model = built.subject.tokenizer.model
     for network in (model.decoder, model.vae):
         network.to(torch.bfloat16)
+    built.weights = BFLOAT16
     for batch in batches(session, name, "decode"):
-        yield timed(session, work, name, "decode", batch, flops, weights="bfloat16")
+        yield timed(session, built, "decode", batch)
 
 
-def compile_and_time(session: Session, name: str, parts: Sequence[str]) -> Iterator[Coded]:
-    """Each network by itself, for shapes that do not change; in miniature traced only, no code is generated."""
-    work = built(session, name)
-    flops = {part: work.flops(part) for part in parts}
-    for network in work.subject.networks:
+def compile_and_time(session: Session, name: str) -> Iterator[Coded]:
+    """Decoding at the best batch, each network by itself, for shapes that do not change; in miniature traced only."""
+    built = Built(session, name)
+    for network in built.subject.networks:
         network.compile(dynamic=False, backend="eager" if session.quick else "inductor")
     try:
-        for part in parts:
-            for batch in batches(session, name, part)[: 1 if session.quick else None]:
-                yield timed(session, work, name, part, batch, flops[part], compiled=True)
+        yield timed(session, built, "decode", batches(session, name, "decode")[0], compiled=True)
     finally:
         torch._dynamo.reset()  # else what is compiled keeps the network, and counts against the limit of one function
 
 
 def kernels(session: Session, name: str) -> Iterator[Kernel]:
     """The largest of one eager decode, by the device's own clock."""
-    work = built(session, name)
     batch = batches(session, name, "decode")[0]
-    call = work.call("decode", batch)
+    call = Built(session, name).work.call("decode", batch)
     call_times(call, session.device, 0)
     cuda = session.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:

@@ -24,7 +24,8 @@ class TrainingStep(Row):
         return (
             f"step of {self.stage}, {self.side} px, batch {self.batch}, {self.precision}: "
             f"{self.seconds_per_step:.4g} s, {self.flops_per_step / self.seconds_per_step / 1e12:.4g} TFLOP/s "
-            f"({self.share:.1%}), {gib(self.peak_bytes)} GiB, loss {self.loss:.4g}"
+            f"({self.share:.1%}), {gib(self.peak_bytes)} GiB, loss {self.loss:.4g}; ms: "
+            + ", ".join(f"{part} {1e3 * seconds:.4g}" for part, seconds in self.parts.items())
         )
 
 

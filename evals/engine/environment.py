@@ -119,10 +119,14 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """The numeric settings of a model's calls: "fp32" (no TF32), "tf32", or "bf16" (autocast; see `hold_in_bf16`)."""
+    """The numeric settings of a model's calls: "fp32" (no TF32), "tf32", or "bf16" (autocast; see `hold_in_bf16`).
+
+    Under bf16, convolutions that a model holds in float32 (LacTok's and FlexTok's autoencoders) take TF32: torch's
+    default, with which the published code ran. Matrix products in float32 (the nearest code) do not.
+    """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    torch.backends.cudnn.allow_tf32 = name != "fp32"
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
             yield
