@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lactok.data.pack import Pack
 
-ORDER, CROP, NOISE = 1, 2, 3
+ORDER, CROP, NOISE, FOLDER = 1, 2, 3, 4
 """Independent RNG streams for one (seed, step, sample)."""
 
 
@@ -39,7 +39,7 @@ def rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return rng(seed, ORDER, epoch).permutation(count)
 
@@ -79,10 +79,19 @@ def _resized(square: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(square)).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
-    """uint8 (S, S, 3) each to float32 (B, 3, S, S), RGB in [0, 1], channels-last in memory."""
-    stacked = torch.from_numpy(np.stack([np.ascontiguousarray(p) for p in images]))
+def to_tensor(images: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (S, S, 3) each to float32 (B, 3, S, S) on a device, RGB in [0, 1], channels-last in memory."""
+    stacked = torch.from_numpy(np.stack([np.ascontiguousarray(p) for p in images])).to(device)
     return stacked.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def by_folder(indices: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
+    """The indices of each folder, of which `counts` says how many images it has, one folder after the other."""
+    ends = np.cumsum(counts)
+    folders: list[list[int]] = [[] for _ in counts]
+    for index, place in zip(indices, np.searchsorted(ends, indices, side="right")):
+        folders[place].append(index)
+    return folders
 
 
 def split(names: Sequence[str], validation: int) -> tuple[list[int], list[int]]:
@@ -95,23 +104,43 @@ def split(names: Sequence[str], validation: int) -> tuple[list[int], list[int]]:
 
 
 class TrainingImages:
-    """Batches of one step: samples of step s are positions s * per_step ... (s + 1) * per_step - 1 of the sequence."""
+    """Batches of one step: samples of step s are positions s * per_step ... (s + 1) * per_step - 1 of the sequence.
 
-    def __init__(self, pack: Pack, indices: Sequence[int], crops: CropRange, seed: int, per_step: int) -> None:
-        self.pack, self.indices, self.crops, self.seed, self.per_step = pack, list(indices), crops, seed, per_step
+    folders: indices of the images; of several folders each has a sequence of its own, and the folder of a sample is
+    drawn by `weights`.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        folders: Sequence[Sequence[int]],
+        crops: CropRange,
+        seed: int,
+        per_step: int,
+        weights: Sequence[float] = (1.0,),
+    ) -> None:
+        self.pack, self.crops, self.seed, self.per_step = pack, crops, seed, per_step
+        self.folders = [list(indices) for indices in folders]
+        self._shares = np.cumsum(weights) / sum(weights)
 
     def sample(self, step: int, sample: int, size: int) -> np.ndarray:
         """uint8 (size, size, 3), the given sample of a step."""
         position = step * self.per_step + sample
-        image = self.indices[image_of(self.seed, position, len(self.indices))]
+        indices = self.folders[0]
+        if len(self.folders) > 1:
+            drawn = rng(self.seed, FOLDER, position).random()
+            indices = self.folders[int(np.searchsorted(self._shares, drawn, side="right"))]
+        image = indices[image_of(self.seed, position, len(indices))]
         return random_crop(self.pack[image], size, self.crops, rng(self.seed, CROP, step, sample))
 
 
 class Prefetcher:
     """Makes the next batches in threads while the current one trains; what it gives depends on its arguments alone."""
 
-    def __init__(self, images: TrainingImages, workers: int, ahead: int = 2) -> None:
-        self.images, self.ahead = images, ahead
+    def __init__(
+        self, images: TrainingImages, workers: int, ahead: int = 2, device: torch.device | str = "cpu"
+    ) -> None:
+        self.images, self.ahead, self.device = images, ahead, device
         self.pool = ThreadPoolExecutor(workers)
         self.waiting: dict[tuple[int, int, tuple[int, ...]], list[Future]] = {}
 
@@ -122,11 +151,11 @@ class Prefetcher:
             self.waiting[key] = [self.pool.submit(self.images.sample, step, i, size) for i in samples]
 
     def get(self, step: int, size: int, samples: Sequence[int]) -> Tensor:
-        """float32 (len(samples), 3, size, size), RGB in [0, 1]."""
+        """float32 (len(samples), 3, size, size) on the device, RGB in [0, 1]."""
         futures = self.waiting.pop((step, size, tuple(samples)), None)
         if futures is None:
             futures = [self.pool.submit(self.images.sample, step, i, size) for i in samples]
-        return to_tensor([f.result() for f in futures])
+        return to_tensor([f.result() for f in futures], self.device)
 
     def close(self) -> None:
         """Stop the threads."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -25,7 +25,7 @@ from lactok.images.decode import VERSION, ImageError, decode, read_bytes
 from lactok.images.folder import printable
 from lactok.locks import waiting_lock
 
-PACK_VERSION = 3
+PACK_VERSION = 4
 DATA, INDEX = "images.bin", "images.json"
 """A pack's files."""
 
@@ -34,7 +34,8 @@ DATA, INDEX = "images.bin", "images.json"
 class PackIndex:
     """What a pack holds. names: as `list_images` gives them; sizes: (height, width) of each; offsets: in bytes.
 
-    pixels: sha256 hex of each packed image, see `pixels_sha256`.
+    pixels: sha256 hex of each packed image, see `pixels_sha256`. counts: images of each folder, which stand one after
+    the other; names of several folders begin with the folder's place ("1/").
     """
 
     fingerprint: str
@@ -42,6 +43,7 @@ class PackIndex:
     sizes: list[tuple[int, int]]
     offsets: list[int]
     pixels: list[str]
+    counts: list[int]
 
     @property
     def size(self) -> int:
@@ -65,16 +67,23 @@ class Pack:
 
 
 def open_pack(
-    root: str | os.PathLike, folder: str | os.PathLike, side: int, check_held_out: bool = True, workers: int = 4
+    roots: Sequence[str | os.PathLike],
+    folder: str | os.PathLike,
+    side: int,
+    check_held_out: bool = True,
+    workers: int = 4,
 ) -> Pack:
-    """The images below `root`, shrunk (never enlarged) to a shorter side of at most `side` pixels.
+    """The images below each of `roots`, shrunk (never enlarged) to a shorter side of at most `side` pixels.
 
     folder: where `images.bin` and `images.json` stand or are written.
     check_held_out: refuse photographs of the evaluation set; off only where nothing is evaluated.
     Raises DataError for a missing or empty folder, for unreadable images (all listed) and for held-out ones,
     WriteError for a folder that can't be written.
     """
-    paths = list_images(root)
+    listed = [list_images(root) for root in roots]
+    counts = [len(paths) for paths in listed]
+    several = len(listed) > 1
+    paths = {f"{i}/{name}" if several else name: path for i, of in enumerate(listed) for name, path in of.items()}
     fingerprint = _fingerprint(paths, side, check_held_out)
     folder = Path(folder)
     if stored := _stored(folder, fingerprint):
@@ -82,7 +91,9 @@ def open_pack(
     with explained(folder / DATA):
         folder.mkdir(parents=True, exist_ok=True)
         with waiting_lock(folder / ".images.lock"):  # of runs that share a pack, one writes
-            return _stored(folder, fingerprint) or _made(paths, fingerprint, side, check_held_out, workers, folder)
+            return _stored(folder, fingerprint) or _made(
+                paths, counts, fingerprint, side, check_held_out, workers, folder
+            )
 
 
 def _stored(folder: Path, fingerprint: str) -> Pack | None:
@@ -102,12 +113,18 @@ def _stored(folder: Path, fingerprint: str) -> Pack | None:
 
 
 def _made(
-    paths: Mapping[str, Path], fingerprint: str, side: int, check_held_out: bool, workers: int, folder: Path
+    paths: Mapping[str, Path],
+    counts: list[int],
+    fingerprint: str,
+    side: int,
+    check_held_out: bool,
+    workers: int,
+    folder: Path,
 ) -> Pack:
     """A new pack, renamed into place when it is whole: a run that has the old one mapped keeps that."""
     partial = folder / f".{DATA}.tmp"
     try:
-        index = _write(paths, fingerprint, side, check_held_out, workers, partial)
+        index = _write(paths, counts, fingerprint, side, check_held_out, workers, partial)
         data = np.memmap(partial, np.uint8, mode="r")
         (folder / INDEX).unlink(missing_ok=True)  # from here on the old data file has no index
         os.replace(partial, folder / DATA)
@@ -134,12 +151,18 @@ def _fingerprint(paths: Mapping[str, Path], side: int, check_held_out: bool) -> 
 
 
 def _write(
-    paths: Mapping[str, Path], fingerprint: str, side: int, check_held_out: bool, workers: int, target: Path
+    paths: Mapping[str, Path],
+    counts: list[int],
+    fingerprint: str,
+    side: int,
+    check_held_out: bool,
+    workers: int,
+    target: Path,
 ) -> PackIndex:
     """Decode all images into `target`, in order."""
     bad: list[ImageError] = []
     refused: list[str] = []
-    index = PackIndex(fingerprint, [], [], [], [])
+    index = PackIndex(fingerprint, [], [], [], [], counts)
     offset = 0
     with ThreadPoolExecutor(workers) as pool, open(target, "wb") as file:
         prepared = pool.map(lambda path: _prepare(path, side, check_held_out), paths.values())

@@ -38,12 +38,19 @@ def sources(net: Net) -> tuple[WeightsSource, ...]:
 
 def load(net: Net, device: torch.device | str = "cpu") -> LPIPS:
     """The published LPIPS. Raises lactok.weights.MissingWeights when the backbone is not available."""
-    published = load_tensors(BACKBONES[net])
+    return build(net, backbone_state(net, load_tensors(BACKBONES[net])), device)
+
+
+def backbone_state(net: Net, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under torchvision's names ("features.0.weight"), float32, under the module's own ("net.slice1.0.weight").
+
+    Raises WeightsError where one is missing.
+    """
     names = list(_empty(net).net.state_dict())
     missing = [f"net.{name}" for name in names if torchvision_name(name) not in published]
     if missing:
         raise WeightsError(f"{BACKBONES[net]} has no tensor for {', '.join(missing)}")
-    return build(net, {f"net.{name}": published[torchvision_name(name)] for name in names}, device)
+    return {f"net.{name}": published[torchvision_name(name)].float() for name in names}
 
 
 def load_alex(device: torch.device | str = "cpu") -> LPIPS:

@@ -1,15 +1,18 @@
-"""`recipe=mini-all`: LacTok in miniature by one command, each part of it a run of its own, in the order of need.
+"""`recipe=mini-all`: every miniature by one command, each part of it a run of its own, in the order of need.
 
-The VQ encoder and the autoencoder are those that ship (or the runs vq-mini and vae-mini, if they exist). A part
-that is finished is left as it is; the one that was interrupted resumes from its last checkpoint.
+A part reads the files of those that it needs from their runs next to it; one that is not among `parts` ships. A
+finished part is left as it is; one that was interrupted resumes from its last checkpoint. With jobs=N up to N parts are
+trained at once, each in a process of its own; with minutes=M each has a window of the time, see `Part`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,17 +25,25 @@ if TYPE_CHECKING:
 
 SHARED_ONLY = (
     *("recipe", "scale", "accelerator", "out", "dry_run", "stop_after_minutes", "data.root", "data.pack"),
-    *("device", "precision", "threads"),
+    *("device", "precision", "threads", "minutes", "jobs", "parts"),
 )
 """Keys that no part has for itself."""
+JOBS, PARTS_KEY = "jobs", "parts"
+"""Keys of the chain alone."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One run of the chain."""
+    """One run of the chain. needs: names of the parts whose files it reads.
+
+    until: with minutes=M and jobs=3, the part has to be done when this share of them is over; a part's own minutes are
+    what is left until then when it begins.
+    """
 
     recipe: str
     accelerator: str | None = None
+    needs: tuple[str, ...] = ()
+    until: float = 1.0
 
     @property
     def name(self) -> str:
@@ -41,14 +52,19 @@ class Part:
 
 
 PARTS = (
-    Part("ldm"),
-    Part("accelerator", "hypersd"),
-    Part("accelerator", "tlcm"),
-    Part("diffusion"),
-    Part("pixel", "hypersd"),
-    Part("pixel", "tlcm"),
+    Part("vae", until=0.26),
+    Part("vq", until=0.42),
+    Part("titok", until=0.32),
+    Part("ldm", needs=("vae",), until=0.42),
+    Part("diffusion", needs=("ldm", "vq"), until=0.58),
+    Part("accelerator", "hypersd", needs=("ldm",), until=0.52),
+    Part("flextok", needs=("vae",), until=0.66),
+    Part("accelerator", "tlcm", needs=("ldm",), until=0.60),
+    Part("pixel", "hypersd", needs=("diffusion", "accelerator-hypersd")),
+    Part("pixel", "tlcm", needs=("diffusion", "accelerator-tlcm")),
+    Part("seed", needs=("vae",)),
 )
-"""In the order in which they need one another."""
+"""In the order in which they begin; each stands behind those that it needs."""
 
 PREFIXES = tuple(dict.fromkeys(name for part in PARTS for name in (part.recipe, part.name)))
 
@@ -79,62 +95,97 @@ class Chain:
     def __init__(self, overrides: Sequence[str]) -> None:
         """Raises TrainConfigError, RegistryError."""
         self._shared, self._own = _split(overrides)
-        whole, _ = compose_config([f"recipe={PARTS[0].recipe}", *self._shared.values()])
+        self.jobs, self.parts = _jobs(self._shared.pop(JOBS, None)), _parts(self._shared.pop(PARTS_KEY, None))
+        whole, _ = compose_config(
+            [f"recipe={self.parts[0].recipe}", *_accelerator(self.parts[0]), *self._shared.values()]
+        )
         self.folder = Path(whole.out).expanduser() if whole.out else Path("runs") / CHAIN
-        self._shared.pop("out", None)
+        self.minutes = whole.minutes
+        for key in ("out", "minutes"):
+            self._shared.pop(key, None)
         self._shared.setdefault("data.pack", f"data.pack='{self.folder / 'images'}'")
         self.settings = [config for config, _ in self.compose_all()]
 
     def compose_all(self) -> list[tuple[TrainConfig, type[Recipe]]]:
         """Settings and recipe of every part."""
-        return [self.compose(part) for part in PARTS]
+        return [self.compose(part) for part in self.parts]
 
     def compose(self, part: Part) -> tuple[TrainConfig, type[Recipe]]:
         """A part's settings, with the files that those before it have left by now."""
         keys = self._shared | self._own[part.recipe] | self._own[part.name]
-        accelerator = [f"accelerator={part.accelerator}"] if part.accelerator else []
         out = f"out='{self.folder / f'{part.name}-mini'}'"
-        return compose_config([f"recipe={part.recipe}", "scale=mini", *accelerator, out, *keys.values()])
+        return compose_config([f"recipe={part.recipe}", "scale=mini", *_accelerator(part), out, *keys.values()])
 
     def run(self, check_held_out: bool = True) -> list[Finished] | Stopped:
         """Train what is not trained yet. check_held_out: see `lactok.train.loop.train`, whose errors it raises, too."""
-        started = time.monotonic()
-        part = PARTS[0]
+        ends = Ends(time.time(), self.settings[0].stop_after_minutes, self.minutes)
+        if self.jobs > 1:
+            stopped = self._run_jobs(ends, check_held_out)
+            return stopped or self.finished()
+        part = self.parts[0]
         try:
             with _interruptible():
-                for place, part in enumerate(PARTS, start=1):
-                    stopped = self._run_part(part, f"[{place}/{len(PARTS)}]", started, check_held_out)
+                for part in self.parts:
+                    stopped = self.run_part(part, ends, check_held_out)
                     if stopped:
                         return stopped
         except _Interrupted as signalled:
             return Stopped(f"{part.name}-mini", str(signalled), None)
         return self.finished()
 
-    def _run_part(self, part: Part, place: str, started: float, check_held_out: bool) -> Stopped | None:
+    def _run_jobs(self, ends: Ends, check_held_out: bool) -> Stopped | None:
+        """Parts at once, each as soon as those that it needs are done; the first that stops is told of, or raises."""
+        waiting, running, done = list(self.parts), dict[Future[Stopped | None], Part](), set[str]()
+        chosen = {part.name for part in self.parts}
+        stopped: Stopped | None = None
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            self.jobs, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)
+        ) as pool:
+            while running or (waiting and not stopped):
+                for part in [p for p in waiting if {n for n in p.needs if n in chosen} <= done]:
+                    if stopped or len(running) == self.jobs:
+                        break
+                    waiting.remove(part)
+                    running[pool.submit(self.run_part, part, ends, check_held_out)] = part
+                try:
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                except KeyboardInterrupt:  # the processes have it, too: they save, and say so
+                    stopped = Stopped(CHAIN, "SIGINT", None)
+                    continue
+                for future in finished:
+                    part = running.pop(future)
+                    stopped = future.result() or stopped
+                    done.add(part.name)
+        return stopped
+
+    def run_part(self, part: Part, ends: Ends, check_held_out: bool) -> Stopped | None:
+        """Train one part, unless it is finished. Raises what `lactok.train.loop.train` does."""
         from accelerate import PartialState
 
         from lactok.train.loop import TrainingDiverged, train
         from lactok.train.run_folder import finished
 
+        place = f"[{self.parts.index(part) + 1}/{len(self.parts)}]"
         config, recipe_class = self.compose(part)
+        config = replace(config, minutes=ends.minutes(part), stop_after_minutes=ends.budget())
         state = PartialState(cpu=config.device == "cpu")
         with state.main_process_first():
             done = finished(config, recipe_class, check_held_out, state.num_processes)
         if done:
             state.print(f"{place} {config.name}: finished, {config.steps} steps; {config.export_path}")
             return None
-        budget = config.stop_after_minutes
-        left = None if budget is None else max(0.0, budget - (time.monotonic() - started) / 60)
         state.print(f"{place} {config.name}")
         try:
-            outcome = train(replace(config, stop_after_minutes=left), recipe_class, check_held_out)
+            outcome = train(config, recipe_class, check_held_out)
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{config.name}: {error}") from error
         state.wait_for_everyone()  # the next part reads what the first process has written
         if outcome.finished:
             return None
         by_signal = outcome.reason.startswith("SIG")
-        return Stopped(config.name, outcome.reason if by_signal else f"stop_after_minutes={budget:g}", outcome.step)
+        reason = outcome.reason if by_signal else f"stop_after_minutes={ends.stop_after_minutes:g}"
+        return Stopped(config.name, reason, outcome.step)
 
     def finished(self) -> list[Finished]:
         """Every part, all of them done."""
@@ -142,15 +193,63 @@ class Chain:
 
         compute = {c.name: read_checkpoint(c.export_path)[1].training for c in self.settings}
         done = []
-        for part, config in zip(PARTS, self.settings, strict=True):
+        for part, config in zip(self.parts, self.settings, strict=True):
             cost = compute[config.name]
             hours = {name: spent.gpu_hours or spent.core_hours or 0.0 for name, spent in compute.items()}
-            before = (
-                hours["diffusion-mini"] if part.recipe == "pixel" else 0.0
-            )  # a trainable copy's file counts stage 1, too
+            # a trainable copy's file counts stage 1, too
+            before = hours.get("diffusion-mini", 0.0) if part.recipe == "pixel" else 0.0
             own = max(0.0, hours[config.name] - before)
             done.append(Finished(config.name, cost.steps or 0, own, cost.gpu_hours is not None, config.export_path))
         return done
+
+
+@dataclass(frozen=True)
+class Ends:
+    """When a call has to be over. began: seconds since the epoch; minutes: of the whole chain, see `Part.until`."""
+
+    began: float
+    stop_after_minutes: float | None
+    all_minutes: float | None
+
+    def budget(self) -> float | None:
+        """Minutes that are left until `stop_after_minutes`."""
+        if self.stop_after_minutes is None:
+            return None
+        return max(0.0, self.stop_after_minutes - self._gone())
+
+    def minutes(self, part: Part) -> float | None:
+        """That are left of a part's window; a hundredth at least, so that a late part does its steps nevertheless."""
+        if self.all_minutes is None:
+            return None
+        return max(0.01, part.until * self.all_minutes - self._gone())
+
+    def _gone(self) -> float:
+        return (time.time() - self.began) / 60
+
+
+def _accelerator(part: Part) -> list[str]:
+    return [f"accelerator={part.accelerator}"] if part.accelerator else []
+
+
+def _jobs(override: str | None) -> int:
+    value = (override or "jobs=1").partition("=")[2]
+    if not value.isdecimal() or int(value) < 1:
+        raise TrainConfigError(f"jobs={value}: expected how many parts are trained at once, 1 or more")
+    return int(value)
+
+
+def _parts(override: str | None) -> tuple[Part, ...]:
+    if override is None:
+        return PARTS
+    names = [name.strip() for name in override.partition("=")[2].strip("[]").split(",") if name.strip()]
+    known = [part.name for part in PARTS]
+    if unknown := [name for name in names if name not in known]:
+        close = nearest(unknown[0], known)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"expected some of {', '.join(known)}"
+        raise TrainConfigError(f"parts: {CHAIN} has no part {unknown[0]!r}; {hint}")
+    if not names:
+        raise TrainConfigError(f"parts=[]: expected some of {', '.join(known)}")
+    return tuple(part for part in PARTS if part.name in names)
 
 
 def _split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
@@ -171,6 +270,8 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
             )
         elif key == "accelerator":
             raise TrainConfigError(f"{override}: recipe={CHAIN} trains both few-step LoRAs; leave it out")
+        elif key == "init":
+            raise TrainConfigError(f"{override}: it is of one part: write PART.{override}")
         elif prefix == "options":
             raise TrainConfigError(
                 f"{key} is of one part: write PART.{key}=VALUE, where PART is one of {', '.join(PREFIXES)}"

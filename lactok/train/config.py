@@ -33,13 +33,27 @@ def _key(default: Any, help: str) -> Any:
 class DataConfig:
     """Where images come from and how they are cut."""
 
-    root: str | None = _key(None, "folder of images, searched with its subfolders (required)")
+    root: Any = field(
+        default=None,
+        metadata={"help": "folder of images, searched with its subfolders, or a list of such folders (required)"},
+    )
+    weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "share of the samples from each folder of root, in their order; default: all images alike"},
+    )
     side: int = _key(288, "pixels: images are kept with a shorter side of at most this")
     smallest_crop: int = _key(96, "pixels of a kept image: smallest side of the square that becomes one sample")
     largest_crop: int = _key(224, "pixels: largest side of that square; log-uniform in between")
     pack: str | None = _key(None, "folder for the decoded images; default the run's own; runs may share one")
     description: str = _key("", "one line for the exported checkpoint: what the images are, and under which terms")
     validation: int = _key(32, "images held back: sample images and measurements come from them")
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders of images."""
+        if self.root is None:
+            return ()
+        return (self.root,) if isinstance(self.root, str) else tuple(self.root)
 
 
 @dataclass
@@ -66,6 +80,12 @@ class TrainConfig:
         None, "the run's folder; default runs/NAME, see above. The same command resumes where it stopped"
     )
     steps: int = _key(1000, "optimizer steps in all")
+    minutes: float | None = _key(
+        None,
+        "train for so long in all, on a machine that is lent for a time: learning rate and schedules follow the clock, "
+        "steps is the most; not reproducible bit for bit",
+    )
+    init: str | None = _key(None, "checkpoint of this recipe whose weights it begins with; default: random ones")
     batch_size: int = _key(32, "images a micro-batch and process")
     accumulation: int = _key(1, "micro-batches an optimizer step")
     precision: str = _key("fp32", "fp32, bf16 (autocast), or auto: bf16 on CUDA and on CPUs with AMX, else fp32")
@@ -113,7 +133,7 @@ SHORT = {"accelerator": "options.accelerator"}
 
 FREE_ON_RESUME = (
     *("out", "device", "threads", "stop_after_minutes", "log_every", "sample_every"),
-    *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "data.pack"),
+    *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "data.pack", "minutes"),
 )
 """Settings that may change when a run resumes: they don't move its weights (device and threads only by rounding)."""
 
@@ -204,8 +224,23 @@ def _check_keys(given: dict[str, str], recipe: str, scale: str) -> None:
         _require_data(given.get("data.root"))
 
 
+def _check_weights(data: DataConfig) -> None:
+    if not all(isinstance(root, str) and root for root in data.roots):
+        raise TrainConfigError(f"data.root={data.root}: expected a folder, or a list of them: data.root=[DIR,DIR]")
+    weights = data.weights
+    if weights is None:
+        return
+    if len(weights) != len(data.roots):
+        raise TrainConfigError(
+            f"data.weights={weights} has {len(weights)} number(s), data.root {len(data.roots)} folder(s): expected one "
+            "for each"
+        )
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise TrainConfigError(f"data.weights={weights}: expected numbers above 0")
+
+
 def _require_data(root: str | None) -> None:
-    if root in (None, "", "null"):
+    if root in (None, "", "null", "[]", []):
         raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of images to train on")
 
 
@@ -287,5 +322,8 @@ def _check_values(config: TrainConfig) -> None:
             f"data.smallest_crop={config.data.smallest_crop} is larger than "
             f"data.largest_crop={config.data.largest_crop}"
         )
+    if config.minutes is not None and not config.minutes > 0:
+        raise TrainConfigError(f"minutes={config.minutes:g}: expected more than 0")
+    _check_weights(config.data)
     if not 0 <= config.seed < 2**63:
         raise TrainConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")

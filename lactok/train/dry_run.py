@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,9 +116,9 @@ def _network(name: str, module: nn.Module) -> Network:
     return Network(name, sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
 
 
-def look_at_data(root: str) -> DataLook:
-    """Count the images below `root` and decode a few. Raises DataError for none, or for some that can't be read."""
-    paths = list(list_images(root).values())
+def look_at_data(roots: Sequence[str]) -> DataLook:
+    """Count the images below `roots` and decode a few. Raises DataError for none, or for some that can't be read."""
+    paths = [path for root in roots for path in list_images(root).values()]
     count = min(DECODED, len(paths))
     chosen = [paths[i * (len(paths) - 1) // max(1, count - 1)] for i in range(count)]
     sides, bad = [], []
@@ -172,14 +172,14 @@ def _how(config: TrainConfig) -> str:
 
 def describe_data(data: DataConfig) -> Iterator[str]:
     """The report on the images. Raises DataError for a data.root that can't be used."""
-    if not data.root:
+    if not data.roots:
         yield f"{'data':<12}not looked at: name data.root=DIR"
         return
-    look = look_at_data(data.root)
+    look = look_at_data(data.roots)
     sides = look.shorter_sides
     yield (
-        f"{'data':<12}{look.images:,} images below {data.root}; {len(sides)} opened: shorter side {min(sides)} to "
-        f"{max(sides)} pixels, median {round(statistics.median(sides))}"
+        f"{'data':<12}{look.images:,} images below {', '.join(data.roots)}; {len(sides)} opened: shorter side "
+        f"{min(sides)} to {max(sides)} pixels, median {round(statistics.median(sides))}"
     )
     if look.images <= data.validation:
         yield f"  too few: data.validation={data.validation} are held back, so none is left to train on"

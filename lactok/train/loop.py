@@ -24,10 +24,12 @@ from lactok.data.batches import (
     CropRange,
     Prefetcher,
     TrainingImages,
+    by_folder,
     noise_seed,
     split,
 )
 from lactok.data.folder import DataError
+from lactok.files import write_atomically
 from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.codebook import collapse_warning
 from lactok.train.config import OptimizerConfig, TrainConfig
@@ -41,6 +43,7 @@ from lactok.train.run_folder import (
     open_run,
     sheet_path,
     sole_training,
+    time_is_over,
     training_compute,
 )
 from lactok.train.sheet import fixed_seeds, measured_images, save_sheet, shown_images
@@ -78,6 +81,12 @@ class Progress:
         self.step, self.images = self.step + 1, self.images + images
         self.cpu_seconds, self.wall_seconds = self.cpu_seconds + cpu - self._cpu, self.wall_seconds + wall - self._wall
         self._cpu, self._wall = cpu, wall
+
+    def share(self, steps: int, minutes: float | None) -> float:
+        """Of the run that is done, 0 to 1: of its steps, or of its minutes."""
+        if minutes is None:
+            return min(1.0, self.step / steps)
+        return min(1.0, max(self.step / steps, (self.wall_seconds + time.monotonic() - self._wall) / (60 * minutes)))
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add one step's values to the sums."""
@@ -188,7 +197,10 @@ class _Run:
         """The networks, the optimizer, the average, and what a checkpoint holds of them."""
         config, optimizer = self.config, self.config.optimizer
         torch.manual_seed(config.seed)
-        self.recipe = recipe_class(config.options, config.steps, config.seed).to(memory_format=torch.channels_last)
+        self.recipe = recipe_class(config.options, config.steps, config.seed)
+        if config.init:
+            self.recipe.start_from(Path(config.init).expanduser())
+        self.recipe.to(memory_format=torch.channels_last)
         if config.gradient_checkpointing:
             self.recipe.checkpoint_activations()
         self.trained = [p for p in self.recipe.parameters() if p.requires_grad]
@@ -202,9 +214,9 @@ class _Run:
                 weight_decay=optimizer.weight_decay,
             ),
         )
-        self.average = AveragedModel(
-            nn.ParameterList(self.trained), multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay)
-        )
+        self.averaged = nn.ParameterList(self.trained)
+        self.average = AveragedModel(self.averaged, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay))
+        self._time_is_over = False
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.average, self.progress)
         self.accelerator.register_save_state_pre_hook(self._save_trained)
@@ -241,11 +253,22 @@ class _Run:
                 f"data.root={data.root} holds {len(self.pack)} image(s), data.validation={data.validation} of them "
                 "held back: none is left to train on; name a larger folder, or a smaller data.validation"
             )
+        folders = by_folder(training, self.pack.index.counts)
+        if empty := [root for root, indices in zip(data.roots, folders) if data.weights and not indices]:
+            raise DataError(
+                f"data.root: all images of {', '.join(empty)} are held back: none is left to train on; leave the "
+                "folder out, or name a smaller data.validation"
+            )
+        if data.weights is None:
+            folders = [training]
         self.per_rank = config.batch_size
         self.per_step = config.batch_size * config.accumulation * self.accelerator.num_processes
         crops = CropRange(data.smallest_crop, data.largest_crop)
-        images = TrainingImages(self.pack, training, crops, config.seed, self.per_step)
-        self.prefetcher = Prefetcher(images, workers=2 if self.accelerator.device.type == "cpu" else 12)
+        images = TrainingImages(
+            self.pack, folders, crops, config.seed, self.per_step, data.weights if data.weights else (1.0,)
+        )
+        device = self.accelerator.device
+        self.prefetcher = Prefetcher(images, workers=2 if device.type == "cpu" else 12, device=device)
         self.shown = shown_images(self.pack, validation, self.recipe.image_size, crops)
         self.measured = measured_images(self.pack, validation, self.recipe.image_size, crops)
 
@@ -260,10 +283,12 @@ class _Run:
         try:
             with StopRequest().listening() as stop:
                 reason = self._steps(stop)
-            finished = self.progress.step >= config.steps
+            finished = self._done()
             self._save()
             if finished:
                 self._sample()
+                if config.minutes is not None and self.main:
+                    write_atomically(time_is_over(self.folder), f"{self.progress.step} steps\n".encode())
             return Outcome(self.progress.step, finished, "" if finished else reason, self.config.export_path)
         except TrainingDiverged as error:
             last = self.checkpoints.last()
@@ -329,7 +354,7 @@ class _Run:
         for micro in range(config.accumulation):
             images = self.prefetcher.get(step, self.recipe.image_size_at(step), samples(micro))
             seeds = tuple(noise_seed(config.seed, step, i) for i in samples(micro))
-            made.append(Batch(images.to(self.accelerator.device, non_blocking=True), seeds, step))
+            made.append(Batch(images, seeds, step))
         if step + 1 < config.steps:
             for micro in range(config.accumulation):
                 self.prefetcher.request(step + 1, self.recipe.image_size_at(step + 1), samples(micro))
@@ -342,22 +367,26 @@ class _Run:
         if self.progress.step == 0:
             self._sample()
         self.model.train()
-        while self.progress.step < config.steps:
+        while not self._done():
             self.progress.add(self._one_step(self.progress.step))
             done = self.progress.step
             self.reporter.step(done)
-            if done % config.log_every == 0 or done == config.steps:
+            if done % config.log_every == 0 or self._done():
                 self._log(done, self.progress.take_means(), since)
                 since = (time.monotonic(), done)
-            if done % config.sample_every == 0 and done < config.steps:
+            if done % config.sample_every == 0 and not self._done():
                 self._sample()
             save, reason = self._agree(*self._wishes(stop, saved_at))
             if reason:
                 return reason
-            if save and done < config.steps:
+            if save and not self._done():
                 self._save()
                 saved_at = time.monotonic()
         return ""
+
+    def _done(self) -> bool:
+        """Whether its steps are all taken, or its minutes over (as of the last step, on which all ranks agree)."""
+        return self.progress.step >= self.config.steps or self._time_is_over
 
     def _wishes(self, stop: StopRequest, saved_at: float) -> tuple[bool, str]:
         config, now = self.config, time.monotonic()
@@ -365,6 +394,12 @@ class _Run:
         reason = stop.name or (f"stop_after_minutes={config.stop_after_minutes:g}" if late else "")
         due = now - saved_at > 60 * config.checkpoint_minutes
         return due or self.progress.step % config.checkpoint_every == 0, reason
+
+    def _shared(self, share: float) -> float:
+        """The largest share of any rank: all end together."""
+        if self.accelerator.num_processes == 1:
+            return share
+        return max(self.accelerator.gather(torch.tensor([share], device=self.accelerator.device)).tolist())
 
     def _agree(self, save: bool, reason: str) -> tuple[bool, str]:
         """What any rank wants, all do: saving is a joint act."""
@@ -375,7 +410,12 @@ class _Run:
         return any_save, (reason or "another process was told to stop") if any_stop else ""
 
     def _one_step(self, step: int) -> dict[str, Tensor]:
-        rate = learning_rate(self.config.optimizer, step, self.config.steps)
+        steps = self.config.steps
+        if self.config.minutes is not None:  # as many as the clock says that there will be
+            share = self._shared(self.progress.share(steps, self.config.minutes))
+            self._time_is_over = share >= 1
+            steps = self.recipe.total_steps = min(steps, max(step + 1, round(step / share))) if step else steps
+        rate = learning_rate(self.config.optimizer, step, steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
@@ -386,7 +426,7 @@ class _Run:
         self.optimizer.step()
         with torch.no_grad():
             self.recipe.after_step(step)
-        self.average.update_parameters(nn.ParameterList(self.trained))
+        self.average.update_parameters(self.averaged)
         self.progress.tick(self.per_step)
         return {**losses, "gradient_norm": norm.detach(), "learning_rate": torch.tensor(rate)}
 
@@ -399,7 +439,11 @@ class _Run:
         self.accelerator.log(values, step=done)
         if self.main:
             self.logs[0].append(done, {**values, "images_per_second": rate})
-        self.reporter.values(done, values, rate, seconds * (self.config.steps - done))
+        steps, minutes = self.config.steps, self.config.minutes
+        left = seconds * (steps - done)
+        if minutes is not None:
+            left = min(left, 60 * minutes * (1 - self.progress.share(steps, minutes)))
+        self.reporter.values(done, values, rate, left)
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -465,9 +509,9 @@ class _Run:
         return saved
 
     def _provenance(self) -> Provenance:
-        root = self.config.data.root
-        assert root is not None, "data.root is None: expected the folder that compose_config requires"
-        data = self.config.data.description or f"{len(self.pack)} images of the folder {Path(root).name}"
+        roots = self.config.data.roots
+        named = f"folder{'s' if len(roots) > 1 else ''} {', '.join(Path(root).name for root in roots)}"
+        data = self.config.data.description or f"{len(self.pack)} images of the {named}"
         compute = training_compute(self.progress, self.accelerator, data)
         return Provenance(command_line(self.config), self.recipe.image_size, compute, code_revision())
 

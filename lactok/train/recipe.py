@@ -14,9 +14,9 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from lactok.checkpoint_file import CheckpointMetadata, save_checkpoint
+from lactok.checkpoint_file import CheckpointMetadata, read_checkpoint, save_checkpoint
 from lactok.interface import TrainingCompute
-from lactok.weights import WeightsSource
+from lactok.weights import WeightsSource, require_entries
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Provenance:
     training: TrainingCompute
     code_revision: str
 
+    def noting(self, note: Callable[[str], str]) -> Provenance:
+        """The same with another description of its data, made of this one."""
+        training = dataclasses.replace(self.training, data=note(self.training.data or ""))
+        return dataclasses.replace(self, training=training)
+
 
 class Recipe(nn.Module, ABC):
     """A training objective. Subclass it, name the class under the entry-point group `lactok.recipes`.
@@ -77,6 +82,18 @@ class Recipe(nn.Module, ABC):
         super().__init__()
         self.options, self.total_steps, self.seed = options, total_steps, seed
         self.frozen = nn.ModuleDict()
+
+    def exported(self) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """The network that `export` writes, and those of its tensors that it writes."""
+        network = cast(nn.Module, self.model)
+        return network, network.state_dict()
+
+    def start_from(self, path: Path) -> None:
+        """Begin with the weights of a checkpoint of this recipe. Raises WeightsError for one of another network."""
+        state, _ = read_checkpoint(path)
+        network, tensors = self.exported()
+        require_entries(state, {name: tuple(t.shape) for name, t in tensors.items()}, f"this recipe's network ({path})")
+        network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
 
     def checkpoint_activations(self, function: Callable[..., Any] | None = None) -> None:
         """Keep fewer activations in every network that can compute them again in the backward pass (diffusers' can).

@@ -71,10 +71,11 @@ def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bo
 
     Raises WeightsError for what it starts from, DataError, or RunFolderError for a folder that holds another run.
     """
-    assert config.data.root is not None, "data.root is None: expected the folder that compose_config requires"
-    inputs = inputs_fingerprint(recipe_class.sources(config.options))
+    assert config.data.roots, "data.root is None: expected the folder that compose_config requires"
+    start = (LocalWeights(str(Path(config.init).expanduser())),) if config.init else ()
+    inputs = inputs_fingerprint((*recipe_class.sources(config.options), *start))
     where = Path(config.data.pack).expanduser() if config.data.pack else config.folder
-    pack = open_pack(config.data.root, where, config.data.side, check_held_out)
+    pack = open_pack(config.data.roots, where, config.data.side, check_held_out)
     inputs_now = Inputs(data_fingerprint(pack), processes, tuple(recipe_class.path_options), tuple(inputs))
     claim(config.folder, config, inputs_now)
     return pack
@@ -122,9 +123,15 @@ def sheet_path(folder: Path, step: int) -> Path:
     return folder / "samples" / f"step-{step:08d}.png"
 
 
+def time_is_over(folder: Path) -> Path:
+    """The file that a run with `minutes` writes last; its number of steps is not known before."""
+    return folder / "minutes-are-over"
+
+
 def finished(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True, processes: int = 1) -> bool:
     """Whether the folder holds this very run, and all of it. Raises what `open_run` raises."""
-    if not (sheet_path(config.folder, config.steps).is_file() and config.export_path.is_file()):
+    ended = sheet_path(config.folder, config.steps) if config.minutes is None else time_is_over(config.folder)
+    if not (ended.is_file() and config.export_path.is_file()):
         return False
     open_run(config, recipe_class, check_held_out, processes)
     return True
@@ -208,7 +215,7 @@ def _binding(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
             flat |= _binding(value, f"{key}.")
-        elif key not in FREE_ON_RESUME and key not in ("data.root", "data.description"):
+        elif key not in FREE_ON_RESUME and key not in ("data.root", "data.description", "init"):
             flat[key] = value
     return flat
 

@@ -8,7 +8,7 @@ adds an alignment of the decoder's features with DINOv2's (REPA), which is not h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,7 +24,7 @@ from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import codebook_statistics
 from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, uniform
-from lactok.train.parts import load_autoencoder_or_skeleton
+from lactok.train.parts import left_by, load_autoencoder_or_skeleton
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 from lactok.weights import WeightsSource
 
@@ -62,6 +62,10 @@ class FlexTokRecipe(Recipe):
 
     Options = FlexTokTrainingOptions
     path_options = ("autoencoder",)
+
+    @classmethod
+    def with_inputs(cls, options: FlexTokTrainingOptions, runs: Path) -> FlexTokTrainingOptions:
+        return replace(options, autoencoder=left_by(runs, "vae-mini", options.autoencoder))
 
     @classmethod
     def sources(cls, options: FlexTokTrainingOptions) -> tuple[WeightsSource, ...]:

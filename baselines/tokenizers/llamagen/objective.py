@@ -1,8 +1,8 @@
 """The training objective of LlamaGen's VQ tokenizer, recipe `vq`.
 
 L1 + perceptual distance + codebook and commitment terms, as in VQGAN (arXiv 2012.09841, equations 4 to 6) and LlamaGen
-(arXiv 2406.06525, section 2.1), without the adversarial term. The perceptual network is EfficientNet-Lite2, which
-scores nothing. Codes that the encoder stopped using are moved onto its vectors.
+(arXiv 2406.06525, section 2.1), without the adversarial term. Codes that the encoder stopped using are moved onto its
+vectors.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from torch import Tensor
 
 from lactok.models.vq import VQConfig, VQModel
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
-from lactok.train.distances import PerceptualDistance, mean_psnr
+from lactok.train.distances import PerceptualDistance, PerceptualOptions, mean_psnr
+from lactok.train.parts import is_dry_run
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
+from lactok.weights import WeightsSource
 
 
 @dataclass
-class VQOptions(RevivalOptions):
+class VQOptions(PerceptualOptions, RevivalOptions):
     """model: the network; image_size: pixels, side of the training images.
 
-    pixel, perceptual: weights of the L1 term (on [-1, 1]) and of the feature distance; 0 leaves the network unloaded.
-    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the image's size on.
+    pixel: weight of the L1 term (on [-1, 1]).
     """
 
     model: VQConfig = field(default_factory=VQConfig)
     image_size: int = 256
     pixel: float = 1.0
-    perceptual: float = 1.0
-    perceptual_stages: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_scoring_network("a tokenizer")
         if self.image_size % self.model.downsample_factor:
             raise ValueError(
                 f"image_size={self.image_size} is no multiple of {self.model.downsample_factor}, "
@@ -46,13 +47,19 @@ class VQRecipe(Recipe):
     """Trains a `VQModel`."""
 
     Options = VQOptions
+    path_options = ("perceptual_weights",)
+    options: VQOptions
+
+    @classmethod
+    def sources(cls, options: VQOptions) -> tuple[WeightsSource, ...]:
+        return options.perceptual_sources()
 
     def __init__(self, options: VQOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
         self.model = VQModel(options.model)
         self.dead_codes = DeadCodes(options.model.codebook_size, options)
         if options.perceptual:
-            self.frozen["perceptual"] = PerceptualDistance(options.perceptual_stages)
+            self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
 
     @property
     def image_size(self) -> int:
@@ -102,4 +109,4 @@ class VQRecipe(Recipe):
 
     def export(self, path: Path, provenance: Provenance) -> None:
         """The model's weights, for `lactok.models.vq.VQModel`."""
-        export_model(path, self.model, self.options.model, provenance)
+        export_model(path, self.model, self.options.model, provenance.noting(self.options.data_note))

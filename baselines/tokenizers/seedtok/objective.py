@@ -11,7 +11,7 @@ their variance on others can be learned, while that of its first maps can.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -35,7 +35,7 @@ from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
 from lactok.train.distances import mean_psnr
 from lactok.train.noise import normal, uniform
-from lactok.train.parts import load_autoencoder_or_skeleton
+from lactok.train.parts import left_by, load_autoencoder_or_skeleton
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
 from lactok.weights import WeightsSource
 
@@ -78,6 +78,10 @@ class SeedRecipe(Recipe):
 
     Options = SeedTrainingOptions
     path_options = ("autoencoder",)
+
+    @classmethod
+    def with_inputs(cls, options: SeedTrainingOptions, runs: Path) -> SeedTrainingOptions:
+        return replace(options, autoencoder=left_by(runs, "vae-mini", options.autoencoder))
 
     @classmethod
     def sources(cls, options: SeedTrainingOptions) -> tuple[WeightsSource, ...]:

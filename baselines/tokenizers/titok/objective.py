@@ -22,8 +22,10 @@ from baselines.tokenizers.titok.model import TiTok, TiTokConfig
 from baselines.tokenizers.titok.vit import TiTokDecoder, TiTokEncoder
 from lactok.train.attention_start import grid_places, mimetic_
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
-from lactok.train.distances import PerceptualDistance, mean_psnr
+from lactok.train.distances import PerceptualDistance, PerceptualOptions, mean_psnr
+from lactok.train.parts import is_dry_run
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
+from lactok.weights import WeightsSource
 
 MEAN_PIXEL = 0.45
 """Of photographs, about (ImageNet's means are 0.485, 0.456, 0.406)."""
@@ -36,23 +38,22 @@ AID_LOGITS = 2.0
 
 
 @dataclass
-class TiTokTrainingOptions(RevivalOptions):
+class TiTokTrainingOptions(PerceptualOptions, RevivalOptions):
     """model: the network, whose image_size is that of the training images.
 
-    pixel, perceptual: weights of the L1 term (on [-1, 1]) and of the feature distance; 0 leaves the network unloaded.
-    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the image's size on.
+    pixel: weight of the L1 term (on [-1, 1]).
     quantize_from: the first step at which the decoder sees code embeddings; before it, the encoder's unit vectors.
     aid_until: share of the steps in which the pixel encoder replaces the transformers in every other sample.
     """
 
     model: TiTokConfig = field(default_factory=TiTokConfig)
     pixel: float = 1.0
-    perceptual: float = 1.0
-    perceptual_stages: int = 4
     quantize_from: int = 0
     aid_until: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_scoring_network("a tokenizer")
         if self.model.output_size != self.model.image_size:
             raise ValueError(
                 f"the decoder gives {self.model.output_size} pixels a side, the encoder reads "
@@ -64,6 +65,12 @@ class TiTokRecipe(Recipe):
     """Trains a `TiTok`."""
 
     Options = TiTokTrainingOptions
+    path_options = ("perceptual_weights",)
+    options: TiTokTrainingOptions
+
+    @classmethod
+    def sources(cls, options: TiTokTrainingOptions) -> tuple[WeightsSource, ...]:
+        return options.perceptual_sources()
 
     def __init__(self, options: TiTokTrainingOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
@@ -72,7 +79,7 @@ class TiTokRecipe(Recipe):
         self.pixel_encoder = _pixel_encoder(options.model.pixel_codebook_size, options.model.vit_dec_patch_size)
         self.dead_codes = DeadCodes(options.model.codebook_size, options)
         if options.perceptual:
-            self.frozen["perceptual"] = PerceptualDistance(options.perceptual_stages)
+            self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
 
     @property
     def image_size(self) -> int:
@@ -128,7 +135,7 @@ class TiTokRecipe(Recipe):
 
     def export(self, path: Path, provenance: Provenance) -> None:
         """The model's weights, for `baselines.tokenizers.titok.model.TiTok`."""
-        export_model(path, self.model, self.options.model, provenance)
+        export_model(path, self.model, self.options.model, provenance.noting(self.options.data_note))
 
 
 def _short_training_start(model: TiTok) -> None:

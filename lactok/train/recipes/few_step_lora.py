@@ -15,7 +15,7 @@ Two kinds, for the two samplers of lactok/models/samplers.py:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,6 +102,9 @@ class FewStepLoRARecipe(Recipe):
     @property
     def image_size(self) -> int:
         return self.options.image_size
+
+    def exported(self) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        return self.unet, {name: tensor for name, tensor in self.unet.state_dict().items() if ".lora_" in name}
 
     def _clean(self, unet: nn.Module, x: Tensor, t: Tensor) -> Tensor:
         """The x_0 that a network predicts, float32."""
@@ -192,5 +195,4 @@ class FewStepLoRARecipe(Recipe):
         """The LoRA's matrices under peft's names, for `lactok.tokenizers.mini_parts.load_few_step_lora`."""
         options = self.options
         config = FewStepLoRAConfig(options.lora, options.accelerator, self.timesteps, self._base)
-        state = {name: tensor for name, tensor in self.unet.state_dict().items() if ".lora_" in name}
-        export_state(path, state, config, provenance)
+        export_state(path, self.exported()[1], config, provenance)

@@ -6,14 +6,14 @@ The target is the noise (arXiv 2006.11239, equation 14) or, in the miniature, th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lactok.models import autoencoder
 from lactok.models.ladd import build_unet
@@ -71,6 +71,9 @@ class LDMRecipe(Recipe):
         self._check(options)
         self.unet = build_unet(options.model.unet)
         self.schedule = options.model.schedule
+
+    def exported(self) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        return self.unet, self.unet.state_dict()
 
     def _check(self, options: LDMOptions) -> None:
         vae, model = self._autoencoder, options.model

@@ -8,15 +8,14 @@ default.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lactok.feature_extractors import lpips
 from lactok.interface import TrainingCompute
 from lactok.models.few_step_lora import (
     HYPERSD,
@@ -38,7 +37,7 @@ from lactok.tokenizers.mini_parts import (
     load_trainable_copy,
     require_made_with,
 )
-from lactok.train.distances import PerceptualDistance, ScoringDistance, mean_psnr
+from lactok.train.distances import PerceptualDistance, PerceptualOptions, mean_psnr
 from lactok.train.parts import is_dry_run, left_by, only
 from lactok.train.recipe import Batch, Losses, Provenance
 from lactok.train.recipes.trainable_copy import TrainableCopyOptions, TrainableCopyRecipe
@@ -55,14 +54,11 @@ from lactok.weights import (
 SAMPLER = 0
 """First of a sample's RNG streams, one a noise of the chain; see lactok/train/noise.py."""
 
-PERCEPTUAL: Mapping[str, lpips.Net | None] = {"effnet-lite2": None, "lpips-vgg": "vgg", "lpips-alex": "alex"}
-"""Perceptual networks by name; those of LPIPS score, too."""
-
 TRAINABLE_COPY = "decoder.controlnet."
 
 
 @dataclass
-class PixelOptions(TrainableCopyOptions):
+class PixelOptions(PerceptualOptions, TrainableCopyOptions):
     """accelerator: "hypersd" or "tlcm". evaluations: NFE of tlcm's chain, 1 to 7; 2 as in the paper (999, 499).
 
     start: the trainable copy after stage 1, a checkpoint of recipe=diffusion; null: that of the run next to this one,
@@ -70,8 +66,7 @@ class PixelOptions(TrainableCopyOptions):
         networks=mini, the miniature that ships.
     adapter: the few-step LoRA's checkpoint; null: for networks=mini that of the run of recipe=accelerator next to this
         one, else the miniature that ships; for sdxl the hub's (tlcm: with its adapter_config.json next to it).
-    perceptual_network: "lpips-vgg", "lpips-alex" (the paper says LPIPS and not which; both score, so networks=mini
-        refuses them) or "effnet-lite2", with perceptual_stages feature maps, 1 to 5.
+    perceptual_network: the paper says LPIPS and not with which network; networks=mini refuses lpips-alex, which scores.
     perceptual, pixel, colour: weights of that distance, of L1 on [-1, 1], and of the squared error of the mean colours
         of colour_cells x colour_cells cells; the paper's are 1, 0, 0.
     """
@@ -81,29 +76,23 @@ class PixelOptions(TrainableCopyOptions):
     start: str | None = None
     adapter: str | None = None
     perceptual_network: str = "lpips-vgg"
-    perceptual_stages: int = 4
-    perceptual: float = 1.0
     pixel: float = 0.0
     colour: float = 0.0
     colour_cells: int = 8
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        PerceptualOptions.__post_init__(self)
+        TrainableCopyOptions.__post_init__(self)
         evaluated_timesteps(require_few_step_lora(self.accelerator), self.evaluations)
-        if self.perceptual_network not in PERCEPTUAL:
-            raise ValueError(f"perceptual_network={self.perceptual_network}: expected one of {', '.join(PERCEPTUAL)}")
-        if self.networks == "mini" and PERCEPTUAL[self.perceptual_network]:
-            raise ValueError(
-                f"perceptual_network={self.perceptual_network}: it scores, and no miniature is trained on what scores "
-                "it; expected effnet-lite2"
-            )
+        if self.networks == "mini":
+            self.refuse_scoring_network("a miniature")
 
 
 class PixelRecipe(TrainableCopyRecipe[PixelOptions]):
     """Stage 2."""
 
     Options = PixelOptions
-    path_options = (*TrainableCopyRecipe.path_options, "start", "adapter")
+    path_options = (*TrainableCopyRecipe.path_options, "start", "adapter", "perceptual_weights")
 
     @classmethod
     def with_inputs(cls, options: PixelOptions, runs: Path) -> PixelOptions:
@@ -116,9 +105,8 @@ class PixelRecipe(TrainableCopyRecipe[PixelOptions]):
     @classmethod
     def sources(cls, options: PixelOptions) -> tuple[WeightsSource, ...]:
         """The frozen parts, the start of the trainable copy, the few-step LoRA, and LPIPS where it trains."""
-        scoring = PERCEPTUAL[options.perceptual_network] if options.perceptual else None
-        perceptual = lpips.sources(scoring) if scoring else ()
-        return *super().sources(options), _start_source(options), *_few_step_lora_sources(options), *perceptual
+        own = _start_source(options), *_few_step_lora_sources(options), *options.perceptual_sources()
+        return *super().sources(options), *own
 
     def __init__(self, options: PixelOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
@@ -130,7 +118,7 @@ class PixelRecipe(TrainableCopyRecipe[PixelOptions]):
         if not is_dry_run():
             self._start_mini(self._base) if self._base else self._start_published()
         if options.perceptual:
-            self.frozen["perceptual"] = _perceptual_network(options)
+            self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
 
     def _start_mini(self, base: Base) -> None:
         options = self.options
@@ -211,9 +199,8 @@ class PixelRecipe(TrainableCopyRecipe[PixelOptions]):
     def export(self, path: Path, provenance: Provenance) -> None:
         """As stage 1; the hours of the training include that stage's, and a row that saw LPIPS says so."""
         training = provenance.training.on_top_of(self._before) if self._before else provenance.training
-        if self.options.perceptual and PERCEPTUAL[self.options.perceptual_network]:
-            training = replace(training, data=f"{training.data}; trained on LPIPS")
-        self.save_trainable_copy(path, replace(provenance, training=training), self._adapter, self.timesteps)
+        provenance = replace(provenance, training=training).noting(self.options.data_note)
+        self.save_trainable_copy(path, provenance, self._adapter, self.timesteps)
 
 
 def _start_source(options: PixelOptions) -> WeightsSource:
@@ -236,10 +223,3 @@ def _few_step_lora_sources(options: PixelOptions) -> tuple[WeightsSource, ...]:
         return (LocalWeights(path),) if hypersd else tlcm_sources(path)
     published = (HYPERSD,) if hypersd else (TLCM, TLCM_CONFIG)
     return tuple(replace(source, otherwise="name a local copy by options.adapter=PATH") for source in published)
-
-
-def _perceptual_network(options: PixelOptions) -> nn.Module:
-    net = PERCEPTUAL[options.perceptual_network]
-    if net is None:
-        return PerceptualDistance(options.perceptual_stages)
-    return ScoringDistance(net, load=not is_dry_run())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lactok.data.batches import rng
 from lactok.models.lactok import LacTok, LacTokConfig
@@ -75,6 +75,9 @@ class TrainableCopyRecipe(Recipe, Generic[AnyTrainableCopyOptions]):
         self._check_sizes(options)
         self.control = build_controlnet(parts.decoder)
         self.schedule = self.config.schedule
+
+    def exported(self) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        return self.control, self.control.state_dict()
 
     def _check_sizes(self, options: TrainableCopyOptions) -> None:
         for size in options.picture_sizes:

@@ -14,10 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lactok.checkpoint_file import read_checkpoint
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
-from lactok.train.distances import PerceptualDistance, mean_psnr
+from lactok.train.distances import PerceptualDistance, PerceptualOptions, mean_psnr
 from lactok.train.noise import normal
+from lactok.train.parts import is_dry_run
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
+from lactok.weights import WeightsSource
 
 FIRST_LOG_VARIANCE = -6.0
 """Of the posterior at the start: with 0, the latents of a short training stay drowned in their own noise."""
@@ -27,22 +30,20 @@ MOMENTUM = 0.99
 
 
 @dataclass
-class VAEOptions:
+class VAEOptions(PerceptualOptions):
     """model: the network; its scaling_factor is measured, not set. image_size: pixels, side of the training images.
 
-    pixel, perceptual, kl: weights of the L1 term (on [-1, 1]), of the feature distance (0 leaves the network
-    unloaded), and of the divergence from a unit normal (mean over latent values).
-    perceptual_stages: feature maps compared, 1 to 5, from 1/2 of the image's size on.
+    pixel, kl: weights of the L1 term (on [-1, 1]), and of the divergence from a unit normal (mean over latent values).
     """
 
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     image_size: int = 256
     pixel: float = 1.0
-    perceptual: float = 1.0
-    perceptual_stages: int = 4
     kl: float = 1e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_scoring_network("an autoencoder")
         if self.image_size % self.model.downsample_factor:
             raise ValueError(
                 f"image_size={self.image_size} is no multiple of {self.model.downsample_factor}, "
@@ -54,7 +55,13 @@ class VAERecipe(Recipe):
     """Trains an `AutoencoderKL`; the exported scaling factor brings its latents to unit power."""
 
     Options = VAEOptions
+    path_options = ("perceptual_weights",)
     power: Tensor
+    options: VAEOptions
+
+    @classmethod
+    def sources(cls, options: VAEOptions) -> tuple[WeightsSource, ...]:
+        return options.perceptual_sources()
 
     def __init__(self, options: VAEOptions, total_steps: int, seed: int) -> None:
         super().__init__(options, total_steps, seed)
@@ -63,7 +70,7 @@ class VAERecipe(Recipe):
             self.model.quant_conv.bias[options.model.latent_channels :] = FIRST_LOG_VARIANCE
         self.register_buffer("power", torch.ones(()))
         if options.perceptual:
-            self.frozen["perceptual"] = PerceptualDistance(options.perceptual_stages)
+            self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
 
     @property
     def image_size(self) -> int:
@@ -107,4 +114,9 @@ class VAERecipe(Recipe):
     def export(self, path: Path, provenance: Provenance) -> None:
         """The model's weights, for `lactok.models.autoencoder.build_autoencoder`, with the measured scaling factor."""
         config = dataclasses.replace(self.options.model, scaling_factor=1 / self.power.sqrt().item())
-        export_model(path, self.model, config, provenance)
+        export_model(path, self.model, config, provenance.noting(self.options.data_note))
+
+    def start_from(self, path: Path) -> None:
+        super().start_from(path)
+        scaling = read_checkpoint(path)[1].build_config(AutoencoderConfig).scaling_factor
+        self.power.fill_(scaling**-2)
