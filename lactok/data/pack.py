@@ -71,7 +71,7 @@ def open_pack(
     folder: str | os.PathLike,
     side: int,
     check_held_out: bool = True,
-    workers: int = 4,
+    workers: int | None = None,
 ) -> Pack:
     """The images below each of `roots`, shrunk (never enlarged) to a shorter side of at most `side` pixels.
 
@@ -91,6 +91,7 @@ def open_pack(
     with explained(folder / DATA):
         folder.mkdir(parents=True, exist_ok=True)
         with waiting_lock(folder / ".images.lock"):  # of runs that share a pack, one writes
+            workers = workers or max(4, os.cpu_count() or 1)
             return _stored(folder, fingerprint) or _made(
                 paths, counts, fingerprint, side, check_held_out, workers, folder
             )

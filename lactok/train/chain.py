@@ -52,14 +52,14 @@ class Part:
 
 
 PARTS = (
-    Part("vae", until=0.26),
-    Part("vq", until=0.42),
-    Part("titok", until=0.32),
-    Part("ldm", needs=("vae",), until=0.42),
-    Part("diffusion", needs=("ldm", "vq"), until=0.58),
-    Part("accelerator", "hypersd", needs=("ldm",), until=0.52),
-    Part("flextok", needs=("vae",), until=0.66),
-    Part("accelerator", "tlcm", needs=("ldm",), until=0.60),
+    Part("vae", until=0.30),
+    Part("vq", until=0.46),
+    Part("titok", until=0.34),
+    Part("ldm", needs=("vae",), until=0.46),
+    Part("diffusion", needs=("ldm", "vq"), until=0.60),
+    Part("accelerator", "hypersd", needs=("ldm",), until=0.55),
+    Part("flextok", needs=("vae",), until=0.68),
+    Part("accelerator", "tlcm", needs=("ldm",), until=0.63),
     Part("pixel", "hypersd", needs=("diffusion", "accelerator-hypersd")),
     Part("pixel", "tlcm", needs=("diffusion", "accelerator-tlcm")),
     Part("seed", needs=("vae",)),
@@ -134,30 +134,36 @@ class Chain:
         return self.finished()
 
     def _run_jobs(self, ends: Ends, check_held_out: bool) -> Stopped | None:
-        """Parts at once, each as soon as those that it needs are done; the first that stops is told of, or raises."""
-        waiting, running, done = list(self.parts), dict[Future[Stopped | None], Part](), set[str]()
-        chosen = {part.name for part in self.parts}
-        stopped: Stopped | None = None
+        """Parts at once, each as soon as those that it needs are done. Where one stops or fails, those that do not need
+        it go on; then the first one is told of, or its error raised."""
+        waiting, running = list(self.parts), dict[Future[Stopped | None], Part]()
+        chosen, done = {part.name for part in self.parts}, set[str]()
+        stops: list[Stopped | BaseException] = []
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            self.jobs, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)
-        ) as pool:
-            while running or (waiting and not stopped):
-                for part in [p for p in waiting if {n for n in p.needs if n in chosen} <= done]:
-                    if stopped or len(running) == self.jobs:
-                        break
-                    waiting.remove(part)
-                    running[pool.submit(self.run_part, part, ends, check_held_out)] = part
+        with ProcessPoolExecutor(self.jobs, context) as pool:
+            while True:
+                for part in [p for p in waiting if {name for name in p.needs if name in chosen} <= done]:
+                    if len(running) < self.jobs:
+                        waiting.remove(part)
+                        running[pool.submit(self.run_part, part, ends, check_held_out)] = part
+                if not running:
+                    break
                 try:
-                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                except KeyboardInterrupt:  # the processes have it, too: they save, and say so
-                    stopped = Stopped(CHAIN, "SIGINT", None)
+                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                except KeyboardInterrupt:  # the processes have got it, too: they save, and say so
+                    waiting.clear()
                     continue
-                for future in finished:
+                for future in ended:
                     part = running.pop(future)
-                    stopped = future.result() or stopped
-                    done.add(part.name)
-        return stopped
+                    if stop := future.exception() or future.result():
+                        stops.append(stop)
+                    else:
+                        done.add(part.name)
+        for stop in stops:
+            if isinstance(stop, Stopped):
+                return stop
+            raise stop
+        return None
 
     def run_part(self, part: Part, ends: Ends, check_held_out: bool) -> Stopped | None:
         """Train one part, unless it is finished. Raises what `lactok.train.loop.train` does."""

@@ -133,7 +133,15 @@ SHORT = {"accelerator": "options.accelerator"}
 
 FREE_ON_RESUME = (
     *("out", "device", "threads", "stop_after_minutes", "log_every", "sample_every"),
-    *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "data.pack", "minutes"),
+    *(
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "trackers",
+        "gradient_checkpointing",
+        "dry_run",
+        "data.pack",
+        "minutes",
+    ),
 )
 """Settings that may change when a run resumes: they don't move its weights (device and threads only by rounding)."""
 
