@@ -3,11 +3,12 @@
 Stages: diffusion is equation 4, hypersd and tlcm are equation 6 with that accelerator. Each is the recipe of
 `python -m lactok.train ... scale=paper` with its preset's precision (bf16 autocast), gradient checkpointing, AdamW and
 averaged weights. What differs: weights are drawn, not read (the time is the same), images are noise that lies on the
-device already, the batch is one image, and the encoder always sees the middle one of its three sizes.
+device already, and the encoder always sees the middle one of its three sizes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
@@ -22,7 +23,7 @@ from benchmarks.device_weights import draw_weights
 from benchmarks.measuring import Settings, call_times, peak_bytes
 from lactok.train.config import TrainConfig, compose_config
 from lactok.train.dry_run import plan
-from lactok.train.loop import learning_rate
+from lactok.train.loop import fused_optimizer, learning_rate
 from lactok.train.recipe import Batch, Recipe
 
 STAGES = {
@@ -44,7 +45,8 @@ class Row:
     convolutions and attention as they run on CUDA, what is computed again on the way back included, counted on the
     meta device as `dry_run=true` does; a multiply-add is two. share: of the matrix rate. peak_bytes: most device memory
     allocated in a step, weights, gradients and AdamW's moments in it. loss: of the last step. parts: seconds of one
-    more step by its parts, each ended by a synchronization, so that they don't overlap.
+    more step by its parts, each ended by a synchronization, so that they don't overlap. checkpointing: whether
+    activations are computed again in the backward pass (`gradient_checkpointing`).
     """
 
     stage: str
@@ -58,15 +60,17 @@ class Row:
     peak_bytes: int | None
     loss: float
     parts: dict[str, float]
+    checkpointing: bool
 
 
-def stage_config(stage: str, side: int, quick: bool) -> tuple[TrainConfig, type[Recipe]]:
-    """The preset of a stage with images of one size, one a step; reads no data and looks for none."""
+def stage_config(stage: str, side: int, quick: bool, batch: int = 1) -> tuple[TrainConfig, type[Recipe]]:
+    """The preset of a stage with `batch` images of one size a step; reads no data and looks for none."""
     scale, encoder = ("mini", QUICK_ENCODER_SIZE) if quick else ("paper", ENCODER_SIZE)
     # the miniature's perceptual network comes in a package that a machine for this may lack; full size trains on LPIPS
     distance = ("options.perceptual=0", "options.pixel=1") if quick and stage != "diffusion" else ()
     sizes = f"options.picture_sizes=[{side}]", f"options.encoder_sizes=[{encoder}]"
-    return compose_config([*STAGES[stage], f"scale={scale}", "batch_size=1", "dry_run=true", *sizes, *distance])
+    batch_size = f"batch_size={batch}"
+    return compose_config([*STAGES[stage], f"scale={scale}", batch_size, "dry_run=true", *sizes, *distance])
 
 
 def build(config: TrainConfig, recipe_class: type[Recipe], device: torch.device) -> Recipe:
@@ -81,7 +85,7 @@ def build(config: TrainConfig, recipe_class: type[Recipe], device: torch.device)
 
 
 class Step:
-    """An optimizer step as the loop takes it (lactok/train/loop.py), again and again on one image.
+    """An optimizer step as the loop takes it (lactok/train/loop.py), again and again on the same images.
 
     loss: of the last one taken.
     """
@@ -91,12 +95,14 @@ class Step:
         self.trained = [p for p in recipe.parameters() if p.requires_grad]
         betas = optimizer.beta1, optimizer.beta2
         rate = learning_rate(optimizer, 0, config.steps)
-        self.optimizer = torch.optim.AdamW(self.trained, rate, betas, weight_decay=optimizer.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.trained, rate, betas, weight_decay=optimizer.weight_decay, fused=fused_optimizer(device)
+        )
         self.average = AveragedModel(
             nn.ParameterList(self.trained), multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay)
         )
-        images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-        self.batch = Batch(images.to(device), (0,), 0)
+        images = torch.rand(config.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
+        self.batch = Batch(images.to(device), tuple(range(config.batch_size)), 0)
         self.loss = math.nan
 
     def __call__(self, done: Callable[[str], object] = lambda part: None) -> None:
@@ -133,14 +139,30 @@ def step_parts(step: Step) -> dict[str, float]:
     return parts
 
 
-def measure_step(stage: str, side: int, settings: Settings, rate: float) -> Row:
-    """Raises torch's OutOfMemoryError where a step does not fit."""
-    config, recipe_class = stage_config(stage, side, settings.quick)
+def measure_step(
+    stage: str, side: int, settings: Settings, rate: float, batch: int = 1, checkpointing: bool | None = None
+) -> Row:
+    """checkpointing: None for the preset's. Raises torch's OutOfMemoryError where a step does not fit."""
+    config, recipe_class = stage_config(stage, side, settings.quick, batch)
+    if checkpointing is not None:
+        config = dataclasses.replace(config, gradient_checkpointing=checkpointing)
     (phase,) = plan(config, recipe_class).phases
     step = Step(config, build(config, recipe_class, settings.device), side, settings.device)
     for _ in range(WARM_UP):
         step()
     times = call_times(step, settings.device, settings.seconds)
-    peak = peak_bytes(step, settings.device)
-    seconds, flops, parts = statistics.median(times), phase.cost.flops, step_parts(step)
-    return Row(stage, side, 1, len(times), seconds, 1 / seconds, flops, flops / seconds / rate, peak, step.loss, parts)
+    seconds, flops = statistics.median(times), phase.cost.flops
+    return Row(
+        stage=stage,
+        side=side,
+        batch=batch,
+        steps=len(times),
+        seconds_per_step=seconds,
+        images_per_second=batch / seconds,
+        flops_per_step=flops,
+        share=flops / seconds / rate,
+        peak_bytes=peak_bytes(step, settings.device),
+        parts=step_parts(step),
+        loss=step.loss,
+        checkpointing=config.gradient_checkpointing,
+    )
