@@ -12,19 +12,24 @@ import dataclasses
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.device_weights import draw_weights
 from benchmarks.measuring import Settings, call_times, peak_bytes
+from evals.engine.environment import CAST
 from lactok.train.config import TrainConfig, compose_config
 from lactok.train.dry_run import plan
 from lactok.train.loop import fused_optimizer, learning_rate
 from lactok.train.recipe import Batch, Recipe
+from lactok.train.simulate import CudaKernels, recomputed_as_on_cuda
 
 STAGES = {
     "diffusion": ("recipe=diffusion",),
@@ -166,3 +171,62 @@ def measure_step(
         loss=step.loss,
         checkpointing=config.gradient_checkpointing,
     )
+
+
+VIEWS = frozenset(
+    {
+        *("_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "empty"),
+        *("empty_like", "empty_strided", "expand", "new_empty", "new_empty_strided", "permute", "reshape"),
+        *("select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose"),
+        *("unbind", "unsqueeze", "view"),
+    }
+)
+"""Operations that start no kernel."""
+
+
+class Started(TorchDispatchMode):
+    """Counts operations that start a kernel, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if (name := func._schema.name.removeprefix("aten::")) not in VIEWS:
+            self.calls[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Launches:
+    """Operations of a step that start a kernel. casts: those of them that change a dtype."""
+
+    forward: int
+    backward: int
+    casts: int
+
+
+def launches(stage: str, side: int, batch: int = 1, checkpointing: bool = True, held: bool = False) -> Launches:
+    """At paper scale, counted on the meta device, with autocast's bfloat16 as on CUDA; without optimizer and average.
+
+    held: were the weights of the frozen UNet and autoencoder held in bfloat16.
+    """
+    config, recipe_class = stage_config(stage, side, quick=False, batch=batch)
+    with torch.device("meta"):
+        recipe = recipe_class(config.options, config.steps, config.seed)
+    recipe.to("meta")
+    for name in ("unet", "vae") if held else ():
+        for module in recipe.frozen[name].modules():
+            if isinstance(module, CAST):
+                module.to(torch.bfloat16)
+    if checkpointing:
+        recipe.checkpoint_activations(recomputed_as_on_cuda(autocast=True))
+    recipe.train()
+    images = Batch(torch.empty(batch, 3, side, side, device="meta"), tuple(range(batch)), 0)
+    forward, backward = Started(), Started()
+    with forward, CudaKernels(autocast=True):
+        loss = recipe(images).total
+    with backward, CudaKernels(autocast=True):
+        loss.backward()
+    counts = [sum(mode.calls.values()) for mode in (forward, backward)]
+    return Launches(*counts, sum(mode.calls["_to_copy"] for mode in (forward, backward)))
