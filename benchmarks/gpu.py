@@ -62,8 +62,13 @@ PARTS = (
     Part("correctness", 20, "correctness", "golden cases in fp32 without TF32, tests marked gpu"),
     Part("coding", 42, "coding", "LacTok-H and -T, then FlexTok, TiTok, LlamaGen, SeedTok: eager, compiled, kernels"),
     Part("metrics", 7, "metric_rates", "images/s of each metric at 1024 px, their share of a LacTok-H decode"),
-    Part("table1", 13, "table1", "suite=table1 on 64 images of 1024 px, by its parts"),
-    Part("training", 15, "training", "optimizer steps: stage 1 at 512 and 1024 px, stage 2 (Hyper-SD) at 1024 px"),
+    Part("table1", 13, "table1", "suite=table1 on 32 images of 1024 px, by its parts"),
+    Part(
+        "training",
+        15,
+        "training",
+        "optimizer steps: stage 1 at 512 and 1024 px, batch 4; stage 2 (Hyper-SD) at 1024 px",
+    ),
 )
 
 

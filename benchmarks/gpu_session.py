@@ -115,12 +115,13 @@ class Session:
     """What a part gets: the settings, and where its results go.
 
     settings: those of the device's own precision, bf16 on a GPU. best: the best batch by tokenizer and "encode" or
-    "decode", found without torch.compile. found: all results of this run so far.
+    "decode", found without torch.compile. flops: of one image, by the same. found: all results of this run so far.
     """
 
     def __init__(self, settings: Settings, record: Record, out: Callable[[str], None] = print) -> None:
         self.settings, self.record, self.out = settings, record, out
         self.best: dict[tuple[str, str], int] = {}
+        self.flops: dict[tuple[str, str], int] = {}
         self.found: list[Result] = []
         self._ends = 0.0
 

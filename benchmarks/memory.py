@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +44,17 @@ class Measured:
 def synthetic(folder: Path, count: int, side: int) -> Path:
     """`count` images of `side` pixels: noise of 32 cells a side, enlarged, and a little of its own for each pixel."""
     folder.mkdir()
-    for number in range(count):
-        draw = np.random.default_rng(number)
-        smooth = Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).resize((side, side), 3)
-        grain = draw.integers(-8, 9, (side, side, 3))
+
+    def draw(number: int) -> None:
+        values = np.random.default_rng(number)
+        smooth = Image.fromarray(values.integers(0, 256, (32, 32, 3), dtype=np.uint8)).resize((side, side), 3)
+        grain = values.integers(-8, 9, (side, side, 3))
         Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)).save(
             folder / f"{number:05}.png", compress_level=1
         )
+
+    with ThreadPoolExecutor() as threads:  # a fifth of a second each at 1024 pixels
+        list(threads.map(draw, range(count)))
     return folder
 
 

@@ -291,9 +291,7 @@ def _lactok_sizes(quick: bool) -> tuple[LacTokConfig, tuple[int, int]]:
 
 
 def _seeded_lactok(config: LacTokConfig, device: torch.device) -> LacTok:
-    """On a GPU in the layout in which its convolutions run on tensor cores without being transposed."""
-    model = seeded(meta_skeleton(build_lactok, config), device)
-    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
+    return seeded(meta_skeleton(build_lactok, config), device)
 
 
 def _lactok_subject(tokenizer: LacTokH | LacTokT) -> Subject:

@@ -62,3 +62,10 @@ def test_drawn_weights_follow_from_the_seed_and_give_finite_features():
         distances.append(network.eval()(pictures[:1], pictures[1:]).item())
     assert distances[0] == distances[1] != distances[2]
     assert torch.isfinite(torch.tensor(distances)).all()
+
+
+def test_a_step_starts_as_many_kernels_as_documented():
+    step = benchmark.launches("diffusion", 512)
+    page = (Path(__file__).parent.parent / "docs" / "speed.md").read_text()
+    for figure in (step.forward, step.backward, step.casts):
+        assert f"{figure:,}" in page

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_parts.coding import LACTOK, Coded
+from benchmarks.gpu_parts.coding import BFLOAT16, LACTOK, Coded
 from benchmarks.gpu_session import Job, Session
 from benchmarks.measuring import call_times, gib, peak_bytes
 from benchmarks.metric_networks import metric_networks
@@ -101,12 +101,14 @@ def rate(session: Session, name: str, whose: dict[str, str]) -> Iterator[MetricR
 
 
 def shares(session: Session) -> Iterator[MetricsShare]:
-    """Of the fastest eager and the fastest compiled decode. Raises ValueError where a figure lacks."""
+    """Of the fastest eager and the fastest compiled decode that a run makes. Raises ValueError where a figure lacks."""
     seconds = {found.metric: found.seconds for found in session.found if isinstance(found, MetricRate)}
     decodes = [
         found
         for found in session.found
-        if isinstance(found, Coded) and (found.tokenizer, found.part) == (LACTOK[0], "decode")
+        if isinstance(found, Coded)
+        and (found.tokenizer, found.part) == (LACTOK[0], "decode")
+        and found.weights != BFLOAT16
     ]
     lacking = [name for name in DEFAULT_METRICS if name not in seconds] + ([] if decodes else [f"{LACTOK[0]} decode"])
     if lacking:

@@ -12,7 +12,7 @@ from benchmarks.memory import synthetic
 from benchmarks.table1 import WORK, Bench, metrics_share
 
 NAMES = ("lactok-h", "llamagen", "titok")
-IMAGES, SIDE = 64, 1024
+IMAGES, SIDE = 32, 1024
 QUICK_IMAGES, QUICK_SIDE = 3, 128
 
 

@@ -136,6 +136,11 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
 
 
+def fused_optimizer(device: torch.device) -> bool | None:
+    """AdamW's `fused`: one kernel for many tensors on CUDA; elsewhere torch's choice, with which results are kept."""
+    return True if device.type == "cuda" else None
+
+
 def accumulate_gradients(accelerator: Accelerator, model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Add the gradient of the mean loss over equal micro-batches; returns the mean of the loss parts.
 
@@ -212,6 +217,7 @@ class _Run:
                 lr=optimizer.learning_rate,
                 betas=(optimizer.beta1, optimizer.beta2),
                 weight_decay=optimizer.weight_decay,
+                fused=fused_optimizer(self.accelerator.device),
             ),
         )
         self.averaged = nn.ParameterList(self.trained)
