@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,18 @@ import pytest
 from lactok.checkpoint_file import read_checkpoint, tensors_sha256
 from lactok.train import run_folder
 from lactok.train.__main__ import main
-from lactok.train.chain import PARTS, Chain, Finished, Stopped, closing_table
+from lactok.train.chain import PARTS, Chain, Ends, Finished, Stopped, closing_table
 from lactok.train.config import TrainConfigError
 from lactok.train.help import help_text
 from lactok.train.loop import Progress
 from lactok.train.run_folder import RunFolderError
+from lactok.weights import WeightsError
 from tests.support import pictures
 from tests.tiny_lactok import SHARED, TINY, quick_training
 
-NAMES = [f"{part.name}-mini" for part in PARTS]
+CHOSEN = [part for part in PARTS if part.name not in ("vae", "vq", "titok", "flextok", "seed")]
+"""LacTok's own; the parts on which they build ship."""
+NAMES = [f"{part.name}-mini" for part in CHOSEN]
 SHIPPED = ("ldm.options.model.unet.in_channels=8", "ldm.options.model.unet.out_channels=8")
 """Latents of the autoencoder that ships have 8 channels."""
 
@@ -47,6 +51,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
         f"data.root='{data}'",
         f"out='{out}'",
         "steps=2",
+        f"parts=[{','.join(part.name for part in CHOSEN)}]",
         *SHARED,
         "data.validation=1",
         *own,
@@ -68,7 +73,7 @@ class Stopping:
 
 @pytest.fixture(scope="module")
 def stopping(data: Path, tmp_path_factory) -> Stopping:
-    """By Ctrl-C in the first part's first step, by SIGTERM while the fourth opens its images, by a budget."""
+    """By Ctrl-C in the first part's first step, by SIGTERM while the second opens its images, by a budget."""
     out = tmp_path_factory.mktemp("stopping") / "chain"
     chain, stops = Chain(command(data, out)), []
     tick, open_run, asked = Progress.tick, run_folder.open_run, []
@@ -111,7 +116,7 @@ def test_it_stops_anywhere_and_the_same_command_goes_on(stopping: Stopping):
     ]
     assert [(part.name, part.steps, part.file) for part in done] == [(n, 2, f) for n, f in files(stopping.out).items()]
     assert not stopping.early, "no part begins before the one that it needs is done"
-    assert stopping.asked == NAMES[:4]
+    assert stopping.asked == NAMES[:2]
     assert stopping.handler_kept
 
 
@@ -161,12 +166,41 @@ def test_each_part_has_its_preset(data: Path):
     assert {c.options.image_size for c in chain.settings if c.recipe in ("ldm", "accelerator")} == {128}
 
 
+def test_without_a_choice_every_miniature_is_a_part(data: Path):
+    chain = Chain(["recipe=mini-all", f"data.root='{data}'"])
+    assert [part.name for part in chain.parts] == [part.name for part in PARTS]
+    for place, part in enumerate(PARTS):
+        assert set(part.needs) <= {before.name for before in PARTS[:place]}
+
+
+def test_parts_at_once_give_the_same_files_and_one_that_fails_leaves_the_others_alone(
+    data: Path, stopping: Stopping, tmp_path: Path
+):
+    more = "jobs=2", "parts=[ldm,accelerator-hypersd,accelerator-tlcm]", "accelerator-tlcm.options.base=/nowhere"
+    with pytest.raises(WeightsError, match="nowhere"):
+        Chain(command(data, tmp_path / "chain", *more)).run()
+    made = {name: file for name, file in files(tmp_path / "chain").items() if file.is_file()}
+    assert list(made) == ["ldm-mini", "accelerator-hypersd-mini"]
+    for name, file in made.items():
+        assert tensors_sha256(file) == tensors_sha256(files(stopping.out)[name]), name
+
+
+def test_each_part_has_its_window_of_the_minutes():
+    ends = Ends(began=time.time() - 60, stop_after_minutes=None, all_minutes=10.0)
+    vae, last = PARTS[0], PARTS[-1]
+    assert ends.minutes(vae) == pytest.approx(10 * vae.until - 1, abs=0.01)
+    assert ends.minutes(last) == pytest.approx(9, abs=0.01)
+    assert Ends(time.time() - 6000, None, 10.0).minutes(last) == 0.01, "a late part is taken nevertheless"
+    assert Ends(time.time(), None, None).minutes(last) is None
+    assert Ends(time.time() - 60, 3.0, None).budget() == pytest.approx(2, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (
             ["options.colour=1"],
-            r"options\.colour is of one part: write PART\.options\.colour=VALUE, where PART is one of ldm",
+            r"options\.colour is of one part: write PART\.options\.colour=VALUE, where PART is one of vae",
         ),
         (["lmd.steps=3"], "mini-all has no part 'lmd'; did you mean ldm"),
         (["accelerator=tlcm"], "trains both few-step LoRAs; leave it out"),
@@ -175,6 +209,11 @@ def test_each_part_has_its_preset(data: Path):
         (["pixel.steps=0"], "steps=0: expected a whole number"),
         (["pixel.options.color=1"], r"did you mean options\.colour"),
         (["stepz=3"], "did you mean steps"),
+        (["jobs=none"], "jobs=none: expected how many parts are trained at once"),
+        (["parts=[vae,ldmm]"], "mini-all has no part 'ldmm'; did you mean ldm"),
+        (["parts=[]"], "expected some of vae, vq"),
+        (["init=x"], r"init=x: it is of one part: write PART\.init=x"),
+        (["vae.jobs=2"], r"vae\.jobs: all parts of mini-all share jobs"),
         (["steps"], "not of the form key=value"),
     ],
 )

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -54,16 +55,24 @@ class PackIndex:
 class Pack:
     """Decoded images: `pack[i]` is uint8 (H, W, 3) RGB, a view of the memory map."""
 
-    def __init__(self, index: PackIndex, data: np.ndarray) -> None:
+    def __init__(self, index: PackIndex, data: np.memmap) -> None:
         self.index, self._data = index, data
 
     def __len__(self) -> int:
         return len(self.index.names)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A process that gets it maps the file itself."""
+        return _mapped, (self.index, self._data.filename)
+
     def __getitem__(self, i: int) -> np.ndarray:
         height, width = self.index.sizes[i]
         start = self.index.offsets[i]
         return self._data[start : start + height * width * 3].reshape(height, width, 3)
+
+
+def _mapped(index: PackIndex, path: str) -> Pack:
+    return Pack(index, np.memmap(path, np.uint8, mode="r"))
 
 
 def open_pack(

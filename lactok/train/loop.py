@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -22,8 +23,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lactok.data.batches import (
     CropRange,
-    Prefetcher,
+    StepBatches,
+    StepPlan,
+    ThreadedBatches,
     TrainingImages,
+    WorkerBatches,
     by_folder,
     noise_seed,
     split,
@@ -267,20 +271,31 @@ class _Run:
             )
         if data.weights is None:
             folders = [training]
-        self.per_rank = config.batch_size
         self.per_step = config.batch_size * config.accumulation * self.accelerator.num_processes
         crops = CropRange(data.smallest_crop, data.largest_crop)
         images = TrainingImages(
             self.pack, folders, crops, config.seed, self.per_step, data.weights if data.weights else (1.0,)
         )
+        ranks, rank, per_rank = self.accelerator.num_processes, self.accelerator.process_index, config.batch_size
+        starts = [(micro * ranks + rank) * per_rank for micro in range(config.accumulation)]
+        self.plan = StepPlan(
+            tuple(range(start, start + per_rank) for start in starts), config.steps, self.recipe.image_size_at
+        )
         device = self.accelerator.device
-        self.prefetcher = Prefetcher(images, workers=2 if device.type == "cpu" else 12, device=device)
+        workers = data.workers
+        if workers is None:
+            workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+        self.batches: StepBatches = (
+            WorkerBatches(images, self.plan, device, workers) if workers else ThreadedBatches(images, self.plan, device)
+        )
         self.shown = shown_images(self.pack, validation, self.recipe.image_size, crops)
         self.measured = measured_images(self.pack, validation, self.recipe.image_size, crops)
 
     def go(self) -> Outcome:
         config = self.config
         notes = self._resume()
+        if config.minutes is not None:  # on which all ranks agreed when it was saved
+            self._time_is_over = self.progress.wall_seconds >= 60 * config.minutes
         self.reporter = Reporter(config.steps, self.progress.step, self.main)
         for note in notes:
             self.reporter.say(note)
@@ -303,7 +318,7 @@ class _Run:
                 f"{error}; stopped without saving. {good}; a lower optimizer.learning_rate (with another out=) may help"
             ) from None
         finally:
-            self.prefetcher.close()
+            self.batches.close()
             self.reporter.close()
             self.accelerator.end_training()
 
@@ -349,22 +364,11 @@ class _Run:
         ]
 
     def _batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of a step; those of the next step are begun in the background."""
-        config, ranks, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
-
-        def samples(micro: int) -> range:
-            first = (micro * ranks + rank) * self.per_rank
-            return range(first, first + self.per_rank)
-
-        made = []
-        for micro in range(config.accumulation):
-            images = self.prefetcher.get(step, self.recipe.image_size_at(step), samples(micro))
-            seeds = tuple(noise_seed(config.seed, step, i) for i in samples(micro))
-            made.append(Batch(images, seeds, step))
-        if step + 1 < config.steps:
-            for micro in range(config.accumulation):
-                self.prefetcher.request(step + 1, self.recipe.image_size_at(step + 1), samples(micro))
-        return made
+        """This rank's micro-batches of a step."""
+        return [
+            Batch(images, tuple(noise_seed(self.config.seed, step, i) for i in samples), step)
+            for images, samples in zip(self.batches.at(step), self.plan.micro_batches, strict=True)
+        ]
 
     def _steps(self, stop: StopRequest) -> str:
         """Train until done or told to stop; returns why it stopped, "" when done."""
