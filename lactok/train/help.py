@@ -22,12 +22,13 @@ killed, with the same weights in the end as an uninterrupted one. In the folder:
 
 Recipes
 {recipes}
-    {chain:<14} all of LacTok in miniature, each part a run of its own, in this order:
+    {chain:<14} all miniatures, each part a run of its own, in this order:
                    {parts}
                    in runs/{chain}/PART-mini (out= names another folder). Finished parts are left as they are, and
                    the same command resumes with the next. Keys hold for all parts; PART.key=value holds for one,
-                   and accelerator.key=value or pixel.key=value for both of a kind. The VQ encoder and the
-                   autoencoder are those that ship, unless runs vq-mini and vae-mini lie next to the parts.
+                   and accelerator.key=value or pixel.key=value for both of a kind. parts=[NAME,NAME] chooses: what a
+                   part needs and is not chosen is the one that ships. jobs=N trains N parts at once, each as soon as
+                   those that it needs are done; minutes=M gives each a window of so many minutes.
 
 Keys (key=value, Hydra syntax; quote twice what holds spaces or '=': "data.root='/my images'")
 {keys}
@@ -36,7 +37,9 @@ Examples
     python -m lactok.train recipe=vq data.root=~/images
     python -m lactok.train recipe=vq data.root=~/images out=runs/try steps=200 optimizer.learning_rate=3e-4
     python -m lactok.train recipe=vq data.root=~/images stop_after_minutes=30 trackers=[tensorboard]
+    python -m lactok.train recipe=vq 'data.root=[~/images,~/scenes]' 'data.weights=[0.85,0.15]' minutes=30
     python -m lactok.train recipe=mini-all data.root=~/images stop_after_minutes=60
+    python -m lactok.train recipe=mini-all data.root=~/images jobs=3 minutes=8 steps=100000 device=cuda precision=bf16
     python -m lactok.train recipe=mini-all data.root=~/images out=runs/try steps=200 pixel.options.colour=0.5
     accelerate launch --num_processes 4 -m lactok.train recipe=vq data.root=~/images precision=bf16
 """
