@@ -27,8 +27,8 @@ from benchmarks.measuring import Settings, call_times, peak_bytes
 from evals.engine.environment import CAST
 from lactok.train.config import TrainConfig, compose_config
 from lactok.train.dry_run import plan
-from lactok.train.loop import fused_optimizer, learning_rate
 from lactok.train.recipe import Batch, Recipe
+from lactok.train.schedule import fused_optimizer, learning_rate
 from lactok.train.simulate import CudaKernels, recomputed_as_on_cuda
 
 STAGES = {

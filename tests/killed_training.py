@@ -10,7 +10,7 @@ import sys
 from accelerate import Accelerator
 
 from lactok.train import loop
-from lactok.train.loop import Progress
+from lactok.train.schedule import Progress
 from tests.test_train import train_tiny
 
 loop.plot = lambda logs, target: None

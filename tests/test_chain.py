@@ -17,8 +17,8 @@ from lactok.train.__main__ import main
 from lactok.train.chain import PARTS, Chain, Ends, Finished, Stopped, closing_table
 from lactok.train.config import TrainConfigError
 from lactok.train.help import help_text
-from lactok.train.loop import Progress
 from lactok.train.run_folder import RunFolderError
+from lactok.train.schedule import Progress
 from lactok.weights import WeightsError
 from tests.support import pictures
 from tests.tiny_lactok import SHARED, TINY, quick_training

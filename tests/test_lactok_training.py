@@ -19,12 +19,13 @@ from torchvision.transforms.functional import to_tensor
 from lactok.checkpoint_file import read_checkpoint, save_checkpoint
 from lactok.tokenizers.mini_parts import load_few_step_lora, load_ldm, vq_source
 from lactok.train.config import TrainConfig, TrainConfigError, compose_config
-from lactok.train.loop import Progress, _Run, accumulate_gradients, train
+from lactok.train.loop import _Run, accumulate_gradients, train
 from lactok.train.noise import normal, timesteps
 from lactok.train.recipe import Batch, Recipe
 from lactok.train.recipes.few_step_lora import POINT
 from lactok.train.recipes.pixel import SAMPLER
 from lactok.train.recipes.trainable_copy import TrainableCopyRecipe
+from lactok.train.schedule import Progress
 from lactok.weights import WeightsError, locate
 from tests.support import pictures
 from tests.tiny_lactok import CHAIN, quick_training, settings
@@ -348,9 +349,9 @@ def test_an_adapter_or_a_copy_of_another_kind_is_refused(chain: dict[str, Traine
 
 
 def test_a_scoring_network_trains_no_miniature(data: Path):
-    with pytest.raises(TrainConfigError, match="it scores, and no miniature is trained on what scores it"):
+    with pytest.raises(TrainConfigError, match="it scores, and a miniature is not trained on what scores it"):
         compose_config(
-            ["recipe=pixel", "accelerator=tlcm", f"data.root='{data}'", "options.perceptual_network=lpips-vgg"]
+            ["recipe=pixel", "accelerator=tlcm", f"data.root='{data}'", "options.perceptual_network=lpips-alex"]
         )
 
 

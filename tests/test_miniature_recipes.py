@@ -20,9 +20,10 @@ from lactok.registry import load
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.config import TrainConfigError, compose_config
 from lactok.train.log import CsvLog
-from lactok.train.loop import Progress, _Run, train
+from lactok.train.loop import _Run, train
 from lactok.train.recipe import Batch
 from lactok.train.run_folder import RunFolderError
+from lactok.train.schedule import Progress
 from lactok.weights import WeightsError, locate
 from tests.support import pictures
 

@@ -31,10 +31,11 @@ from lactok.train.config import (
 )
 from lactok.train.help import help_text
 from lactok.train.log import CsvLog
-from lactok.train.loop import TrainingDiverged, _Run, accumulate_gradients, learning_rate, train
+from lactok.train.loop import TrainingDiverged, _Run, accumulate_gradients, train
 from lactok.train.precision import resolve
 from lactok.train.recipe import Batch, Losses, checkpoint_names
 from lactok.train.run_folder import RunFolderError, open_run
+from lactok.train.schedule import learning_rate
 from tests.support import ROOT, environment, pictures
 
 MODEL = VQConfig(
