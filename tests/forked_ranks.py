@@ -1,6 +1,6 @@
 """Runs the benchmark as several ranks, forked from a process that has imported all; some are killed on the way.
 
-    python tests/forked_ranks.py RANKS:KILLS:OUT,... ARGUMENT...
+    python -m tests.forked_ranks RANKS:KILLS:OUT,... ARGUMENT...
 
 KILLS times a random rank gets SIGKILL when a random number of new cache entries has been written; the others are then
 ended as torchrun and srun do it. Then all run to the end. Prints OUT and the entries there were at each kill.
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from evals.run import main
+from tests.fork_server import warm
 
 
 def free_port() -> int:
@@ -84,4 +85,5 @@ def main_process(plans: list[str], arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warm()
     sys.exit(main_process(sys.argv[1].split(","), sys.argv[2:]))

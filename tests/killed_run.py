@@ -7,6 +7,7 @@ last new entry, `before` it or in the `middle` of its write, and runs to the end
 there were after each run, and fails when a run that was to be killed was not, or left a table.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -66,6 +67,7 @@ def forked(arguments: list[str], kill: tuple[int, str] | None = None) -> int:
 def main_process(outs: list[Path], arguments: list[str]) -> None:
     clean, *others = outs
     assert main([*arguments, f"out={clean}"]) == 0  # here, so that the others find everything imported
+    gc.freeze()  # nor look for garbage in what is imported
     total = entries(clean)
     print(clean.name, total)
     for out in others:

@@ -1,10 +1,8 @@
-"""What several tests share: a third-party package on the path, pictures in a folder, the command line in-process."""
+"""What several tests share: a third-party package on the path, pictures in a folder, the tables of a run."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -72,21 +70,6 @@ def environment(*plugins: Path) -> dict[str, str]:
     """The environment of a command with third-party packages, on one thread."""
     path = os.pathsep.join([*map(str, plugins), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def evals(*arguments: object, plugins: tuple[Path, ...] = (), module: str = "evals.run", **more: object):
-    """`python -m evals.run ...` as a user runs it, in one process unless the arguments say otherwise."""
-    given = [str(argument) for argument in arguments]
-    if module == "evals.run" and not any(argument.startswith("workers=") for argument in given):
-        given.append("workers=1")
-    return subprocess.run(
-        [sys.executable, "-m", module, *given],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(*plugins),
-        **more,
-    )
 
 
 def the_run(out: Path) -> Path:

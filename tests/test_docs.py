@@ -15,8 +15,9 @@ from skimage import data
 
 from evals.metrics.plan import metric_class
 from lactok import registry
+from tests.commands import evals
 from tests.metrics_support import scores
-from tests.support import ROOT, environment, evals, install_plugin, pictures, table
+from tests.support import ROOT, environment, install_plugin, pictures, table
 
 
 def page(name: str) -> str:

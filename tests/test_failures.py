@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from evals.record import read
-from tests.support import TOY, evals, install_plugin, pictures, table, the_run
+from tests.commands import evals
+from tests.support import TOY, install_plugin, pictures, table, the_run
 
 BROKEN = (
     TOY

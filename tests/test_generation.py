@@ -1,16 +1,14 @@
 """Prompts run through the engine as images do: a generator that paints its prompt's colour, a judge that reads them."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.support import ROOT, environment, evals, install_plugin, table, the_run
+from tests.commands import Command, evals
+from tests.support import environment, install_plugin, table, the_run
 
 PAINT = """
 import torch
@@ -180,15 +178,11 @@ def test_kill_and_resume_give_the_table_of_a_clean_run(tmp_path: Path, plugin: P
     arguments = ["suite=paint", f"dataset.root={prompts}", "workers=1"]
     assert evals(*arguments, f"out={tmp_path / 'clean'}", plugins=(plugin,)).returncode == 0
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "evals.run", *arguments, f"out={out}"],
-        cwd=ROOT, env=environment(plugin), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = Command(["-m", "evals.run", *arguments, f"out={out}"], environment(plugin))
     until = time.monotonic() + 60
     while not list(out.glob("cache/images/*")) and time.monotonic() < until:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill_group()
     assert not list(out.glob("runs/*/table.csv")), "it was to be killed before it ended"
     assert evals(*arguments, f"out={out}", plugins=(plugin,)).returncode == 0
     for name in ("table.csv", "table.parquet", "per_image.parquet", "contact.png"):

@@ -15,8 +15,9 @@ from evals.engine.isolation import isolated
 from evals.engine.rows import Wanted, resolve_rows
 from lactok import registry
 from lactok.interface import Tokenizer
+from tests.commands import evals
 from tests.plugin_runs import plugin, rows, run
-from tests.support import TOY, evals, install_plugin, pictures, table, the_run
+from tests.support import TOY, install_plugin, pictures, table, the_run
 
 RUDE = (
     TOY

@@ -241,9 +241,8 @@ def test_options_that_are_no_plain_json_end_no_run(tmp_path: Path, data: Path, r
 )
 def test_a_console_that_is_not_utf_8_gets_the_table(tmp_path: Path, data: Path, surroundings: dict[str, str]):
     folder = install_plugin(tmp_path / "plugin", "testplugin", PLUGIN, NAMES)
-    arguments = ["dataset=folder", f"dataset.root={data}", "metrics=[psnr,colour,fd-effnet]", f"out={tmp_path / 'out'}"]
-    arguments.append("workers=1")
-    command = [sys.executable, "-m", "evals.run", "tokenizers=toy", *arguments]
+    arguments = [f"dataset.root={data}", "limit=8", "metrics=[psnr,colour,fd-effnet]", f"out={tmp_path / 'out'}"]
+    command = [sys.executable, "-m", "evals.run", "tokenizers=toy", "dataset=folder", "workers=1", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment(folder) | surroundings, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     shown = done.stdout.decode("ascii")

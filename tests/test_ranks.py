@@ -80,7 +80,7 @@ def runs(plugin: Path, data: Path, tmp_path_factory) -> Runs:
     root = tmp_path_factory.mktemp("runs")
     plans = ",".join(f"{ranks}:{kills}:{root / name}" for name, (ranks, kills) in PLANS.items())
     done = subprocess.run(
-        [sys.executable, "tests/forked_ranks.py", plans, *arguments(data)],
+        [sys.executable, "-m", "tests.forked_ranks", plans, *arguments(data)],
         cwd=ROOT,
         env=surroundings(plugin),
         capture_output=True,
@@ -126,7 +126,13 @@ def table_of_two_datasets(tmp_path_factory) -> list[str]:
 
 def test_a_table_of_two_datasets_by_several_ranks(plugin: Path, table_of_two_datasets: list[str], tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "tests/forked_ranks.py", f"1:0:{tmp_path}/one,3:0:{tmp_path}/three", *table_of_two_datasets],
+        [
+            sys.executable,
+            "-m",
+            "tests.forked_ranks",
+            f"1:0:{tmp_path}/one,3:0:{tmp_path}/three",
+            *table_of_two_datasets,
+        ],
         cwd=ROOT,
         env=surroundings(plugin),
         capture_output=True,

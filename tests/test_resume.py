@@ -1,5 +1,6 @@
 """Nothing is lost and nothing counts twice: kills, second runs, metrics added later, Ctrl-C, full disks."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from evals.metrics.image.effnet import EffnetMetric
 from evals.report.markdown import write_report
 from evals.run import main
 from lactok import files, registry
+from tests.commands import Command
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 
-COMMAND = ["tokenizers=llamagen", "limit=36"]
+COMMAND = ["tokenizers=llamagen", "limit=20"]  # two chunks, one of them in part
 TABLES = ("table.csv", "table.parquet", "per_image.parquet", "contact.png")
 
 
@@ -165,20 +167,14 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path):
     folder = pictures(tmp_path / "pictures", 40)
     command = ["tokenizers=slow", "dataset=folder", f"dataset.root={folder}", f"out={tmp_path / 'out'}", "batch_size=1"]
     command.append("workers=1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "evals.run", *command],
-        cwd=ROOT,
-        env=environment(plugin),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
-    )
+    process = Command(["-m", "evals.run", *command], environment(plugin))
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob("cache/tokens/*/meta.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
+    os.kill(process.pid, signal.SIGINT)
+    done = process.end(30)
+    errors = done.stderr
+    assert done.returncode == 130, errors
     assert "python -m evals.run tokenizers=slow" in errors
     assert commits(tmp_path / "out") > 0
 

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -36,7 +34,8 @@ from lactok.train.precision import resolve
 from lactok.train.recipe import Batch, Losses, checkpoint_names
 from lactok.train.run_folder import RunFolderError, open_run
 from lactok.train.schedule import learning_rate
-from tests.support import ROOT, environment, pictures
+from tests.commands import Command
+from tests.support import environment, pictures
 
 MODEL = VQConfig(
     codebook_size=32, encoder_ch_mult=(1, 2), decoder_ch_mult=(1, 2), z_channels=16, ch=16, num_res_blocks=1,
@@ -134,10 +133,8 @@ KILLS = {"step,8": 5, "save,2": 5, "step,2": None}
 def killed(data: Path, tmp_path_factory) -> dict[str, Path]:
     """Folders of the killed runs."""
     folders = {moment: tmp_path_factory.mktemp("killed") / "run" for moment in KILLS}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_training", str(data), *(f"{m},{out}" for m, out in folders.items())],
-        cwd=ROOT, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+    kills = (f"{moment},{out}" for moment, out in folders.items())
+    done = Command(["-m", "tests.killed_training", str(data), *kills], environment()).end()
     assert done.returncode == 0, done.stderr
     return folders
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,8 @@ from evals.engine import workers
 from evals.engine.job import CHUNK
 from evals.record import read
 from evals.run import main
-from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
+from tests.commands import Command
+from tests.support import TOY, environment, install_plugin, pictures, the_run
 
 # Notes which process decodes, waits until `TOGETHER` of them do, so that no start is missed, then for `PAUSE` seconds.
 NOTING = (
@@ -61,22 +60,14 @@ def arguments(data: Path, out: Path, count: object = 2) -> list[str]:
     ]  # fmt: skip
 
 
-class Command:
+class Run:
     """`python -m evals.run` in a process group of its own. Which processes decoded is seen in `seen`."""
 
     def __init__(self, plugins: Path, seen: Path, given: list[str], together: int, pause: float) -> None:
         seen.mkdir()
         self.seen = seen
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "evals.run", *given],
-            cwd=ROOT,
-            env=environment(plugins) | {"SEEN": str(seen), "TOGETHER": str(together), "PAUSE": str(pause)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
-        )
+        surroundings = {"SEEN": str(seen), "TOGETHER": str(together), "PAUSE": str(pause)}
+        self.process = Command(["-m", "evals.run", *given], environment(plugins) | surroundings)
 
     def decoding(self) -> set[int]:
         """Process numbers of those that have decoded by now."""
@@ -91,18 +82,17 @@ class Command:
         return worker
 
     def end(self) -> tuple[int, str]:
-        _, errors = self.process.communicate(timeout=120)
-        return self.process.returncode, errors
+        done = self.process.end(120)
+        return done.returncode, done.stderr
 
 
 @contextlib.contextmanager
-def command(plugins: Path, seen: Path, given: list[str], together: int = 1, pause: float = 0.0) -> Iterator[Command]:
-    running = Command(plugins, seen, given, together, pause)
+def command(plugins: Path, seen: Path, given: list[str], together: int = 1, pause: float = 0.0) -> Iterator[Run]:
+    running = Run(plugins, seen, given, together, pause)
     try:
         yield running
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.process.pid, signal.SIGKILL)
+        running.process.kill_group()
 
 
 def gone(number: int) -> bool:
@@ -195,7 +185,7 @@ def test_ctrl_c_ends_all(plugins: Path, data: Path, tmp_path: Path, whole_group:
 def test_a_worker_whose_starter_is_killed_ends_by_itself(plugins: Path, data: Path, tmp_path: Path):
     with command(plugins, tmp_path / "seen", arguments(data, tmp_path / "out"), together=2, pause=0.3) as both:
         worker = both.wait_for_both()
-        both.process.send_signal(signal.SIGKILL)
+        os.kill(both.process.pid, signal.SIGKILL)
         assert gone(worker)
 
 

@@ -20,7 +20,7 @@ from evals.engine.environment import precision
 from evals.engine.isolation import isolated
 from evals.engine.job import Chunk, Job
 from evals.engine.load import load_ahead
-from evals.engine.models import ModelRun
+from evals.engine.models import ModelRun, stop
 from evals.engine.store import StoreError
 from evals.metrics.base import ImageMetric
 from evals.metrics.plan import MetricPlan
@@ -87,8 +87,7 @@ def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
         try:
             _run_group(job, group, progress, f"{attempt}/{number}")
         finally:
-            for run in group:
-                run.stop()
+            stop(group)
 
 
 def begun(attempt: int, rank: int) -> str:

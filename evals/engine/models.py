@@ -107,7 +107,7 @@ class ModelRun:
         said = str(error) if known else f"{type(error).__name__}: {error}"
         self.error = " ".join([said, *getattr(error, "__notes__", ())])
         self.trace = "" if status == "missing" else "".join(traceback.format_exception(error))
-        self.stop()
+        stop([self])
 
     def identify(self) -> None:
         """Find (and perhaps download) the checkpoints; a row whose weights are missing has status "missing"."""
@@ -152,15 +152,6 @@ class ModelRun:
                     hold_in_bf16(self.model)
         return self.model
 
-    def stop(self) -> None:
-        """Free the model, or what a failed constructor left of one, and what it holds on the device."""
-        if not self._building_began:
-            return
-        self.model = None
-        gc.collect()
-        if self.conditions.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def call(
         self,
         step: str,
@@ -203,3 +194,17 @@ class ModelRun:
 
         found, timed = batcher.run(len(positions), one)
         return Called([part for part in found if part is not None], refused, timed)
+
+
+def stop(runs: Sequence[ModelRun]) -> None:
+    """Free their models, or what failed constructors left of them, and what they hold on the device.
+
+    One collection serves all of them: it looks at every object of the process, which takes longer than a chunk.
+    """
+    begun = [run for run in runs if run._building_began]
+    for run in begun:
+        run.model = None
+    if begun:
+        gc.collect()
+    if any(run.conditions.device.type == "cuda" for run in begun):
+        torch.cuda.empty_cache()
