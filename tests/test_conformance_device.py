@@ -24,12 +24,13 @@ from evals.metrics import conformance as metrics
 from lactok import registry
 from lactok.conformance import CaseFolder, CheckLine, compare_floats, compare_ids
 from lactok.feature_extractors import inception
+from lactok.generators import conformance as gpt
 from lactok.models.quantizer import VectorQuantizer
 from lactok.seeded import Manifest
 from lactok.tokenizers import conformance as lactok
 
 GOLDEN = Path(__file__).parent / "golden"
-RUNNERS = (flextok, llamagen, seedtok, titok, metrics, lactok)
+RUNNERS = (flextok, llamagen, seedtok, titok, metrics, lactok, gpt)
 real_inception = inception.build
 FAKE_CUDA = torch.device("cuda")
 

@@ -2,7 +2,8 @@
 
 Each part is fed what is stored, so that one that differs does not spoil the next. Noise predictions come from the
 network with merged adapters, those without from peft's un-merged one. The manifest of the full checkpoint in the folder
-above loads strictly on the meta device, one line more. Cases of the released GPT are the generator's.
+above loads strictly on the meta device, one line more. Cases of the release's GPT go to
+lactok/generators/conformance.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lactok.conformance import (
     failure,
     recorded,
 )
+from lactok.generators.conformance import run as run_gpt
 from lactok.models.autoencoder import AutoencoderConfig
 from lactok.models.lactok import LacTok, LacTokConfig, build_lactok
 from lactok.models.lactok_state_dict import PEFT, LacTokStateDict
@@ -150,8 +152,11 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
     """Every stored output of a `lactok` case, one line each. Raises CaseError for a case that is incomplete."""
     if case.path.suffix == ".jsonl":
         raise CaseError(f"{case.path}: lactok has no .jsonl cases")
+    if "n_layer" in case.config:
+        yield from run_gpt(case)
+        return
     if "unet" not in case.config:
-        raise UnhandledCase("not covered: it has no decoder; the released GPT's cases are the generator's")
+        raise UnhandledCase("not covered: it has neither the decoder nor the GPT of the release")
     checks = _Checks(case)
     for name in case.names:
         if name in _INPUTS or name.endswith("_gap"):
