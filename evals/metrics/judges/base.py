@@ -176,7 +176,7 @@ class _Taps:
     weights: Tensor | None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _taps(length: int, new_length: int, first: int, count: int, device: torch.device) -> _Taps:
     """For outputs `first` to `first + count` of a resize to `new_length` (Pillow, Resample.c: precompute_coeffs, then
     normalize_coeffs_8bpc, in their order of operations)."""

@@ -324,7 +324,8 @@ class Mps(Judge):
         """network: from `build`, on its device; tokenizer: from `tokenizer`.
 
         above: the similarity that a token must exceed. of_batch: relative to the largest of all prompts of a batch, as
-        the model's own forward has it (with FORWARD_KEPT_ABOVE); values then depend on the batch, so no metric has it.
+        the model's own forward has it (with FORWARD_KEPT_ABOVE); values then depend on the batch, and are NaN for a
+        prompt that keeps no token, so no metric has it.
         """
         self.network = network.half() if self.half else network
         self.tokenizer, self.above, self.of_batch = tokenizer, above, of_batch
