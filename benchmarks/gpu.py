@@ -62,6 +62,7 @@ PARTS = (
     Part("correctness", 20, "correctness", "golden cases in fp32 without TF32, tests marked gpu"),
     Part("coding", 42, "coding", "LacTok-H and -T, then FlexTok, TiTok, LlamaGen, SeedTok: eager, compiled, kernels"),
     Part("metrics", 7, "metric_rates", "images/s of each metric at 1024 px, their share of a LacTok-H decode"),
+    Part("judges", 5, "judge_rates", "images/s of ImageReward, MPS and HPSv2 on images of 1024 px and their prompts"),
     Part("table1", 13, "table1", "suite=table1 on 32 images of 1024 px, by its parts"),
     Part(
         "training",

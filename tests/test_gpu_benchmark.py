@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_parts import coding, correctness, metric_rates
+from benchmarks.gpu_parts import coding, correctness, judge_rates, metric_rates
 from benchmarks.gpu_session import Job, Record, RunRecord, Session, TimeIsUp, time_box
 from benchmarks.measuring import Settings
 from tests.support import ROOT
@@ -85,6 +85,8 @@ def test_all_of_it_in_miniature(tmp_path: Path):
     assert [row["place"] for row in kernels] == list(range(1, coding.KERNELS + 1))
     assert 0 < sum(row["share"] for row in kernels) <= 1 + 1e-9
     assert [row["metric"] for row in found["metrics"] if row["kind"] == "MetricRate"] == list(metric_rates.PROBES)
+    assert [row["judge"] for row in found["judges"]] == list(judge_rates.JUDGES)
+    assert [row["dtype"] for row in found["judges"]] == ["float32", "float32", "float32", "float16"]
     of_all = next(row for row in found["metrics"] if row["kind"] == "MetricsShare")
     assert of_all["metrics"] == ["psnr", "ssim", "lpips-alex", "inception", "colour"]
     assert of_all["share"] == pytest.approx(of_all["seconds"] / of_all["decode_seconds"])

@@ -1,4 +1,4 @@
-"""Part 5: suite=table1 end to end on synthetic images, and where the time of each tokenizer's run goes."""
+"""Part 6: suite=table1 end to end on synthetic images, and where the time of each tokenizer's run goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part 6: optimizer steps of LacTok's stages at paper scale."""
+"""Part 7: optimizer steps of LacTok's stages at paper scale."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from evals.config import ConfigError, as_list
 from evals.tasks.protocol import Conventions
 from lactok import registry
-from lactok.weights import WeightsError, identity_of
+from lactok.weights import WeightsError, identity_of, locate_all
 
 if TYPE_CHECKING:
     from evals.metrics.base import Column, ImageMetric, Metric, SetMetric, TokenMetric
@@ -115,7 +115,9 @@ def metric_class(name: str) -> type[Metric]:
 
 
 def identity(cls: type[Metric], protocol: Conventions) -> dict[str, Any]:
-    """What determines a metric's values: its weights and code too. Raises lactok.weights.WeightsError."""
+    """What determines a metric's values: its weights and code too. Raises lactok.weights.WeightsError, one
+    MissingWeights for all files that are missing."""
+    locate_all(cls.weights())
     return {
         "name": cls.name,
         "version": cls.version,
