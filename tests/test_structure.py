@@ -29,6 +29,7 @@ ALLOWED = {
         "lactok.feature_extractors",
         "lactok.conformance",
         "lactok.seeded",
+        "lactok.state_dict",
         "lactok.data.scene_check",
     ),
 }

@@ -6,15 +6,26 @@ Every expected field of a `.jsonl` case gives a line over all its rows; a differ
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import torch
 
 from evals.metrics.judges.geneval.logic import Detected, Options, colour_questions, judge, keep
 from evals.metrics.judges.geneval.summary import summarise
-from lactok.conformance import CaseError, CaseFolder, CheckLine, UnhandledCase
+from lactok.conformance import (
+    CaseError,
+    CaseFolder,
+    CheckLine,
+    UnhandledCase,
+    compare_floats,
+    compare_ids,
+    failure,
+    recorded,
+)
 
 _SHOWN = 5
 _LOGIC_FIELDS = ("kept", "color_calls", "correct", "reason")
@@ -33,8 +44,10 @@ def run(case: CaseFolder) -> Iterator[CheckLine]:
             yield from _summary_lines(case, rows)
         else:
             raise UnhandledCase("its rows state nothing to be checked")
+    elif case.path.suffix == ".safetensors":
+        yield from _crop_lines(case)
     else:
-        raise CaseError(f"{case.path}: no check knows a case of this form")
+        yield from _detector_lines(case)
 
 
 # --- Decision logic --------------------------------------------------------------------------------------------------
@@ -72,7 +85,8 @@ def _options(given: dict[str, Any]) -> Options:
     known = {field.name: field.type for field in fields(Options)}
     if strange := sorted(set(given) - set(known)):
         raise CaseError(f"options {', '.join(strange)}: expected {', '.join(known)}")
-    return Options(**{name: (int if known[name] == "int" else float)(value) for name, value in given.items()})
+    values: dict[str, Any] = {name: int(v) if known[name] == "int" else float(v) for name, v in given.items()}
+    return Options(**values)
 
 
 def _tied(name: str, found: Any, row: dict[str, Any]) -> bool:
@@ -152,3 +166,112 @@ def _printed(
         of_task = [row["correct"] for row in rows if row["tag"] == task]
         lines.append(f"{task:<16} = {share:.2%} ({sum(of_task)} / {len(of_task)})")
     return "\n".join([*lines, "", f"Overall score (avg. over tasks): {overall:.5f}", ""])
+
+
+# --- Crops -----------------------------------------------------------------------------------------------------------
+
+
+def _crop_lines(case: CaseFolder) -> Iterator[CheckLine]:
+    from evals.metrics.judges.geneval.crops import crop
+
+    entries: Any = case.config
+    claimed = {"in.image"}
+    image = case["in.image"].cpu()
+    for entry in entries:
+        number = entry["case"]
+        options = dict(entry.get("options", {}))
+        background, cropped = options.pop("bgcolor", None), options.pop("crop", "1")
+        if options:
+            raise CaseError(f"case {number}: options {', '.join(options)}: expected bgcolor, crop")
+        mask = case[f"in.mask_{number}"].cpu() if entry["mask"] else None
+        found = crop(
+            case.get(f"in.image_{number}", image).cpu().permute(2, 0, 1),
+            case[f"in.box_{number}"].tolist()[:4],
+            None if mask is None else mask > 0,
+            **({} if background is None else {"background": None if background == "original" else background}),
+            to_box=str(cropped) == "1",
+        )
+        claimed |= {f"in.image_{number}", f"in.mask_{number}", f"in.box_{number}", f"out.crop_{number}"}
+        yield compare_ids(f"out.crop_{number}", torch.from_numpy(np.array(found)), case[f"out.crop_{number}"])
+    yield from _unclaimed(case, claimed)
+
+
+# --- Detector --------------------------------------------------------------------------------------------------------
+
+CLASS_ATOL = 1e-5
+"""Of class logits, absolute: under seeded weights the queries differ by no more than some thousandths."""
+MASK_ATOL = 2e-4
+"""Of mask logits, whose standard deviation is about 4."""
+_KNOWN = {"weights_seed", "batch_input_shape", "img_shape", "ori_shape", "mask_bits", "test_cfg"}
+
+
+def _detector_lines(case: CaseFolder) -> Iterator[CheckLine]:
+    from evals.metrics.judges.geneval.detector import Detector
+    from evals.metrics.judges.geneval.detector_weights import build
+
+    if strange := sorted(set(case.config) - _KNOWN):
+        raise CaseError(f"{case.path / 'config.json'} has {', '.join(strange)}: expected {', '.join(sorted(_KNOWN))}")
+    claimed = {name for name in case.names if name.startswith("post.")}
+    if "in.pixel_values" in case:
+        network = build(case.seeded_weights(), case.device)
+        with recorded({"backbone": network.model.pixel_level_module.encoder}) as seen:
+            class_logits, mask_logits = Detector(network).logits(case["in.pixel_values"])
+        maps = dict(enumerate(seen["backbone"].feature_maps, start=1))
+        found = {"out.class_logits": (class_logits, CLASS_ATOL), "out.mask_logits": (mask_logits, MASK_ATOL)}
+        claimed.add("in.pixel_values")
+        for name in case.names:
+            if name in found:
+                got, atol = found[name]
+                yield compare_floats(name, got, case[name], 0.0, atol)
+            elif (match := re.fullmatch(r"mid\.backbone_stage(\d)", name)) and int(match[1]) in maps:
+                want = case[name]
+                yield compare_floats(name, maps[int(match[1])][:, : want.shape[1]], want)
+            else:
+                continue
+            claimed.add(name)
+    if "post.in.class_logits" in case:
+        yield from _instance_lines(case)
+    yield from _unclaimed(case, claimed)
+
+
+def _instance_lines(case: CaseFolder) -> Iterator[CheckLine]:
+    """Post-processing of given logits. Equal scores, as those of empty masks, may stand in any order."""
+    from evals.metrics.judges.geneval.instances import MAX_INSTANCES, instances
+
+    settings = dict(case.config.get("test_cfg", {}))
+    most = settings.pop("max_per_image", MAX_INSTANCES)
+    if settings:
+        raise CaseError(f"test_cfg has {', '.join(settings)}: expected max_per_image")
+    padded, inside, original = (
+        (int(size[0]), int(size[1]))
+        for size in (case.setting("batch_input_shape"), case.setting("img_shape"), case.setting("ori_shape"))
+    )
+    found = instances(case["post.in.class_logits"], case["post.in.mask_logits_quarter"], padded, inside, original, most)
+    bits = np.packbits(found.masks.cpu().numpy().reshape(len(found.masks), -1), axis=1)
+    scores = case["post.out.scores_sorted"]
+    yield compare_floats("post.out.scores_sorted", found.scores, scores, 0.0, CLASS_ATOL)
+    if found.scores.shape != scores.shape:
+        return
+    # Ids and masks need agree where a score is its own alone.
+    values = scores.cpu().double()
+    steps = (values[1:] - values[:-1]).abs()
+    far = torch.full((1,), torch.inf, dtype=torch.float64)
+    gap = torch.minimum(torch.cat([far, steps]), torch.cat([steps, far]))
+    gap[values == 0] = 0
+    yield compare_ids("post.out.labels_sorted", found.labels, case["post.out.labels_sorted"], gap, GAP)
+    boxes = case["post.out.bboxes_sorted"]
+    yield compare_ids("post.out.bboxes_sorted", found.boxes, boxes, gap[:, None].expand(boxes.shape), GAP)
+    packed = case["post.out.masks_sorted_packbits"]
+    yield compare_ids(
+        "post.out.masks_sorted_packbits", torch.from_numpy(bits), packed, gap[:, None].expand(packed.shape), GAP
+    )
+
+
+GAP = 1e-6
+"""Instances whose scores are this near may stand in any order."""
+
+
+def _unclaimed(case: CaseFolder, claimed: set[str]) -> Iterator[CheckLine]:
+    for name in case.names:
+        if name not in claimed:
+            yield failure(name, CaseError("stored, but no check knows what it is"))
