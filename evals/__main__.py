@@ -18,7 +18,10 @@ COMMANDS = {
     "compare": ("evals.cli.compare", "paired tests between two tokenizers of one run or of two: compare RUN_A RUN_B"),
     "report": ("evals.cli.report", "a table of the paper from the newest runs that fit each other: report table1"),
     "lint-paper": ("evals.cli.lint_paper", "where the paper disagrees with itself or its release, computed anew"),
-    "judges": ("evals.cli.judges", "the checkpoint of MPS made safe to read: judges convert-mps FILE"),
+    "judges": (
+        "evals.cli.judges",
+        "a judge and people: judges agreement FOLDER; MPS made safe: judges convert-mps FILE",
+    ),
     "conformance": ("evals.cli.conformance", "run ports on golden cases: conformance FOLDER..."),
 }
 

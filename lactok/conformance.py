@@ -2,7 +2,8 @@
 
 A port registers a runner `run(case: CaseFolder) -> Iterator[CheckLine]` under the entry-point group
 `lactok.conformance`, by the name of its model's folder. A case is a folder (`config.json`, `case.safetensors`, and a
-`manifest.json` here or in the folder above) or a `.jsonl` file next to such folders. Nothing in a case is ever run.
+`manifest.json` here or in the folder above), a `.jsonl` file next to such folders, or a `NAME.safetensors` there with
+its `NAME.json`. Nothing in a case is ever run.
 
 A runner works on `case.device`: the case's tensors and seeded weights lie there, and what a runner makes anew it puts
 there. Comparisons are made on the CPU.
@@ -58,7 +59,7 @@ Runner = Callable[["CaseFolder"], Iterator[CheckLine]]
 
 
 class CaseFolder:
-    """One golden case: `path` is its folder, or a `.jsonl` file. Files are read when they are first asked for.
+    """One golden case: `path` is its folder, or a file (`.jsonl`, `.safetensors`). Files are read when first asked for.
 
     device: where its tensors are given, and where the port runs.
     """
@@ -82,8 +83,20 @@ class CaseFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`. Raises CaseError when there is none."""
-        return _read_json(self.path / "config.json")
+        """The content of `config.json`, or of a `.safetensors` file's own. Raises CaseError when there is none."""
+        return _read_json(self._config_file)
+
+    @property
+    def _config_file(self) -> Path:
+        return self.path.with_suffix(".json") if self._is_file else self.path / "config.json"
+
+    @property
+    def _tensor_file(self) -> Path:
+        return self.path if self._is_file else self.path / "case.safetensors"
+
+    @property
+    def _is_file(self) -> bool:
+        return self.path.suffix == ".safetensors"
 
     def has_manifest(self, filename: str = "manifest.json") -> bool:
         """Whether `manifest` finds a file of that name."""
@@ -111,14 +124,14 @@ class CaseFolder:
     def setting(self, key: str) -> Any:
         """A value of `config.json` that the case can't do without. Raises CaseError when it is not there."""
         if key not in self.config:
-            raise CaseError(f"{self.path / 'config.json'} has no {key!r}; it has {', '.join(self.config)}")
+            raise CaseError(f"{self._config_file} has no {key!r}; it has {', '.join(self.config)}")
         return self.config[key]
 
     @cached_property
     def _file(self) -> Any:
         from safetensors import SafetensorError, safe_open
 
-        file = self.path / "case.safetensors"
+        file = self._tensor_file
         try:
             return safe_open(file, framework="pt")
         except (OSError, SafetensorError) as error:
@@ -135,7 +148,7 @@ class CaseFolder:
     def __getitem__(self, name: str) -> Tensor:
         """A stored tensor, on the case's device. Raises CaseError when there is none of that name."""
         if name not in self:
-            raise CaseError(f"{self.path / 'case.safetensors'} has no tensor {name!r}; it has {', '.join(self.names)}")
+            raise CaseError(f"{self._tensor_file} has no tensor {name!r}; it has {', '.join(self.names)}")
         return self._file.get_tensor(name).to(self.device)
 
     @overload

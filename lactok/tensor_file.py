@@ -1,8 +1,8 @@
 """Tensors in files that others wrote: safetensors, pickles without running their code, and folders of shards.
 
 A pickle is read by torch's restricted unpickler. Where that refuses a settings object that trainers save with the
-tensors (numpy scalars, OmegaConf, argparse.Namespace...), the file is read again with inert stand-ins in the place of
-those classes, none of which is imported, and its tensors alone are kept.
+tensors (numpy scalars, OmegaConf, mmcv's settings, argparse.Namespace...), the file is read again with inert stand-ins
+in the place of those classes, none of which is imported, and its tensors alone are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _INDEX = re.compile(r".+\.index(?:\.\w+)?\.json")
 """Name of the file that lists the shards of a checkpoint, of a variant too (transformers, diffusers)."""
 
 _HARMLESS = re.compile(
-    r"(?:numpy|omegaconf|easydict|yacs|ml_collections|pathlib|typing|enum|datetime)(?:\..+)?"
+    r"(?:numpy|omegaconf|easydict|yacs|ml_collections|addict|mmcv|mmengine|pathlib|typing|enum|datetime)(?:\..+)?"
     r"|argparse\.Namespace|types\.SimpleNamespace|collections\.defaultdict|_codecs\.encode|copyreg\._reconstructor"
     r"|(?:__builtin__|builtins)\.(?:dict|list|tuple|set|frozenset|int|float|complex|str|bytes|bool|object|unicode|long)"
 )

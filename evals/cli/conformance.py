@@ -1,6 +1,7 @@
 """`python -m evals conformance FOLDER... [device=cuda]`: run golden cases through the ports and say what agrees.
 
-A folder is one case's, a model's (every case in it, `.jsonl` files too), or one that holds several models' folders.
+A folder is one case's, a model's (every case in it, `.jsonl` files and pairs of NAME.safetensors and NAME.json too), or
+one that holds several models' folders.
 The port is the one registered under the name of the model's folder. `device=` is cpu, cuda or cuda:N, by default the
 CPU; arithmetic is float32 without TF32 on every one.
 """
@@ -29,7 +30,7 @@ DEVICE = "device="
 
 @dataclass(frozen=True)
 class Target:
-    """One case to run. path: its folder or `.jsonl` file; model: name of its model's folder, hence of the port.
+    """One case to run. path: its folder or file; model: name of its model's folder, hence of the port.
 
     named: whether the user named its model or the case itself, rather than a folder of several models.
     alone: whether the user named the case itself.
@@ -55,9 +56,14 @@ def is_case(path: Path) -> bool:
     return (path / "config.json").is_file() and not any(path.glob(f"*/{CASE_FILE}"))
 
 
+def is_case_file(path: Path) -> bool:
+    """Whether a file is a case by itself: a `.jsonl` file, or a `.safetensors` file with a `.json` of its name."""
+    return path.suffix == ".jsonl" or (path.suffix == ".safetensors" and path.with_suffix(".json").is_file())
+
+
 def cases_of(model_folder: Path) -> list[Path]:
-    """The cases of a model's folder, sorted by name: folders, and `.jsonl` files."""
-    return sorted(p for p in model_folder.iterdir() if (p.is_dir() and is_case(p)) or p.suffix == ".jsonl")
+    """The cases of a model's folder, sorted by name: folders and files."""
+    return sorted(p for p in model_folder.iterdir() if (is_case(p) if p.is_dir() else is_case_file(p)))
 
 
 def targets(folder: Path) -> list[Target]:
@@ -133,8 +139,8 @@ def main(argv: list[str]) -> int:
     folders = parser.parse_args([text for text in argv if text not in named]).folders
     device = _device([text.removeprefix(DEVICE) for text in named], parser)
     for folder in folders:
-        if not folder.is_dir() and not (folder.is_file() and folder.suffix == ".jsonl"):
-            parser.error(f"{folder} is neither a folder nor a .jsonl case")
+        if not folder.is_dir() and not (folder.is_file() and is_case_file(folder)):
+            parser.error(f"{folder} is neither a folder nor a .jsonl case, nor a .safetensors case with its .json")
 
     counts: Counter[str] = Counter()
 

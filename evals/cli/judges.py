@@ -1,7 +1,7 @@
-"""`python -m evals judges convert-mps FILE`: the released checkpoint of MPS as a file that can be read without trust.
+"""`python -m evals judges`: what concerns judges apart from a run.
 
-FILE is `MPS_overall_checkpoint.pth`, a network that was pickled whole. Nothing in it is run: its tensors alone are
-read, compared with the network's names and shapes, and saved as safetensors where `metrics=[mps]` looks for them.
+agreement FOLDER    how a judge's verdicts agree with people's
+convert-mps FILE    the released checkpoint of MPS as a file that can be read without trust
 """
 
 from __future__ import annotations
@@ -10,22 +10,57 @@ import argparse
 import sys
 from pathlib import Path
 
+from evals.cli.agreement import DESCRIPTION, METADATA
+
+CONVERT = """\
+FILE is MPS_overall_checkpoint.pth, a network that was pickled whole. Nothing in it is run: its tensors alone are read,
+compared with the network's names and shapes, and saved as safetensors where metrics=[mps] looks for them. Exit status:
+0 converted, 1 it can't be.
+"""
+
 
 def main(argv: list[str]) -> int:
-    """The command. Returns 0 when the file was converted, 1 when it can't be."""
-    parser = argparse.ArgumentParser(prog="python -m evals judges", description=__doc__)
+    """The command's exit status: see the texts of its two parts."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m evals judges", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
-    converting = commands.add_parser("convert-mps", help="save the tensors of the released MPS as safetensors")
+    agreement = commands.add_parser("agreement", help="with people", description=DESCRIPTION, formatter_class=raw)
+    agreement.add_argument("folder", type=Path, metavar="FOLDER", help=f"holds annotations_MODEL.csv and {METADATA}")
+    agreement.add_argument(
+        "--detections",
+        action="append",
+        default=[],
+        metavar="MODEL=FILE",
+        help="stored detections or results of a model",
+    )
+    converting = commands.add_parser("convert-mps", help="to safetensors", description=CONVERT, formatter_class=raw)
     converting.add_argument("file", metavar="FILE", type=Path, help="the released checkpoint")
     converting.add_argument("--out", metavar="FILE", type=Path, help="where to save [where metrics=[mps] looks]")
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as done:
+        return int(done.code or 0)
+    return _agreement(args.folder, args.detections) if args.command == "agreement" else _convert(args.file, args.out)
 
+
+def _agreement(folder: Path, detections: list[str]) -> int:
+    from evals.cli.agreement import report
+    from evals.metrics.judges.geneval.agreement import AnnotationError
+
+    try:
+        return report(folder, detections)
+    except (AnnotationError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _convert(file: Path, out: Path | None) -> int:
     from evals.metrics.judges.mps import convert
     from lactok.files import WriteError
     from lactok.weights import WeightsError
 
     try:
-        print(convert(args.file, args.out))
+        print(convert(file, out))
     except (WeightsError, WriteError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

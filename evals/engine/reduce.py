@@ -217,7 +217,7 @@ def image_cells(
         intervals = bootstrap(resampled, list(summary), clusters)
         for name, value in summary.items():
             low, high = intervals[name]
-            cells[name] = Value(float(value), low, high, count=len(chosen))
+            cells[name] = Value(None if np.isnan(value) else float(value), low, high, count=len(chosen))
     if note:
         cells = {name: dataclasses.replace(cell, note=note) for name, cell in cells.items()}
     return cells

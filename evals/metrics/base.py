@@ -107,7 +107,8 @@ class ImageMetric(Metric):
         """The figures of the columns whose `mean` is False; their intervals resample clusters through this function.
 
         values: what `score` gave, name to float64 (S, N), S seed indices of N items. Columns with `mean` are averaged
-        by the engine: over seed indices, then over the items whose value is finite.
+        by the engine: over seed indices, then over the items whose value is finite. NaN stands for a figure that these
+        items do not define (a task without a prompt): its cell is empty. All names are given for every choice of items.
         """
         return {}
 

@@ -1,0 +1,84 @@
+"""What GenEval's metrics share: how an item says what it asks for, the columns, and the summary by task."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evals.metrics.base import Column, ImageMetric
+from evals.metrics.judges.geneval.logic import TASKS
+from evals.metrics.judges.geneval.summary import summarise
+from lactok.interface import Item
+
+
+def metadata_of(item: Item) -> dict[str, Any]:
+    """GenEval's metadata of a prompt, from its tags: tag, include, exclude (dataset=prompts with a .jsonl file).
+
+    Raises ValueError naming what is missing or of another form.
+    """
+    tags = item.tags
+    clauses = [*_listed(tags.get("include")), *_listed(tags.get("exclude", []))]
+    good = isinstance(tags.get("tag"), str) and "include" in tags and all(map(_is_clause, clauses))
+    if not good:
+        raise ValueError(
+            f"prompt {item.id} has no GenEval metadata (its tags: {', '.join(tags) or 'none'}): expected tag, include "
+            "and exclude as in evaluation_metadata.jsonl; give that file, or one of its form, by dataset.root="
+        )
+    return dict(tags)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
+
+
+def _is_clause(clause: Any) -> bool:
+    """Whether a clause has a class and a count, and a position, if any, of the form [relation, number of a clause]."""
+    if not isinstance(clause, dict) or not isinstance(clause.get("class"), str):
+        return False
+    position = clause.get("position", ["", 0])
+    return isinstance(clause.get("count"), int) and isinstance(position, list) and len(position) == 2
+
+
+def columns(prefix: str, what: str) -> tuple[Column, ...]:
+    """Score, share of correct images, and a column a task. prefix: their first word; what: said in the legend."""
+    return (
+        Column(prefix, "higher", note=f"{what}: plain mean of the shares of correct images of the tasks", mean=False),
+        Column(f"{prefix}-images", "higher", note="share of correct images of all tasks", shown=False),
+        *(
+            Column(f"{prefix}-{task}", "higher", note="share of correct images of this task", mean=False, shown=False)
+            for task in TASKS
+        ),
+    )
+
+
+class GenEvalScore(ImageMetric):
+    """Each image is correct (1) or not (0); GenEval's summary is made of these. A subclass judges.
+
+    prefix: of the names of the columns; the per-image value is `PREFIX-images`.
+    """
+
+    needs_reference = False
+    prefix: ClassVar[str]
+
+    @abstractmethod
+    def correct(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[bool]:
+        """Whether each image is what its metadata ask for. images: uint8 (B, 3, H, W), of any size."""
+
+    def embed(self, images: Tensor, items: Sequence[Item]) -> Tensor:
+        """The verdicts, float64 (B,). Raises ValueError for items without metadata."""
+        return torch.tensor(self.correct(images, [metadata_of(item) for item in items]), dtype=torch.float64)
+
+    def score(self, reference: Any, embedding: Tensor, items: Sequence[Item]) -> dict[str, Tensor]:
+        """1 for a correct image, else 0: float64 (B,)."""
+        return {f"{self.prefix}-images": embedding}
+
+    @classmethod
+    def summarise(cls, values: Mapping[str, np.ndarray], items: Sequence[Item]) -> dict[str, float]:
+        """The score, and the share of each of the six tasks; NaN for a task without a prompt."""
+        found = summarise([item.tags["tag"] for item in items], values[f"{cls.prefix}-images"])
+        return {cls.prefix: found.overall} | {f"{cls.prefix}-{task}": found.tasks.get(task, np.nan) for task in TASKS}
