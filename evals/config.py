@@ -86,6 +86,11 @@ class RunConfig:
         """The name of the suite's task."""
         return suites()[self.suite].task
 
+    @property
+    def default_metrics(self) -> str:
+        """Which of the metrics that are measured by default (evals/metrics/plan.py): by features, or of generation."""
+        return "generation" if self.task == "generation" else self.features
+
     def make_protocol(self) -> Conventions:
         """The task's frozen protocol; raises ConfigError for an unknown field or a value out of range."""
         kind: type[Conventions] = GenerationProtocol if self.task == "generation" else ReconstructionProtocol
@@ -137,6 +142,8 @@ CHOICES = {
     "launcher": ("here", "slurm"),
 }
 POSITIVE = ("limit", "seeds", "batch_size", "resident", "round_trips")
+# What stands for a dot within a part of a key, where Hydra would see several parts.
+DOT = "$"
 # Former names of keys, which commands may still have.
 FORMER = {"save_pictures": "save_images"}
 
@@ -226,6 +233,7 @@ def _compose(overrides: list[str]) -> RunConfig:
         config = cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), composed)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(overrides, error)) from error
+    config.options = {name.replace(DOT, "."): values for name, values in config.options.items()}
     changed = sorted(
         o.lstrip("+").removeprefix("protocol.") for o in overrides if o.lstrip("+").startswith("protocol.")
     )
@@ -237,10 +245,22 @@ def _compose(overrides: list[str]) -> RunConfig:
 
 def _renamed(override: str) -> str:
     """The override under the key that the configuration has."""
-    key, equals, value = override.partition("=")
+    key, equals, value = _with_dots_masked(override).partition("=")
     if key == "dataset":  # a name; the group of a dataset's settings has the same name
         return f"dataset.name={value}"
     return FORMER.get(key, key) + equals + value
+
+
+def _with_dots_masked(override: str) -> str:
+    """The override with a model's name as one part of its key: `options.sd1.5.steps` to `options.sd1$5.steps`."""
+    prefix, options, rest = override.partition("options.")
+    if not options or prefix.strip("+~"):
+        return override
+    names = [name for group in ("tokenizers", "generators", "calibration") for name in entries(group)]
+    for name in names:
+        if "." in name and rest.startswith((f"{name}.", f"{name}=")):
+            return f"{prefix}{options}{name.replace('.', DOT)}{rest[len(name) :]}"
+    return override
 
 
 def _of_the_suite(given: dict[str, str]) -> list[str]:
@@ -320,7 +340,8 @@ def _explain(overrides: list[str], error: Exception) -> str:
         if "=" not in override:
             return f"{override!r} is not of the form key=value; `python -m evals.run --help` lists the keys"
         if not _parses(override):
-            return f"the value of {key} has characters that need quotes; write {quoted(key, value)}"
+            shown = key.replace(DOT, ".")
+            return f"the value of {shown} has characters that need quotes; write {quoted(shown, value)}"
         base = key.lstrip("+~")
         if base.split(".")[0] not in RunConfig.__dataclass_fields__:
             return unknown("key", base, list(RunConfig.__dataclass_fields__)) + "; see `python -m evals.run --help`"

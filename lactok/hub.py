@@ -71,6 +71,13 @@ def cache_folder() -> str:
     return constants.HF_HUB_CACHE
 
 
+def page(repo: str) -> str:
+    """The address of a repository's page."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repo}"
+
+
 def download_command(repo: str, filenames: list[str], revision: str | None) -> str:
     """The shell command that gets these files into the hub's cache."""
     pinned = ["--revision", revision] if revision else []
@@ -133,33 +140,33 @@ def one_line(error: object) -> str:
 
 def explained(error: Exception, repo: str, filename: str, revision: str | None) -> str:
     """What went wrong with a file of a hub repository and what to do, then all that the hub said."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    page = f"{constants.ENDPOINT}/{repo}"
+    at = page(repo)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         meaning = (
-            f"{repo} is gated: accept its terms at {page} with your account, then `hf auth login` here with a token of "
+            f"{repo} is gated: accept its terms at {at} with your account, then `hf auth login` here with a token of "
             "that account"
         )
     elif isinstance(error, errors.DisabledRepoError):
-        meaning = f"{repo} is disabled by the hub: see {page}, and look for a mirror"
+        meaning = f"{repo} is disabled by the hub: see {at}, and look for a mirror"
     elif isinstance(error, errors.RepositoryNotFoundError):
         meaning = (
             f"the hub shows no repository {repo}: it is removed, renamed or private (the hub says 401 for all of them "
-            f"to whoever is not logged in); see {page}, `hf auth login` if it is private, else name a mirror's copy"
+            f"to whoever is not logged in); see {at}, `hf auth login` if it is private, else name a mirror's copy"
         )
     elif isinstance(error, errors.RevisionNotFoundError):
-        meaning = f"{repo} has no revision {revision}: its history was rewritten; see {page}/commits/main"
+        meaning = f"{repo} has no revision {revision}: its history was rewritten; see {at}/commits/main"
     elif isinstance(error, errors.RemoteEntryNotFoundError):
         meaning = (
             f"{repo} has no file {filename}{f' at revision {revision}' if revision else ''}: it was renamed or moved; "
-            f"see {page}/tree/{revision or 'main'}"
+            f"see {at}/tree/{revision or 'main'}"
         )
     elif status == 401:
         meaning = "the hub refuses the token of this machine: `hf auth login` anew, or `hf auth logout`"
     elif status == 403:
-        meaning = f"this machine's token may not read {repo}: accept the terms at {page}, or `hf auth login` with one"
+        meaning = f"this machine's token may not read {repo}: accept the terms at {at}, or `hf auth login` with one"
     elif isinstance(error, errors.LocalEntryNotFoundError):
         cause = f": {one_line(error.__cause__)}" if error.__cause__ else ""
         meaning = f"no network, or the hub does not answer{cause}"

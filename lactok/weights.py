@@ -198,7 +198,7 @@ def told(missing: Sequence[MissingFile]) -> list[str]:
         reasons = "; ".join(dict.fromkeys(one.reason for one in group))
         lines.append(
             f"{len(group)} files of hub repository {source.repo} are not here: looked in {hub.cache_folder()}; no "
-            f"download ({reasons}). Get them on a machine with network by "
+            f"download ({reasons}). {_terms(source)}Get them on a machine with network by "
             f"`{hub.download_command(source.repo, names, source.revision)}` and set HF_HUB_CACHE to that cache, or "
             f"{source.otherwise}"
         )
@@ -261,10 +261,20 @@ def _locate_hub(source: HubWeights, download: bool) -> Path:
             reason = str(error)
     raise MissingWeights(
         f"{source.filename} of hub repository {source.repo} is not here: looked in {hub.cache_folder()}; "
-        f"no download ({reason}). Get it on a machine with network by "
+        f"no download ({reason}). {_terms(source)}Get it on a machine with network by "
         f"`{hub.download_command(source.repo, [source.filename], source.revision)}` and set HF_HUB_CACHE to that "
         f"cache, or {source.otherwise}",
         reason,
+    )
+
+
+def _terms(source: HubWeights) -> str:
+    """What must be done before the hub gives a gated file, a sentence; "" where nothing must."""
+    if not source.terms:
+        return ""
+    return (
+        f"The repository is gated: accept {source.terms} at {hub.page(source.repo)} with your account, then `hf auth "
+        "login` with a token of that account. "
     )
 
 

@@ -23,6 +23,7 @@ class HubWeights:
     revision: the commit that is used; None where no commit could be pinned yet (then the default branch).
     sha256: of the file, 64 hex digits; None where it is not known yet (then what was loaded is recorded, not checked).
     otherwise: what a user without network can name instead; for one file of a folder, the folder.
+    terms: the licence that the hub wants accepted before it gives the file; "" where the repository is open.
     """
 
     repo: str
@@ -30,11 +31,19 @@ class HubWeights:
     revision: str | None = None
     sha256: str | None = None
     otherwise: str = "name a local file by options.NAME.weights=PATH"
+    terms: str = ""
+
+    @property
+    def repository(self) -> str:
+        """The repository with its revision, for people."""
+        return f"{self.repo}{self._at}"
+
+    @property
+    def _at(self) -> str:
+        return f"@{self.revision[:12]}" if self.revision else " (revision not pinned)"
 
     def __str__(self) -> str:
-        return f"{self.repo}/{self.filename}" + (
-            f"@{self.revision[:12]}" if self.revision else " (revision not pinned)"
-        )
+        return f"{self.repo}/{self.filename}{self._at}"
 
 
 @dataclass(frozen=True)

@@ -73,3 +73,21 @@ def test_a_path_with_special_characters_is_taken_or_answered_with_quoting_that_w
 def test_bad_overrides_say_what_is_expected(override: str, message: str):
     with pytest.raises(ConfigError, match=message):
         compose_config([override]).make_protocol()
+
+
+@pytest.mark.parametrize("form", ["options.sd1.5.steps=3", "++options.sd1.5.steps=3", "options.sd1.5={steps: 3}"])
+def test_a_models_name_with_a_dot_is_one_part_of_a_key(form: str):
+    assert compose_config([form, "options.flux.1-dev.size=256"]).options == {
+        "sd1.5": {"steps": 3},
+        "flux.1-dev": {"size": 256},
+    }
+    with pytest.raises(ConfigError, match=r"write \"options\.sd1\.5\.weights='/a b=c'\""):
+        compose_config(["options.sd1.5.weights=/a b=c"])
+
+
+def test_generation_has_its_protocol_and_no_metrics_of_references_by_default():
+    config = compose_config(["suite=generate", "dataset.root=/prompts.txt"])
+    assert (config.scale, config.weights, config.dataset.name) == ("paper", "paper", "prompts")
+    assert config.protocol["name"] == "as-generated"
+    assert config.default_metrics == "generation"
+    assert compose_config(["suite=generate", "scale=mini"]).dataset.name == "prompts"

@@ -1,0 +1,1 @@
+"""Text-to-image generators that LacTok is compared with."""

@@ -99,7 +99,21 @@ def _here(sources: Any) -> tuple[str, str, list[str]]:
         except WeightsError as error:
             missing.append(str(error))
     missing += told(lacking)
-    return "\n".join(map(str, sources)) or "nothing", "no" if missing else "yes", missing
+    return "\n".join(_named(sources)) or "nothing", "no" if missing else "yes", missing
+
+
+def _named(sources: Any) -> list[str]:
+    """A line a source, and one for several files of a hub repository's revision."""
+    from lactok.weights import HubWeights
+
+    lines: dict[object, list[Any]] = {}
+    for source in sources:
+        lines.setdefault((source.repo, source.revision) if isinstance(source, HubWeights) else source, []).append(
+            source
+        )
+    return [
+        str(found[0]) if len(found) == 1 else f"{len(found)} files of {found[0].repository}" for found in lines.values()
+    ]
 
 
 def _show_missing(missing: list[str]) -> None:

@@ -85,7 +85,7 @@ def _of_row(row: Row, download: bool) -> list[MissingFile]:
 
 def _of_metrics(config: RunConfig) -> list[str]:
     lines: dict[str, str] = {}
-    for name, cls in metric_classes(config.metrics, config.features).items():
+    for name, cls in metric_classes(config.metrics, config.default_metrics).items():
         for line in told(_missing(cls.weights(), download=False)):
             lines.setdefault(line, name)
     return [f"metric {name}: {line}" for line, name in lines.items()]

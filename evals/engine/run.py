@@ -165,7 +165,7 @@ def _plan(config: RunConfig, ranks: Ranks) -> Job:
         task=task,
         dataset=dataset,
         runs=[ModelRun(row, conditions, batch_size) for row in rows],
-        metrics=plan(config.metrics, config.features, task),
+        metrics=plan(config.metrics, config.default_metrics, task),
         cache=cache,
         device=device,
         batch_size=batch_size,

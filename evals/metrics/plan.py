@@ -16,8 +16,9 @@ from lactok.weights import WeightsError, identity_of, locate_all
 if TYPE_CHECKING:
     from evals.metrics.base import Column, ImageMetric, Metric, SetMetric, TokenMetric
 
-# What a table holds by default, by the `features` setting.
-DEFAULTS = {
+# What a table holds by default, by `RunConfig.default_metrics`. Images of prompts have no reference to compare with.
+DEFAULTS: dict[str, tuple[str, ...]] = {
+    "generation": (),
     "effnet": ("psnr", "ssim", "lpips-alex", "fd-effnet", "colour", "codes"),
     "inception": ("psnr", "ssim", "lpips-alex", "rfid", "kid", "colour", "codes"),
 }

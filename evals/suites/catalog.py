@@ -49,6 +49,12 @@ BUILT_IN: dict[str, Suite] = {
     suite.name: suite
     for suite in (
         Suite("recon", "reconstruction: every image through every tokenizer and back, scored against itself"),
+        Suite(
+            "generate",
+            "generation: an image of every prompt by every generator, kept and shown; metrics=[NAME,...] scores them",
+            task="generation",
+            settings={"dataset": "prompts", "scale": "paper"},
+        ),
         Suite("ablation", "from LlamaGen's decoder to LacTok's, step by step", (*STEPS, "lactok-t")),
         Suite("tokens", "LacTok at three numbers of ids", ("lactok-h", "lactok-t"), sized=("lactok-h", "lactok-t")),
         Suite(

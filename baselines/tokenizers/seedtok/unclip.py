@@ -6,8 +6,7 @@ which the stock one does with those that it draws itself, as here.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lactok.models.pipeline_folder import STEMS, load_network, load_scheduler
 from lactok.tokenizers.memory import MemoryOptions, place, save_in_decoding
-from lactok.weights import CheckpointMismatch, WeightsError, saved_files
+from lactok.weights import WeightsError, saved_files
 
 NETWORK_FILES = (
     "unet/config.json",
@@ -40,13 +40,8 @@ TOKENIZER_FILES = (
 )
 """The published tokenizer; newer transformers write it as other files."""
 
-_STEMS = {"text_encoder": "model"} | dict.fromkeys(("unet", "vae", "image_normalizer"), "diffusion_pytorch_model")
-"""By network, how `save_pretrained` names its tensors."""
-
-_RECOMPUTED = "text_model.embeddings.position_ids"
-"""A buffer that older files hold, which follows from the configuration."""
-
-_SHOWN = 5  # names of each kind in an error
+_LIBRARIES = {"text_encoder": "transformers"} | dict.fromkeys(("unet", "vae", "image_normalizer"), "diffusers")
+"""By network, whose class it is."""
 
 
 @dataclass(frozen=True)
@@ -159,17 +154,17 @@ def load(folder: Path) -> UnCLIP:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     try:
-        text_encoder = _network(CLIPTextModel, folder / "text_encoder")
+        text_encoder = load_network(CLIPTextModel, folder / "text_encoder")
         pipeline = StableUnCLIPImg2ImgPipeline(
             feature_extractor=None,
             image_encoder=text_encoder,  # the pipeline reads its dtype, no more, where an embedding is handed in
-            image_normalizer=_network(StableUnCLIPImageNormalizer, folder / "image_normalizer"),
-            image_noising_scheduler=_scheduler(folder / "image_noising_scheduler"),
+            image_normalizer=load_network(StableUnCLIPImageNormalizer, folder / "image_normalizer"),
+            image_noising_scheduler=load_scheduler(folder / "image_noising_scheduler"),
             tokenizer=CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True),
             text_encoder=text_encoder,
-            unet=_network(UNet2DConditionModel, folder / "unet"),
-            scheduler=_scheduler(folder / "scheduler"),
-            vae=_network(AutoencoderKL, folder / "vae"),
+            unet=load_network(UNet2DConditionModel, folder / "unet"),
+            scheduler=load_scheduler(folder / "scheduler"),
+            vae=load_network(AutoencoderKL, folder / "vae"),
         )
     except (ValueError, OSError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
@@ -181,55 +176,11 @@ def local_files(folder: Path) -> list[Path]:
     """The files of a local folder of the pipeline that are read, those that lack included; the networks in any form
     that `save_pretrained` writes (safetensors or .bin, a variant, shards), the tokenizer in any."""
     configs = [folder / file for file in NETWORK_FILES if file.endswith(".json")]
-    tensors = [path for network, stem in _STEMS.items() for path in saved_files(folder / network, stem)]
+    tensors = [
+        path for network, library in _LIBRARIES.items() for path in saved_files(folder / network, STEMS[library])
+    ]
     tokenizer = sorted(path for path in (folder / "tokenizer").glob("*") if path.is_file())
     return [*configs, *tensors, *tokenizer]
-
-
-def _scheduler(folder: Path) -> Any:
-    """The scheduler that a folder's configuration names, any of diffusers'."""
-    import diffusers
-
-    name = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8")).get("_class_name")
-    cls = getattr(diffusers, str(name), None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
-        raise WeightsError(f"{folder}: _class_name is {name!r}, expected one of diffusers' schedulers")
-    scheduler: Any = cls
-    return scheduler.from_pretrained(folder, local_files_only=True)
-
-
-def _network(cls: Any, folder: Path) -> nn.Module:
-    """A network with all its tensors from `folder`, float32. Raises CheckpointMismatch naming those that do not fit."""
-    dtype = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
-    first, *_ = saved_files(folder, _STEMS[folder.name])
-    variant = first.name.removeprefix(f"{_STEMS[folder.name]}.").replace(".index", "").removesuffix(".json")
-    variant = variant.replace("safetensors", "").replace("bin", "").strip(".")
-    network, info = cls.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=".bin" not in first.name,
-        variant=variant or None,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that all are listed, below
-        **{dtype: torch.float32},
-    )
-    _refuse(folder, info)
-    return network.eval().requires_grad_(False)
-
-
-def _refuse(folder: Path, info: Mapping[str, Sequence[Any]]) -> None:
-    kinds = {
-        "missing": sorted(info["missing_keys"]),
-        "unexpected": sorted(set(info["unexpected_keys"]) - {_RECOMPUTED}),
-        "of another shape": [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in info["mismatched_keys"]],
-    }
-    parts = [
-        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-        for kind, names in kinds.items()
-        if names
-    ]
-    if parts:
-        raise CheckpointMismatch(f"{folder}: the tensors are not those of its config.json: {'; '.join(parts)}")
 
 
 def class_labels(mean: Tensor, std: Tensor, embeds: Tensor, noise: Tensor, noise_level: int) -> Tensor:
