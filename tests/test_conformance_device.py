@@ -21,6 +21,7 @@ from baselines.tokenizers.seedtok import conformance as seedtok
 from baselines.tokenizers.titok import conformance as titok
 from evals.cli.conformance import main, targets
 from evals.metrics import conformance as metrics
+from evals.metrics.judges.geneval import conformance as geneval
 from lactok import registry
 from lactok.conformance import CaseFolder, CheckLine, compare_floats, compare_ids
 from lactok.feature_extractors import inception
@@ -30,7 +31,7 @@ from lactok.seeded import Manifest
 from lactok.tokenizers import conformance as lactok
 
 GOLDEN = Path(__file__).parent / "golden"
-RUNNERS = (flextok, llamagen, seedtok, titok, metrics, lactok, gpt)
+RUNNERS = (flextok, llamagen, seedtok, titok, metrics, geneval, lactok, gpt)
 real_inception = inception.build
 FAKE_CUDA = torch.device("cuda")
 

@@ -59,7 +59,7 @@ def test_a_changed_logic_case_fails_by_its_id(tmp_path: Path, capsys, field: str
 
 def test_a_changed_summary_fails(tmp_path: Path, capsys):
     folder = tmp_path / "geneval"
-    shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("detector", "crops*"))
+    shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("tiny", "crops*"))
     expected = json.loads((folder / "summary_expected.json").read_text())
     (folder / "summary_expected.json").write_text(json.dumps(expected | {"overall": expected["overall"] + 1e-6}))
     assert main([str(folder / "summary_rows.jsonl")]) == 1

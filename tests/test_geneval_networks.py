@@ -69,7 +69,7 @@ def classifier() -> ColourClassifier:
 
 
 def test_the_golden_detector_case(capsys):
-    assert main([str(GOLDEN / "detector")]) == 0
+    assert main([str(GOLDEN / "tiny")]) == 0
     assert "2 checked: 2 passed, 0 failed" in capsys.readouterr().out
 
 
@@ -79,7 +79,7 @@ def test_the_golden_crops(capsys):
 
 
 def test_the_official_names_and_shapes_are_taken_strictly():
-    manifest = CaseFolder(GOLDEN / "detector").manifest()
+    manifest = CaseFolder(GOLDEN / "tiny").manifest()
     taken = DetectorStateDict().published_shapes(skeleton())
     left_out = {name for name in manifest if name.endswith(".relative_position_index")}
     assert len(manifest) == 649
@@ -225,6 +225,35 @@ def test_colour_logits_by_their_definition(classifier: ColourClassifier):
         assert classifier.logits(["cat"], [picture])[0, place].item() == pytest.approx(100 * cosine.item(), abs=1e-4)
 
 
+def test_openais_archive_is_read(tmp_path: Path, classifier: ColourClassifier):
+    """A TorchScript archive with numbers beside the weights."""
+
+    class Archive(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, module in classifier.clip.named_children():
+                self.add_module(name, module)
+            for name, value in classifier.clip.named_parameters(recurse=False):
+                self.register_parameter(name, value)
+            self.register_buffer("input_resolution", torch.tensor(32))
+            self.register_buffer("vocab_size", torch.tensor(49408))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.visual(x)
+
+    path = tmp_path / "clip.pt"
+    torch.jit.trace(Archive(), torch.zeros(1, 3, 32, 32)).save(str(path))
+    found = colours.read_openai(path)
+    want = classifier.clip.state_dict()
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[name], want[name]) for name in want)
+    path.write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="no TorchScript archive"):
+        colours.read_openai(path)
+    with pytest.raises(WeightsError, match=r"not a checkpoint of CLIP ViT-L-14-quickgelu: .*Missing key"):
+        colours.build({name: want[name] for name in list(want)[1:]}, **SMALL_CLIP)
+
+
 def test_no_question_has_no_answer(classifier: ColourClassifier):
     assert classifier.answer([], []) == []
 
@@ -301,7 +330,7 @@ def test_what_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
     said = str(error.value)
     assert "743b7d99.pth" in said
     assert "curl -L" in said
-    assert "timm/vit_large_patch14_clip_224.openai" in said
+    assert "ViT-L-14.pt" in said
 
 
 def test_a_missing_package_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch):

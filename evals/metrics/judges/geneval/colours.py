@@ -7,6 +7,7 @@ version 3, whatever its tag, and GenEval ran a version in which the tag `openai`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,26 +16,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evals.metrics.judges.geneval.logic import COLOURS
-from lactok.state_dict import errors_name, find_state_dict
-from lactok.weights import (
-    DistributionWeights,
-    HubWeights,
-    MissingWeights,
-    WeightsError,
-    load_state_dict,
-    locate,
-)
+from lactok.state_dict import errors_name
+from lactok.weights import DistributionWeights, MissingWeights, UrlWeights, WeightsError, locate
 
 if TYPE_CHECKING:
     from open_clip import CLIP
 
 MODEL = "ViT-L-14-quickgelu"
-SOURCE = HubWeights(
-    "timm/vit_large_patch14_clip_224.openai",
-    "open_clip_model.safetensors",
-    otherwise="place it in that cache yourself",
+SOURCE = UrlWeights(
+    "https://openaipublic.azureedge.net/clip/models/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/"
+    "ViT-L-14.pt",
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
 )
-"""Where open_clip 3.3 has the tag `openai` of MODEL. Neither a revision nor a sha256 is known."""
+"""OpenAI's file, which GenEval's version of open_clip downloads; the address holds its sha256. open_clip 3 takes the
+tag from the hub instead (timm/vit_large_patch14_clip_224.openai), in a file whose sha256 is not known here."""
+
+_SIZES = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's file has beside the weights."""
 
 INSTALL = "'lactok[judges]'"
 VOCABULARY = DistributionWeights(
@@ -122,4 +120,16 @@ def load(device: torch.device | str = "cpu") -> CLIP:
     locate(VOCABULARY)
     path = locate(SOURCE)
     with errors_name(path):
-        return build(find_state_dict(load_state_dict(path)), device)
+        return build(read_openai(path), device)
+
+
+def read_openai(path: Path) -> dict[str, Tensor]:
+    """The weights in OpenAI's file, a TorchScript archive; only for a file that was verified, since it holds code.
+
+    Raises WeightsError for another form.
+    """
+    try:
+        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    except RuntimeError as error:
+        raise WeightsError(f"it is no TorchScript archive: {' '.join(str(error).split())}") from error
+    return {name: tensor for name, tensor in state.items() if name not in _SIZES}
