@@ -201,7 +201,7 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
         preset_options: by preset ("mini", "paper"), option values that take the place of the declared defaults.
         version: raise it when the plugin's results change for the same weights; stored results are then recomputed.
         path_options: the options that name local copies of checkpoints; the files' sha256 determine results, not these.
-        scale: "mini", "paper" or "any": under which `weights=` preset "all" takes it.
+        scale: "mini", "paper" or "any": under which `weights=` preset "all" takes it; "none": under neither.
         ablation: whether it is a step on the way to another row, which "all" leaves out.
         calibration: None for a model under test; a calibration row has its place in a table: negative before the
             models, positive after them.

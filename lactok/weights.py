@@ -30,6 +30,7 @@ from lactok.tensor_file import UnreadableFile, not_a_checkpoint, read_tensors, s
 from lactok.weights_sources import DistributionWeights as DistributionWeights
 from lactok.weights_sources import FileSource as FileSource
 from lactok.weights_sources import HubWeights as HubWeights
+from lactok.weights_sources import LocalFiles as LocalFiles
 from lactok.weights_sources import LocalWeights as LocalWeights
 from lactok.weights_sources import NetworkFile as NetworkFile
 from lactok.weights_sources import NetworkWeights as NetworkWeights
@@ -95,12 +96,15 @@ def saved_files(folder: Path, stem: str) -> list[Path]:
 
 
 def locate(source: WeightsSource, download: bool = True) -> Path:
-    """The verified file of `source`. Downloads (resumably, from the hub) when it is not here and `download` is set.
+    """The verified file of `source`, of LocalFiles their folder. Downloads (resumably, from the hub) when it is not
+    here and `download` is set.
 
     Raises MissingWeights when it is not available, WeightsError when its sha256 is another.
     """
     if isinstance(source, NetworkWeights):
         return _choose(source, download)[1]
+    if isinstance(source, LocalFiles):
+        return _locate_files(source)
     if isinstance(source, HubWeights):
         path = _locate_hub(source, download)
     elif isinstance(source, UrlWeights):
@@ -128,10 +132,15 @@ def load_tensors(source: WeightsSource) -> dict[str, Any]:
 
 def identity_of(source: WeightsSource) -> str:
     """The sha256 that stands for a checkpoint in the keys of stored results: its file's; of a NetworkWeights, that of
-    its tensors (`hash_tensors`), so that results are shared whichever file they come from and no others are.
+    its tensors (`hash_tensors`), so that results are shared whichever file they come from and no others are; of
+    LocalFiles, that of their names and contents.
 
     Computed once a process for a file that stays the same. Raises as `locate`.
     """
+    if isinstance(source, LocalFiles):
+        folder = locate(source)
+        lines = [f"{sha256_of(Path(file))} {os.path.relpath(file, folder)}\n" for file in source.files]
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     if not isinstance(source, NetworkWeights):
         return sha256_of(locate(source))
     file, path = _choose(source, download=True)
@@ -143,7 +152,7 @@ def locate_all(sources: Sequence[WeightsSource]) -> list[Path]:
 
     Raises one MissingWeights that names every file that is not available, and how to get it.
     """
-    no_network = LocalWeights | DistributionWeights | UnpublishedWeights
+    no_network = LocalWeights | LocalFiles | DistributionWeights | UnpublishedWeights
     local = [source for source in sources if isinstance(source, no_network)]
     if missing_weights(local, download=False):
         missing = missing_files(sources, download=False)
@@ -318,6 +327,15 @@ def _locate_local(source: LocalWeights) -> Path:
     if not path.is_file():
         raise MissingWeights(f"{source}: no file at {path.absolute()}; {source.otherwise}")
     return path
+
+
+def _locate_files(source: LocalFiles) -> Path:
+    absent = [file for file in source.files if not Path(file).is_file()]
+    if absent or not source.files:
+        listed = "".join(f"\n  {file}" for file in absent)
+        count = f"{len(absent):,} of {len(source.files):,} files are missing" if absent else "none is named"
+        raise MissingWeights(f"{source.what}: {count}; {source.otherwise}{listed}")
+    return Path(source.folder)
 
 
 def _locate_in_distribution(source: DistributionWeights) -> Path:

@@ -1,8 +1,8 @@
 """Where a checkpoint comes from, and what ties that to the file that was meant.
 
 A file of a hub repository at a pinned revision, a file at a URL, a local path (which includes files inside an installed
-package), a file of an installed distribution that is never imported, several files that hold the same network, and
-none at all, for what was never published.
+package), a file of an installed distribution that is never imported, several files that hold the same network, many
+files that count as one, and none at all, for what was never published.
 """
 
 from __future__ import annotations
@@ -78,6 +78,24 @@ class LocalWeights:
 
 
 @dataclass(frozen=True)
+class LocalFiles:
+    """Many files on disk that count as one, such as recorded images; their identity is that of names and contents.
+
+    folder: what their names are relative to; files: their paths, () where none is named. what: they, for people.
+    otherwise: what to do where any is missing.
+    """
+
+    what: str
+    folder: str
+    files: tuple[str, ...]
+    otherwise: str
+    sha256: None = None
+
+    def __str__(self) -> str:
+        return self.what
+
+
+@dataclass(frozen=True)
 class UnpublishedWeights:
     """A checkpoint that nobody has published. what: which; instead: how to get one, a sentence's end."""
 
@@ -132,7 +150,7 @@ class NetworkWeights:
 
 
 FileSource = HubWeights | UrlWeights | LocalWeights | DistributionWeights | UnpublishedWeights
-WeightsSource = FileSource | NetworkWeights
+WeightsSource = FileSource | NetworkWeights | LocalFiles
 
 
 def is_pinned(source: WeightsSource) -> bool:
@@ -144,11 +162,13 @@ def is_pinned(source: WeightsSource) -> bool:
 
 def pin_of(source: WeightsSource) -> str:
     """What ties a source to the file that was meant, for people: "sha256", "N digits of sha256", "revision",
-    "your file", or "nothing"; of a NetworkWeights, that of each of its files."""
+    "your file" or "your files", or "nothing"; of a NetworkWeights, that of each of its files."""
     if isinstance(source, NetworkWeights):
         return ", ".join(dict.fromkeys(pin_of(file.source) for file in source.files))
     if source.sha256 is not None:
         return "sha256" if len(source.sha256) == 64 else f"{len(source.sha256)} digits of sha256"
     if isinstance(source, HubWeights) and source.revision is not None:
         return "revision"
+    if isinstance(source, LocalFiles):
+        return "your files"
     return "your file" if isinstance(source, LocalWeights) else "nothing"

@@ -17,7 +17,7 @@ from evals.metrics.plan import metric_class
 from lactok import registry
 from tests.commands import evals
 from tests.metrics_support import scores
-from tests.support import ROOT, environment, install_plugin, pictures, table
+from tests.support import ROOT, environment, install_plugin, pictures, table, the_run
 
 
 def page(name: str) -> str:
@@ -47,6 +47,27 @@ def test_the_tokenizer_of_the_docs_runs_as_written(tmp_path: Path):
     (row,) = [label for label in table(out).index if label.startswith(name)]
     assert "grid=16" in row
     assert table(out).loc[row, "PSNR"] > 18, "a 16x16 grid of colours is recognisable"
+
+
+def test_the_generator_of_the_docs_runs_as_written(tmp_path: Path):
+    text = page("adding-a-generator.md")
+    assert len(snippet(text, "python").splitlines()) < 40
+    plugin, _, name = installed(tmp_path / "plugin", text, "generators")
+    out, prompts = tmp_path / "out", tmp_path / "prompts.txt"
+    prompts.write_text(f"a cat\na dog\n{'long ' * 50}\n")
+    done = evals(
+        "suite=generate", f"generators={name}", f"dataset.root={prompts}", "device=cpu", "seeds=2",
+        "options.clouds.size=96", f"out={out}", plugins=(plugin,),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = table(out).index
+    assert row == "clouds[size=96]"
+    report = (the_run(out) / "report.md").read_text()
+    assert "longer than 200 characters" in report
+    assert "detail=8" in report
+    assert (the_run(out) / "contact.png").is_file()
+    listed = evals("list", "generators", plugins=(plugin,), module="evals")
+    assert re.search(rf"{name} +any", listed.stdout)
 
 
 def test_the_metric_of_the_docs_is_gmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ import pytest
 from evals.config import ConfigError, compose_config
 from evals.engine.rows import Row, Wanted, identify, resolve_rows
 from lactok import registry
-from lactok.interface import Recorded, Tokenizer
+from lactok.interface import Generator, Recorded, Tokenizer
 from lactok.registry import hashed_files
 from tests.support import TOY, install_plugin
 
@@ -256,3 +256,11 @@ def test_an_installed_plugin_is_hashed_with_what_its_package_inherits(tmp_path: 
         for name in ("oneplugin.end", "oneplugin.base", "oneplugin", "otherlib"):
             sys.modules.pop(name, None)
     assert found == {"end.py", "base.py", "interface.py"}
+
+
+def test_all_generators_are_those_of_the_preset_but_for_the_one_that_needs_a_folder():
+    paper = resolve_rows(Wanted("generators", "all", "paper", True, {}, (Generator, Recorded)))
+    assert {"sd1.5", "sdxl", "sd3", "flux.1-dev"} <= {row.name for row in paper}
+    assert "folder" not in {row.name for row in paper}
+    with pytest.raises(ConfigError, match=r"none of them is for weights=mini; choose weights=paper, .*sd1\.5"):
+        resolve_rows(Wanted("generators", "all", "mini", True, {}, (Generator, Recorded)))

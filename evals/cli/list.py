@@ -55,6 +55,7 @@ def _show(table: Any) -> None:
 
 def _models(group: str) -> int:
     """The models of a group of plugins: "tokenizers", "generators" or "calibration"."""
+    from evals.engine.rows import named
     from lactok import registry
 
     key = "tokenizers" if group == "calibration" else group
@@ -66,7 +67,7 @@ def _models(group: str) -> int:
             cls = registry.load(group, name)
             sources = cls.weights(cls.Options())
             needs, here, reasons = _here(sources)
-            missing += reasons
+            missing += [named(reason, name) for reason in reasons]
             licences = f"{cls.code_licence} / {cls.weights_licence}"
             names = "\n".join([name, *(f"also {alias}" for alias in registry.aliases_of(group, name))])
             table.add_row(names, cls.scale, entry.distribution, licences, needs, _pinned(sources), here)

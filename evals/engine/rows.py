@@ -56,7 +56,7 @@ def resolve_rows(wanted: Wanted) -> list[Row]:
     """The rows of a run, in the table's order.
 
     Raises ConfigError for an unknown name (with the nearest), an option that the plugin does not declare, or a named
-    model that the task can't run.
+    model that the task can't run, or where there is no row.
     """
     models, others = list(registry.entries(wanted.group)), list(registry.entries("calibration"))
     known, preset = [*models, *others], wanted.preset
@@ -76,6 +76,12 @@ def resolve_rows(wanted: Wanted) -> list[Row]:
             kinds = " or ".join(kind.__name__ for kind in wanted.takes)
             raise ConfigError(f"{name} is no {kinds}, which this suite runs: it is a {cls.__mro__[1].__name__}")
     rows = {name: found for name, found in loaded.items() if name in named or _belongs(found[0], wanted)}
+    if not rows:
+        other = "paper" if preset == "mini" else "mini"
+        raise ConfigError(
+            f"{wanted.group}=all: none of them is for weights={preset}; choose weights={other}, or name one of "
+            + (", ".join(models) or "none that is registered")
+        )
     unused = set(given) - set(rows)
     if unused:
         raise ConfigError(

@@ -1,0 +1,1 @@
+"""Images that another system made of the prompts."""
