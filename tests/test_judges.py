@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pandas as pd
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -215,7 +216,21 @@ def test_what_is_no_pickled_network_is_said(tmp_path: Path):
 
 # --- preprocessing ---------------------------------------------------------------------------------------------------
 
-SIZES = [(61, 83), (90, 70), (224, 224), (225, 227), (1, 1), (3, 7), (7, 4), (40, 1000), (512, 512), (777, 500)]
+SIZES = [
+    (61, 83),
+    (90, 70),
+    (224, 224),
+    (225, 227),
+    (1, 1),
+    (3, 7),
+    (7, 4),
+    (40, 1000),
+    (512, 512),
+    (777, 500),
+    (600, 224),
+    (120, 50),
+    (400, 9),
+]
 
 
 def picture(height: int, width: int) -> Image.Image:
@@ -227,6 +242,8 @@ def picture(height: int, width: int) -> Image.Image:
 @pytest.mark.parametrize("side", [48, 224])
 @pytest.mark.parametrize("size", SIZES)
 def test_the_resize_has_pillows_bytes(size: tuple[int, int], side: int):
+    if int(PIL.__version__.partition(".")[0]) < 13 and size[0] > 2 * size[1]:
+        pytest.skip("Pillow before 13 does the rows of tall images first")
     image = picture(*size)
     resize = transforms.Resize(side, transforms.InterpolationMode.BICUBIC)
     want = np.asarray(transforms.CenterCrop(side)(resize(image)))

@@ -2,8 +2,9 @@
 
 A judge reads an image and the prompt in `Item.payload`, and gives one number an image. The published preprocessings
 start from Pillow images; Pillow's bicubic resize of 8-bit images is done here in exact integer arithmetic, so that
-every device gives its very bytes. Rows come first, as in all Pillows before 13; 13 takes columns first where it shrinks
-images taller than about twice their width, which moves some of their bytes by 1.
+every device gives its very bytes. They are those of Pillow 13, which shrinks images along their columns first where
+that is the larger part; Pillows before 13 always took rows first, and give some bytes of images more than about twice
+as high as wide otherwise by 1.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ def shortest_to(images: Tensor, side: int, offset: Callable[[int], int]) -> Tens
     top, left = offset(new_height - side), offset(new_width - side)
     across = _taps(width, new_width, left, side, images.device)
     down = _taps(height, new_height, top, side, images.device)
-    return torch.stack([_resampled(image, across, down) for image in images])
+    rows_first = not 0 < height - new_height > 2 * (width - new_width)  # Pillow 13, Resample.c: horizontal_first
+    return torch.stack([_resampled(image, across, down, rows_first) for image in images])
 
 
 def torchvision_offset(spare: int) -> int:
@@ -207,9 +209,11 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1.0, inner, np.where(x < 2.0, outer, 0.0))
 
 
-def _resampled(image: Tensor, across: _Taps, down: _Taps) -> Tensor:
-    """One image, uint8 (3, H, W): along its rows, rounded to 8 bits, then along its columns, as Pillow does."""
+def _resampled(image: Tensor, across: _Taps, down: _Taps, rows_first: bool) -> Tensor:
+    """One image, uint8 (3, H, W): along its rows and along its columns, rounded to 8 bits after each, as in Pillow."""
     image = image[:, down.start : down.stop, across.start : across.stop]
+    if not rows_first:
+        return _along(_along(image.transpose(1, 2), down).transpose(1, 2), across)
     return _along(_along(image, across).transpose(1, 2), down).transpose(1, 2)
 
 
