@@ -21,6 +21,7 @@ from baselines.tokenizers.seedtok import conformance as seedtok
 from baselines.tokenizers.titok import conformance as titok
 from evals.cli.conformance import main, targets
 from evals.metrics import conformance as metrics
+from evals.metrics.judges import conformance as judges
 from lactok import registry
 from lactok.conformance import CaseFolder, CheckLine, compare_floats, compare_ids
 from lactok.feature_extractors import inception
@@ -29,7 +30,7 @@ from lactok.seeded import Manifest
 from lactok.tokenizers import conformance as lactok
 
 GOLDEN = Path(__file__).parent / "golden"
-RUNNERS = (flextok, llamagen, seedtok, titok, metrics, lactok)
+RUNNERS = (flextok, llamagen, seedtok, titok, metrics, judges, lactok)
 real_inception = inception.build
 FAKE_CUDA = torch.device("cuda")
 
@@ -99,6 +100,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("lactok.models.quantizer.require_finite", lambda vectors, what: None)
     monkeypatch.setattr("baselines.tokenizers.flextok.model.require_finite", lambda vectors, what: None)
     monkeypatch.setattr(VectorQuantizer, "_record", lambda quantizer, ids: 0.0)
+    monkeypatch.setattr("transformers.PreTrainedModel.init_weights", lambda network: None)
     monkeypatch.setattr(seedtok, "load_file", read_whole)
     monkeypatch.setattr(nn.Module, "to", moved)
     return devices
