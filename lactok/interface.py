@@ -89,6 +89,11 @@ class ItemsRefused(Exception):
         super().__init__("; ".join(f"item {place} of the batch: {why}" for place, why in self.reasons.items()))
 
 
+def _sum(a: float | None, b: float | None) -> float | None:
+    """Of what is known; None where nothing is."""
+    return None if a is None and b is None else (a or 0) + (b or 0)
+
+
 @dataclass(frozen=True)
 class TrainingCompute:
     """What a checkpoint's training cost. None where the publisher does not say.
@@ -106,14 +111,23 @@ class TrainingCompute:
     def on_top_of(self, part: TrainingCompute) -> TrainingCompute:
         """This training, with the hours of a frozen part that was trained before it; steps and images stay its own."""
 
-        def both(a: float | None, b: float | None) -> float | None:
-            return None if a is None and b is None else (a or 0) + (b or 0)
-
         return dataclasses.replace(
             self,
             gpu=self.gpu or part.gpu,
-            core_hours=both(self.core_hours, part.core_hours),
-            gpu_hours=both(self.gpu_hours, part.gpu_hours),
+            core_hours=_sum(self.core_hours, part.core_hours),
+            gpu_hours=_sum(self.gpu_hours, part.gpu_hours),
+        )
+
+    def after(self, start: TrainingCompute) -> TrainingCompute:
+        """This training and the one that made the weights that it began with: steps, images, hours and data of both."""
+        whole = self.on_top_of(start)
+        steps, images = _sum(self.steps, start.steps), _sum(self.images, start.images)
+        seen = [part for data in (start.data, self.data) if data for part in data.split("; then ")]
+        return dataclasses.replace(
+            whole,
+            steps=None if steps is None else int(steps),
+            images=None if images is None else int(images),
+            data="; then ".join(dict.fromkeys(seen)) or None,
         )
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ from baselines.tokenizers.seedtok import conformance as seedtok
 from baselines.tokenizers.titok import conformance as titok
 from evals.cli.conformance import main, targets
 from evals.metrics import conformance as metrics
+from evals.metrics.judges import conformance as judges
 from evals.metrics.judges.geneval import conformance as geneval
 from lactok import registry
 from lactok.conformance import CaseFolder, CheckLine, compare_floats, compare_ids
@@ -31,7 +32,7 @@ from lactok.seeded import Manifest
 from lactok.tokenizers import conformance as lactok
 
 GOLDEN = Path(__file__).parent / "golden"
-RUNNERS = (flextok, llamagen, seedtok, titok, metrics, geneval, lactok, gpt)
+RUNNERS = (flextok, llamagen, seedtok, titok, metrics, judges, geneval, lactok, gpt)
 real_inception = inception.build
 FAKE_CUDA = torch.device("cuda")
 
@@ -101,6 +102,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("lactok.models.quantizer.require_finite", lambda vectors, what: None)
     monkeypatch.setattr("baselines.tokenizers.flextok.model.require_finite", lambda vectors, what: None)
     monkeypatch.setattr(VectorQuantizer, "_record", lambda quantizer, ids: 0.0)
+    monkeypatch.setattr("transformers.PreTrainedModel.init_weights", lambda network: None)
     monkeypatch.setattr(seedtok, "load_file", read_whole)
     monkeypatch.setattr(nn.Module, "to", moved)
     return devices

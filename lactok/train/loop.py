@@ -18,6 +18,7 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lactok.checkpoint_file import read_checkpoint
 from lactok.data.batches import (
     CropRange,
     StepBatches,
@@ -446,6 +447,8 @@ class _Run:
         named = f"folder{'s' if len(roots) > 1 else ''} {', '.join(Path(root).name for root in roots)}"
         data = self.config.data.description or f"{len(self.pack)} images of the {named}"
         compute = training_compute(self.progress, self.accelerator, data)
+        if self.config.init:
+            compute = compute.after(read_checkpoint(Path(self.config.init).expanduser())[1].training)
         return Provenance(command_line(self.config), self.recipe.image_size, compute, code_revision())
 
 

@@ -237,7 +237,9 @@ def command_line(config: TrainConfig) -> str:
     """The command that makes the run, as far as it differs from the preset in what a reader needs."""
     accelerator = getattr(config.options, "accelerator", None)
     chosen = [f"recipe={config.recipe}", *([f"accelerator={accelerator}"] if accelerator else [])]
-    return shlex.join(["python", "-m", "lactok.train", *chosen, f"scale={config.scale}", "data.root=DIR"])
+    more = ["init=FILE"] if config.init else []
+    more += [f"minutes={config.minutes:g}"] if config.minutes is not None else []
+    return shlex.join(["python", "-m", "lactok.train", *chosen, f"scale={config.scale}", "data.root=DIR", *more])
 
 
 def training_compute(cost: Cost, accelerator: Accelerator, data: str) -> TrainingCompute:

@@ -36,7 +36,7 @@ from lactok.weights import (
 
 MINI = Miniature(
     "flextok-mini.safetensors",
-    sha256="39c89a84d2521a5bcc7ce62d5f8c9887677b7fcadac972fe79b1d2757a9e1bde",
+    sha256="1272819cc15e5412f4ca6e7f693bc649776c7a753a19ab1f7c70dc64bd994184",
     command="python -m lactok.train recipe=flextok scale=mini data.root=DIR",
 )
 

@@ -32,7 +32,7 @@ from lactok.weights import (
 
 MINI = Miniature(
     "seedtok-mini.safetensors",
-    sha256="3dd3d011f582b5f4ec5342f8efd97fc3cbc9c24d38f6ab9e86ebaf10e9c0da65",
+    sha256="2f2a86ee3096faabb84080d218cae3b214d87feec00fc90351c67a5a3156807e",
     command="python -m lactok.train recipe=seed scale=mini data.root=DIR",
 )
 

@@ -152,10 +152,11 @@ def shortest_to(images: Tensor, side: int, offset: Callable[[int], int]) -> Tens
     sizes = (side, int(side * long / short))
     new_height, new_width = sizes if height <= width else sizes[::-1]
     top, left = offset(new_height - side), offset(new_width - side)
-    across = _taps(width, new_width, left, side, images.device)
-    down = _taps(height, new_height, top, side, images.device)
+    across, down = _taps(width, new_width, left, side), _taps(height, new_height, top, side)
+    x, y = (None if t.weights is None else torch.from_numpy(t.weights).to(images.device) for t in (across, down))
     rows_first = not 0 < height - new_height > 2 * (width - new_width)  # Pillow 13, Resample.c: horizontal_first
-    return torch.stack([_resampled(image, across, down, rows_first) for image in images])
+    read = images[:, :, down.start : down.stop, across.start : across.stop]
+    return torch.stack([_resampled(image, x, y, rows_first) for image in read])
 
 
 def torchvision_offset(spare: int) -> int:
@@ -175,11 +176,11 @@ class _Taps:
 
     start: int
     stop: int
-    weights: Tensor | None
+    weights: np.ndarray | None
 
 
 @lru_cache(maxsize=16)
-def _taps(length: int, new_length: int, first: int, count: int, device: torch.device) -> _Taps:
+def _taps(length: int, new_length: int, first: int, count: int) -> _Taps:
     """For outputs `first` to `first + count` of a resize to `new_length` (Pillow, Resample.c: precompute_coeffs, then
     normalize_coeffs_8bpc, in their order of operations)."""
     if new_length == length:
@@ -199,7 +200,7 @@ def _taps(length: int, new_length: int, first: int, count: int, device: torch.de
     matrix = np.zeros((count, stop - start))
     outputs = np.broadcast_to(np.arange(count)[:, None], inside.shape)
     matrix[outputs[inside], (inputs - start)[inside]] = rounded[inside]
-    return _Taps(start, stop, torch.from_numpy(matrix.T.copy()).to(device))
+    return _Taps(start, stop, np.ascontiguousarray(matrix.T))
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
@@ -209,19 +210,18 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1.0, inner, np.where(x < 2.0, outer, 0.0))
 
 
-def _resampled(image: Tensor, across: _Taps, down: _Taps, rows_first: bool) -> Tensor:
+def _resampled(image: Tensor, across: Tensor | None, down: Tensor | None, rows_first: bool) -> Tensor:
     """One image, uint8 (3, H, W): along its rows and along its columns, rounded to 8 bits after each, as in Pillow."""
-    image = image[:, down.start : down.stop, across.start : across.stop]
     if not rows_first:
         return _along(_along(image.transpose(1, 2), down).transpose(1, 2), across)
     return _along(_along(image, across).transpose(1, 2), down).transpose(1, 2)
 
 
-def _along(image: Tensor, taps: _Taps) -> Tensor:
+def _along(image: Tensor, weights: Tensor | None) -> Tensor:
     """uint8 (3, N, inputs) to (3, N, outputs). Sums stay below 2^31, which float64 holds exactly in any order."""
-    if taps.weights is None:
+    if weights is None:
         return image
-    sums = image.double() @ taps.weights
+    sums = image.double() @ weights
     half = 1 << (_FRACTION_BITS - 1)
     return ((sums + half) / (1 << _FRACTION_BITS)).floor().clamp(0, 255).byte()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,34 +18,28 @@ from torch import Tensor, nn
 from evals.metrics.judges import hpsv2, image_reward, mps
 from evals.metrics.judges.base import normalised, shortest_to, torchvision_offset
 from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
-from lactok.state_dict import StateDictAdapter
+from lactok.state_dict import StateDictAdapter, meta_skeleton
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
 
 
-def _weights(case: CaseFolder, adapter: StateDictAdapter, model: nn.Module) -> dict[str, Tensor]:
-    """The case's weights under the published names. What its manifest lacks, or is to keep its initial value, has the
-    value that `model` was made with."""
+def _weights(case: CaseFolder, adapter: StateDictAdapter, make: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """The case's weights under the published names. What is to keep its initial value has that of `make()`."""
     config = case.config
     state = case.seeded(case.manifest(), config.get("weights_seed", config.get("seed", 0)))
     added, factors = (config.get(key) or {} for key in ("add_after_seeding", "scale_after_seeding"))
-    kept = tuple(config.get("keep_initial_value") or ())
     for name in state:
         state[name] = (state[name] + _longest(added, name, 0.0)) * _longest(factors, name, 1.0)
-    own = {name: value.to(case.device) for name, value in adapter.to_published(model.state_dict()).items()}
-    buffers = {name for name, value in own.items() if name not in state and _is_buffer(name)}
-    return state | {name: own[name] for name in own if name in buffers or (kept and name.endswith(kept))}
+    if kept := tuple(config.get("keep_initial_value") or ()):
+        own = adapter.to_published(make().state_dict())
+        state |= {name: value.to(case.device) for name, value in own.items() if name.endswith(kept)}
+    return state
 
 
 def _longest(values: Mapping[str, float], name: str, otherwise: float) -> float:
     """The value of the longest key that `name` ends with."""
     return values[max(fits, key=len)] if (fits := [key for key in values if name.endswith(key)]) else otherwise
-
-
-def _is_buffer(name: str) -> bool:
-    """Of MPS: zero biases and rotary frequencies, which its cases leave out of seeding."""
-    return name.startswith("cross_model.") and name.endswith((".norm.bias", ".inv_freq"))
 
 
 class _Lines:
@@ -115,7 +109,7 @@ def image_reward_config(config: Mapping[str, Any]) -> image_reward.ImageRewardCo
 def run_imagereward(case: CaseFolder) -> Iterator[CheckLine]:
     """Preprocessing, stages and rewards, also of images and texts moved on by one place."""
     config = image_reward_config(case.config)
-    weights = _weights(case, image_reward.ImageRewardAdapter(), image_reward.ImageRewardNet(config))
+    weights = _weights(case, image_reward.ImageRewardAdapter(), lambda: image_reward.ImageRewardNet(config))
     net = image_reward.build(weights, config).to(case.device)
     judge, lines = image_reward.ImageReward(net, None), _Lines(case)
     pictures = _pictures(case)
@@ -158,7 +152,14 @@ def mps_config(config: Mapping[str, Any]) -> mps.MpsConfig:
 def run_mps(case: CaseFolder) -> Iterator[CheckLine]:
     """Features, similarities and scores of every image with every text; the forward of pairs; the layers alone."""
     config = mps_config(case.config)
-    net = mps.build(_weights(case, mps.MpsAdapter(), mps.MpsNet(config)), config).to(case.device)
+    adapter = mps.MpsAdapter()
+    weights = _weights(case, adapter, lambda: mps.MpsNet(config))
+    for name, shape in adapter.published_shapes(meta_skeleton(mps.MpsNet, config)).items():
+        if name not in weights and name.endswith(".norm.bias"):  # buffers, which seeding may leave out
+            weights[name] = torch.zeros(shape, device=case.device)
+        elif name not in weights and name.endswith(".inv_freq"):
+            weights[name] = mps.rotary_frequencies().to(case.device)
+    net = mps.build(weights, config).to(case.device)
     lines, above = _Lines(case), case.config.get("threshold", mps.KEPT_ABOVE)
     if "in.input_ids" in case:
         yield from lines.floats(_of_whole(case, net, above))
@@ -226,7 +227,8 @@ def hps_config(config: Mapping[str, Any]) -> hpsv2.HpsConfig:
 def run_hpsv2(case: CaseFolder) -> Iterator[CheckLine]:
     """Preprocessing (with and without antialiasing; open_clip's own for comparison), features and cosines."""
     config = hps_config(case.config)
-    net = hpsv2.build(_weights(case, hpsv2.HpsAdapter(), hpsv2.empty(config)), config).to(case.device)
+    weights = _weights(case, hpsv2.HpsAdapter(), lambda: hpsv2.empty(config))
+    net = hpsv2.build(weights, config).to(case.device)
     lines, side = _Lines(case), hpsv2.side_of(net)
     for i, picture in _pictures(case).items():
         yield from lines.floats(

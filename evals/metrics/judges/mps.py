@@ -88,6 +88,11 @@ class MpsConfig:
     )
 
 
+def rotary_frequencies() -> Tensor:
+    """Radians a position, of each pair of a head's dimensions: (HEAD_WIDTH / 2,)."""
+    return 10000.0 ** -(torch.arange(0, HEAD_WIDTH, 2) / HEAD_WIDTH)
+
+
 class ScaleNorm(nn.Module):
     """LayerNorm (eps 1e-5) whose bias is a buffer of zeros."""
 
@@ -151,7 +156,7 @@ class ParallelBlock(nn.Module):
         self.heads = heads
         self.widths = (heads * HEAD_WIDTH, HEAD_WIDTH, HEAD_WIDTH, 2 * FEED_FORWARD * dim)
         self.norm = ScaleNorm(dim)
-        self.register_buffer("inv_freq", 10000.0 ** -(torch.arange(0, HEAD_WIDTH, 2) / HEAD_WIDTH))
+        self.register_buffer("inv_freq", rotary_frequencies())
         self.fused = nn.Linear(dim, sum(self.widths), bias=False)
         self.attn_out = nn.Linear(heads * HEAD_WIDTH, dim, bias=False)
         self.ff_out = nn.Linear(FEED_FORWARD * dim, dim, bias=False)

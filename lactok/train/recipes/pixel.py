@@ -120,6 +120,10 @@ class PixelRecipe(TrainableCopyRecipe[PixelOptions]):
         if options.perceptual:
             self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
 
+    def start_from(self, path: Path) -> None:
+        super().start_from(path)
+        self._before = None  # the file that it begins with counts stage 1 already
+
     def _start_mini(self, base: Base) -> None:
         options = self.options
         copy, made, file = load_trainable_copy(_start_source(options))
