@@ -19,7 +19,8 @@ from evals.engine.rows import Row, check_options
 from lactok.interface import Item, ItemsRefused
 from lactok.registry import entries, load
 from lactok.weights import CheckpointMismatch, HubWeights, LocalWeights, MissingWeights, WeightsError, locate_all
-from tests.support import evals, table, the_run
+from tests.commands import evals
+from tests.support import table, the_run
 from tests.tiny_pipelines import WRITE
 
 CPU = torch.device("cpu")

@@ -27,7 +27,8 @@ from evals.metrics.plan import MetricPlan
 from lactok.data.scenes import Split, scenes
 from lactok.data.scenes.vocabulary import TASKS as SCENE_TASKS
 from lactok.interface import Item
-from tests.support import ROOT, evals, install_plugin, table, the_run
+from tests.commands import evals
+from tests.support import ROOT, install_plugin, table, the_run
 
 GOLDEN = ROOT / "tests" / "golden" / "geneval"
 

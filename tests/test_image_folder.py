@@ -16,7 +16,8 @@ from baselines.generators.recorded.adapter import ImageFolder, ImageFolderOption
 from baselines.generators.recorded.layout import read_layout
 from lactok.interface import Item, ItemsRefused
 from lactok.weights import MissingWeights, WeightsError, identity_of, locate_all
-from tests.support import evals, install_plugin, table, the_run
+from tests.commands import evals
+from tests.support import install_plugin, table, the_run
 from tests.test_generation import NAMES, PAINT
 
 CPU = torch.device("cpu")

@@ -26,8 +26,9 @@ from evals.tasks.protocol import GenerationProtocol
 from lactok.conformance import CaseFolder
 from lactok.state_dict import meta_skeleton
 from lactok.weights import CheckpointMismatch, LocalWeights, MissingWeights, WeightsError
+from tests.commands import evals
 from tests.judge_support import MPS, PROMPTS, clip_tokenizer, items, mps_weights, noise, tiny
-from tests.support import evals, install_plugin
+from tests.support import install_plugin
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNNERS = {"imagereward": (run_imagereward, 7), "mps": (run_mps, 11), "hpsv2": (run_hpsv2, 12)}

@@ -22,7 +22,7 @@ _TRAINING_MASK = "attn_bias_for_masking"
 def level_index(config: TransformerConfig) -> Tensor:
     """The level of each position, int64 (1, positions): 0 for the context, s for the map of scale s."""
     sizes = [config.context_token, *(side**2 for side in config.patch_nums[1:])]
-    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[None]
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes), output_size=sum(sizes))[None]
 
 
 class HartStateDict(StateDictAdapter[HartTransformer]):
@@ -95,7 +95,7 @@ class TokenizerStateDict(StateDictAdapter[HartTokenizer]):
             return super().join(name, shape, published)
         return published[self._fused(match)].chunk(3)["qkv".index(match[2])].reshape(shape).clone()
 
-    def to_published(self, state: MutableMapping[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+    def to_published(self, state: MutableMapping[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]  # a dict, as it is made anew
         """A model's state dict under the published names; queries, keys and values are put together."""
         published: dict[str, Tensor] = {}
         for name, tensor in state.items():
