@@ -109,7 +109,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 BY_VALUES = {"hart", "showo"}
-"""Ports whose samplers and case readers decide by values, which fakes do not have: only a device itself can check them."""
+"""Ports whose samplers decide by values, which fakes do not have: only a device itself can check them."""
 
 
 @pytest.mark.parametrize("name", sorted(set(registry.entries("conformance")) - BY_VALUES))
