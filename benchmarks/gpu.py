@@ -70,6 +70,7 @@ PARTS = (
         "training",
         "optimizer steps: stage 1 at 512 and 1024 px, batch 4; stage 2 (Hyper-SD) at 1024 px",
     ),
+    Part("generation", 12, "generation", "ids/s of GPT-XL against batch size, recorded, compiled, and by a plain loop"),
 )
 
 

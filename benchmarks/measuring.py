@@ -16,6 +16,8 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 MATRIX = {"cuda": 8192, "cpu": 4096}
 """Side of the square matrix product that shares are taken of."""
 QUICK_MATRIX = 512
+COPY, QUICK_COPY = {"cuda": 2**32, "cpu": 2**28}, 2**24
+"""Bytes of the copy that bandwidth is taken of."""
 MOST_CALLS = 50
 """Timed calls, however short."""
 
@@ -67,6 +69,14 @@ def matrix_rate(settings: Settings) -> float:
     """FLOPs/s of the fastest product: what the device gives at best, in practice."""
     side, times = matrix_times(settings)
     return 2 * side**3 / min(times)
+
+
+def copy_rate(settings: Settings) -> tuple[int, float]:
+    """Bytes of a copy on the device itself, and bytes/s of the fastest one: reading and writing both count."""
+    size = QUICK_COPY if settings.quick else COPY[settings.device.type]
+    source, target = (torch.empty(size, dtype=torch.uint8, device=settings.device) for _ in range(2))
+    call_times(lambda: target.copy_(source), settings.device, 0)
+    return size, 2 * size / min(call_times(lambda: target.copy_(source), settings.device, settings.seconds))
 
 
 def machine(settings: Settings, rate: float) -> dict[str, object]:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from benchmarks.gpu_session import Job, Session
-from benchmarks.measuring import call_times, matrix_times
+from benchmarks.measuring import call_times, copy_rate, matrix_times
 from evals.engine.environment import code_revision, describe_device, package_versions
 
 PACKAGES = ("transformers", "accelerate", "peft", "triton", "torchmetrics")
@@ -109,13 +109,10 @@ def rates(session: Session) -> Iterator[MatrixRate]:
 
 
 def bandwidths(session: Session) -> Iterator[Bandwidth]:
-    device, size = session.device, 2**24 if session.quick else 2**32
-    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    call_times(lambda: target.copy_(source), device, 0)
-    times = call_times(lambda: target.copy_(source), device, session.settings.seconds)
-    yield Bandwidth("on the device", size, 2 * size / min(times))
+    device = session.device
+    yield Bandwidth("on the device", *copy_rate(session.settings))
     if device.type == "cuda":
         pinned = torch.empty(2**30, dtype=torch.uint8, pin_memory=True)
-        part = target[: len(pinned)]
+        part = torch.empty_like(pinned, device=device)
         times = call_times(lambda: part.copy_(pinned, non_blocking=True), device, session.settings.seconds)
         yield Bandwidth("from pinned memory", len(pinned), len(pinned) / min(times))

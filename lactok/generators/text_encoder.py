@@ -47,10 +47,8 @@ def text_encoder_sources(folder: str | None = None) -> tuple[HubWeights | LocalW
     if folder is None:
         return tuple(HubWeights(REPOSITORY, name, REVISION, otherwise=_OTHERWISE) for name in FILES)
     path = Path(folder).expanduser()
-    names = [
-        path / name for name in FILES if name.endswith("r.json") or name in ("config.json", "tokenizer_config.json")
-    ]
-    return tuple(LocalWeights(str(file)) for file in [*names, *_tensor_files(path)])
+    others = [path / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")]
+    return tuple(LocalWeights(str(file)) for file in [*others, *_tensor_files(path)])
 
 
 def _tensor_files(folder: Path) -> list[Path]:

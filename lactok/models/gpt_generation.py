@@ -134,9 +134,10 @@ class IdGenerator:
         device, sampling = self._at.device, self.sampling
         index = torch.tensor(rows, device=device)
         condition, seen = gather(self.model, prompts)
-        prefix = self.model.prefix(condition)
+        first = _first_seen(prompts)
+        prefix, seen = self.model.prefix(condition)[:, first:], seen[:, first:]
         if sampling.guided:
-            nothing = self.model.prefix(condition, torch.ones(len(rows), dtype=torch.bool, device=device))
+            nothing = self.model.prefix(condition, torch.ones(len(rows), dtype=torch.bool, device=device))[:, first:]
             prefix = torch.stack([prefix, nothing], 1).flatten(0, 1)
         rows_of = (index[:, None] * self.halves + torch.arange(self.halves, device=device)).flatten()
         logits = prefill(self.model, self.cache, rows_of, prefix, seen.repeat_interleave(self.halves, 0))
@@ -191,6 +192,15 @@ class IdGenerator:
         with torch.cuda.graph(graph):
             self._step(count, length)
         return graph
+
+
+def _first_seen(prompts: Sequence[Prompt]) -> int:
+    """The first position that any of the prompts sees: padding before it reaches no id. The last one always counts."""
+    if any(prompt.seen is None for prompt in prompts):
+        return 0
+    seen = torch.stack([prompt.seen.bool().cpu() for prompt in prompts if prompt.seen is not None]).any(0)
+    seen[-1] = True
+    return int(seen.int().argmax())
 
 
 def gather(model: GPT, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
