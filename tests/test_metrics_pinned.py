@@ -68,8 +68,9 @@ def test_ms_ssim(reference: Tensor, small: Tensor):
 
 
 def test_every_image_metric_without_downloads_is_pinned():
-    """Those whose networks are large downloads have golden cases instead, and judges (tests/test_geneval.py)."""
-    elsewhere = {"inception", "ms-ssim", "geneval", "geneval-small"}
+    """Those whose networks are large downloads have golden cases instead, as judges have (tests/golden)."""
+    elsewhere = {"inception", "ms-ssim", "geneval", "geneval-small", "imagereward", "mps", "mps-fp16"}
+    elsewhere |= {"hpsv2-2.0", "hpsv2-2.1"}
     names = {n for n in registry.entries("metrics") if hasattr(metric_class(n), "score")}
     assert names - elsewhere == set(METRICS)
 
