@@ -185,6 +185,21 @@ def test_parts_at_once_give_the_same_files_and_one_that_fails_leaves_the_others_
         assert tensors_sha256(file) == tensors_sha256(files(stopping.out)[name]), name
 
 
+def test_windows_are_for_three_parts_at_once(data: Path):
+    with pytest.raises(TrainConfigError, match=r"minutes=8 jobs=1: the parts' windows are made for jobs=3"):
+        Chain(["recipe=mini-all", f"data.root='{data}'", "minutes=8"])
+    chain = Chain(["recipe=mini-all", f"data.root='{data}'", "vq.minutes=5"])
+    assert {c.name: c.minutes for c in chain.settings if c.minutes} == {"vq-mini": 5}
+
+
+def test_a_late_part_is_told_of():
+    ldm = next(part for part in PARTS if part.name == "ldm")
+    began = max(part.until for part in PARTS if part.name in ldm.needs)
+    assert Ends(time.time() - 600 * began, None, 10.0).late(ldm) == ""
+    assert "ldm has 1 s left of its window" in Ends(time.time() - 600 * ldm.until, None, 10.0).late(ldm)
+    assert Ends(time.time() - 6000, None, None).late(ldm) == ""
+
+
 def test_each_part_has_its_window_of_the_minutes():
     ends = Ends(began=time.time() - 60, stop_after_minutes=None, all_minutes=10.0)
     vae, last = PARTS[0], PARTS[-1]

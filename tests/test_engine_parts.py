@@ -13,7 +13,7 @@ from evals.config import ConfigError
 from evals.engine import environment
 from evals.engine.batches import Batcher
 from evals.engine.checks import PluginError, check_encoded, check_image_list, check_images, check_info
-from evals.engine.environment import check_precision
+from evals.engine.environment import check_precision, precision
 from evals.engine.job import CHUNK, Artifact, Chunk, Job, chunks_of, item_seed
 from evals.engine.models import Conditions, ModelRun
 from evals.engine.progress import LiveProgress, duration
@@ -58,6 +58,18 @@ def test_a_precision_that_a_cpu_does_not_have_is_refused():
         check_precision("tf32", CPU)
     check_precision("fp32", CPU)
     check_precision("bf16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions", "products"),
+    [("fp32", False, "highest"), ("tf32", True, "high"), ("bf16", True, "highest")],
+)
+def test_what_a_precision_lets_float32_take(name: str, convolutions: bool, products: str):
+    """Under bf16 a convolution in float32 takes TF32, torch's default; the search for the nearest code does not."""
+    before = torch.backends.cudnn.allow_tf32
+    with precision(name, CPU):
+        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (convolutions, products)
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_out_of_memory_at_batch_one_and_other_errors_are_raised():

@@ -46,6 +46,10 @@ def test_a_run_begins_with_the_weights_of_its_start(data: Path, tmp_path: Path):
     before, after = load_file(first.export_path), load_file(second.export_path)
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
     scaling = [read_checkpoint(c.export_path)[1].config["scaling_factor"] for c in (first, second)]
+    training = [read_checkpoint(c.export_path)[1].training for c in (first, second)]
+    assert [t.steps for t in training] == [2, 4], "what made the start counts, too"
+    assert training[1].images == 2 * training[0].images
+    assert training[1].data == training[0].data
     assert scaling[1] == pytest.approx(scaling[0], rel=0.05), "the power of the latents starts as it was measured"
     (other, _), _ = run(tmp_path / "other", root, "seed=1")
     with pytest.raises(RunFolderError, match="inputs"):
@@ -113,6 +117,7 @@ def test_samples_cut_by_processes_train_the_same_network(data: Path, tmp_path: P
             "it scores, and .* not trained on what scores it",
         ),
         (["data.root=a", "options.perceptual_network=vgg"], "expected one of effnet-lite2, lpips-vgg, lpips-alex"),
+        (["data.root=a", "options.perceptual_size=8"], "perceptual_size=8: expected 16 pixels or more"),
         (["data.root=a", "options.perceptual_weights=w"], "effnet-lite2 comes with its own; leave it out"),
     ],
 )

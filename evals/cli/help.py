@@ -61,7 +61,7 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
                           is given                                                                         [auto]
   precision=fp32|tf32|bf16   of the models; metrics are always fp32 or finer; tf32 on GPUs that have it; bf16:
                           weights of linear and convolution layers in bfloat16, VAEs in the dtype of their
-                          publishers' code                                                                 [fp32]
+                          publishers' code (float32 convolutions take TF32)                                [fp32]
   offline=true|false      no request to any network: what is not here is missing; HF_HUB_OFFLINE=1 does
                           the same                                                                        [false]
   batch_size=N            of models and metrics; halved when memory runs out                              [chosen]

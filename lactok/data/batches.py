@@ -199,8 +199,8 @@ class ThreadedBatches(StepBatches):
 
 
 class WorkerBatches(StepBatches):
-    """Makes the batches of the next steps in processes, for a GPU: threads share one interpreter, which on an H200 held
-    three small trainings to 1,400 crops a second."""
+    """Makes the batches of the next steps in processes, for a GPU: threads share one interpreter. With them three small
+    trainings on an H200 with 16 cores had 1,400 crops a second in all."""
 
     AHEAD = 3
     """Steps that each process works ahead."""

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 SHARED_ONLY = (
     *("recipe", "scale", "accelerator", "out", "dry_run", "stop_after_minutes", "data.root", "data.pack"),
-    *("device", "precision", "threads", "minutes", "jobs", "parts"),
+    *("device", "precision", "threads", "jobs", "parts"),
 )
 """Keys that no part has for itself."""
 JOBS, PARTS_KEY = "jobs", "parts"
 """Keys of the chain alone."""
+JOBS_OF_WINDOWS = 3
+"""How many parts `Part.until` takes to be trained at once."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Chain:
         )
         self.folder = Path(whole.out).expanduser() if whole.out else Path("runs") / CHAIN
         self.minutes = whole.minutes
+        if self.minutes is not None and self.jobs != JOBS_OF_WINDOWS:
+            raise TrainConfigError(
+                f"minutes={self.minutes:g} jobs={self.jobs}: the parts' windows are made for jobs={JOBS_OF_WINDOWS}; "
+                "with another number give PART.minutes"
+            )
         for key in ("out", "minutes"):
             self._shared.pop(key, None)
         self._shared.setdefault("data.pack", f"data.pack='{self.folder / 'images'}'")
@@ -174,7 +181,8 @@ class Chain:
 
         place = f"[{self.parts.index(part) + 1}/{len(self.parts)}]"
         config, recipe_class = self.compose(part)
-        config = replace(config, minutes=ends.minutes(part), stop_after_minutes=ends.budget())
+        window = ends.minutes(part)
+        config = replace(config, minutes=config.minutes if window is None else window, stop_after_minutes=ends.budget())
         state = PartialState(cpu=config.device == "cpu")
         with state.main_process_first():
             done = finished(config, recipe_class, check_held_out, state.num_processes)
@@ -182,6 +190,8 @@ class Chain:
             state.print(f"{place} {config.name}: finished, {config.steps} steps; {config.export_path}")
             return None
         state.print(f"{place} {config.name}")
+        if warning := ends.late(part):
+            state.print(warning)
         try:
             outcome = train(config, recipe_class, check_held_out)
         except TrainingDiverged as error:
@@ -224,10 +234,24 @@ class Ends:
         return max(0.0, self.stop_after_minutes - self._gone())
 
     def minutes(self, part: Part) -> float | None:
-        """That are left of a part's window; a hundredth at least, so that a late part does its steps nevertheless."""
+        """That are left of a part's window, 0.01 at least: a late part is trained too little, see `late`."""
         if self.all_minutes is None:
             return None
         return max(0.01, part.until * self.all_minutes - self._gone())
+
+    def late(self, part: Part) -> str:
+        """A warning where less than half of a part's window is left, else ""."""
+        left = self.minutes(part)
+        if left is None or self.all_minutes is None:
+            return ""
+        began = max((other.until for other in PARTS if other.name in part.needs), default=0.0)
+        window = (part.until - began) * self.all_minutes
+        if left >= window / 2:
+            return ""
+        return (
+            f"warning: {part.name} has {60 * left:.0f} s left of its window of {60 * window:.0f} s: expect it to be "
+            "trained too little, and what builds on it"
+        )
 
     def _gone(self) -> float:
         return (time.time() - self.began) / 60

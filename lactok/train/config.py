@@ -139,7 +139,8 @@ FREE_ON_RESUME = (
     *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "minutes"),
     *("data.pack", "data.workers"),
 )
-"""Settings that may change when a run resumes: they don't move its weights (device and threads only by rounding)."""
+"""Settings that may change when a run resumes: they don't move its weights (device and threads only by rounding). minutes
+does, as a run by the clock repeats no other."""
 
 
 def loop_keys() -> dict[str, dataclasses.Field]:
@@ -243,7 +244,7 @@ def _check_weights(data: DataConfig) -> None:
         raise TrainConfigError(f"data.weights={weights}: expected numbers above 0")
 
 
-def _require_data(root: str | None) -> None:
+def _require_data(root: Any) -> None:
     if root in (None, "", "null", "[]", []):
         raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of images to train on")
 

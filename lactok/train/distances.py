@@ -45,6 +45,9 @@ class PerceptualOptions:
                 "out"
             )
 
+        if self.perceptual_size is not None and self.perceptual_size < 16:
+            raise ValueError(f"perceptual_size={self.perceptual_size}: expected 16 pixels or more, or null")
+
     def refuse_scoring_network(self, what: str) -> None:
         """Raises ValueError for the network of the tables' LPIPS."""
         if self.perceptual_network == "lpips-alex":
@@ -113,20 +116,24 @@ class LPIPSDistance(nn.Module):
 
 
 class PerceptualDistance(nn.Module):
-    """The distance that the options name, of images as they are or enlarged."""
+    """The distance that the options name, of images as they are or enlarged; zeros, without a network, at weight 0."""
 
     def __init__(self, options: PerceptualOptions, load: bool = True) -> None:
         super().__init__()
         net = NETWORKS[options.perceptual_network]
         self.size = options.perceptual_size
-        self.distance: nn.Module = (
-            FeatureDistance(options.perceptual_stages)
-            if net is None
-            else LPIPSDistance(net, options.perceptual_weights, load)
-        )
+        self.distance: nn.Module | None = None
+        if options.perceptual:
+            self.distance = (
+                FeatureDistance(options.perceptual_stages)
+                if net is None
+                else LPIPSDistance(net, options.perceptual_weights, load)
+            )
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Both (B, 3, H, W), around [0, 1]; the gradient reaches `reconstructions` alone. (B,)."""
+        if self.distance is None:
+            return images.new_zeros(len(images))
         if self.size is not None:
             size = (self.size, self.size)
             images, reconstructions = (

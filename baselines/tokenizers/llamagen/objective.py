@@ -58,8 +58,7 @@ class VQRecipe(Recipe):
         super().__init__(options, total_steps, seed)
         self.model = VQModel(options.model)
         self.dead_codes = DeadCodes(options.model.codebook_size, options)
-        if options.perceptual:
-            self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
+        self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
 
     @property
     def image_size(self) -> int:
@@ -69,18 +68,13 @@ class VQRecipe(Recipe):
         target = batch.images * 2 - 1
         out = self.model(target)
         pixel = (out.reconstruction - target).abs().mean()
-        perceptual = self._perceptual(batch.images, (out.reconstruction + 1) / 2).mean()
+        perceptual = self.frozen["perceptual"](batch.images, (out.reconstruction + 1) / 2).mean()
         quantizer = out.losses.total
         if self.training:
             self.dead_codes.note(out.encoded.ids, out.encoded.pre_quant)
         total = self.options.pixel * pixel + self.options.perceptual * perceptual + quantizer
         parts = {"pixel": pixel, "perceptual": perceptual, "quantizer": quantizer}
         return Losses(total, {k: v.detach() for k, v in parts.items()})
-
-    def _perceptual(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        if "perceptual" not in self.frozen:
-            return images.new_zeros(len(images))
-        return self.frozen["perceptual"](images, reconstructions)
 
     def after_step(self, step: int) -> None:
         self.dead_codes.revive(self.model.quantizer, self.seed, step, self.total_steps)
@@ -97,7 +91,7 @@ class VQRecipe(Recipe):
             encoded = self.model.encode(part * 2 - 1)
             output = (self.model.decode(encoded.quantized).float() + 1) / 2
             pixel.append((output - part).abs().mean((1, 2, 3)) * 2)
-            perceptual.append(self._perceptual(part, output))
+            perceptual.append(self.frozen["perceptual"](part, output))
             outputs.append(output)
             ids.append(encoded.ids)
         return {

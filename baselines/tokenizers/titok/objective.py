@@ -78,8 +78,7 @@ class TiTokRecipe(Recipe):
         _short_training_start(self.model)
         self.pixel_encoder = _pixel_encoder(options.model.pixel_codebook_size, options.model.vit_dec_patch_size)
         self.dead_codes = DeadCodes(options.model.codebook_size, options)
-        if options.perceptual:
-            self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
+        self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
 
     @property
     def image_size(self) -> int:
@@ -99,7 +98,7 @@ class TiTokRecipe(Recipe):
             logits = torch.where(aided[:, None, None, None], self.pixel_encoder(2 * batch.images - 1), logits)
         output = self.model.decode_pixels(self.model.soft_embeddings(logits))
         pixel = (output - batch.images).abs().mean() * 2
-        perceptual = self._perceptual(batch.images, output).mean()
+        perceptual = self.frozen["perceptual"](batch.images, output).mean()
         quantizer = self.model.quantizer_losses(encoded.pre_quant, encoded.ids).total
         if waiting:
             # commitment to code embeddings that nobody sees would only draw the vectors together
@@ -107,11 +106,6 @@ class TiTokRecipe(Recipe):
         total = options.pixel * pixel + options.perceptual * perceptual + quantizer
         parts = {"pixel": pixel, "perceptual": perceptual, "quantizer": quantizer}
         return Losses(total, {k: v.detach() for k, v in parts.items()})
-
-    def _perceptual(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        if "perceptual" not in self.frozen:
-            return images.new_zeros(len(images))
-        return self.frozen["perceptual"](images, reconstructions)
 
     def after_step(self, step: int) -> None:
         self.dead_codes.revive(self.model.quantize, self.seed, step, self.total_steps)
@@ -125,7 +119,7 @@ class TiTokRecipe(Recipe):
         """PSNR (mean over images, dB), both distances, and the use and perplexity of the codebook."""
         ids = torch.cat([self.model.encode(part).ids for part in images.split(32)])
         outputs = torch.cat([self.model.decode_ids(part).float() for part in ids.split(32)])
-        perceptual = [self._perceptual(a, b) for a, b in zip(images.split(32), outputs.split(32), strict=True)]
+        perceptual = [self.frozen["perceptual"](a, b) for a, b in zip(images.split(32), outputs.split(32), strict=True)]
         return {
             "psnr": mean_psnr(outputs, images),
             "pixel": (outputs - images).abs().mean().item() * 2,

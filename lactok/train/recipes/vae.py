@@ -69,8 +69,7 @@ class VAERecipe(Recipe):
         with torch.no_grad():
             self.model.quant_conv.bias[options.model.latent_channels :] = FIRST_LOG_VARIANCE
         self.register_buffer("power", torch.ones(()))
-        if options.perceptual:
-            self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
+        self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
 
     @property
     def image_size(self) -> int:
@@ -82,18 +81,13 @@ class VAERecipe(Recipe):
         latents = posterior.mean + posterior.std * normal(batch.seeds, posterior.mean)
         output = self.model.decode(latents).sample
         pixel = (output - target).abs().mean()
-        perceptual = self._perceptual(batch.images, (output + 1) / 2).mean()
+        perceptual = self.frozen["perceptual"](batch.images, (output + 1) / 2).mean()
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         if self.training:
             self.power.lerp_(latents.detach().float().square().mean(), 1 - MOMENTUM)
         total = options.pixel * pixel + options.perceptual * perceptual + options.kl * kl
         parts = {"pixel": pixel, "perceptual": perceptual, "kl": kl}
         return Losses(total, {k: v.detach() for k, v in parts.items()})
-
-    def _perceptual(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        if "perceptual" not in self.frozen:
-            return images.new_zeros(len(images))
-        return self.frozen["perceptual"](images, reconstructions)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -103,7 +97,7 @@ class VAERecipe(Recipe):
     def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
         """PSNR (mean over images, dB), both distances, and the standard deviation of the latents."""
         outputs = torch.cat([self.reconstruct(part, ()).float() for part in images.split(32)])
-        perceptual = [self._perceptual(a, b) for a, b in zip(images.split(32), outputs.split(32), strict=True)]
+        perceptual = [self.frozen["perceptual"](a, b) for a, b in zip(images.split(32), outputs.split(32), strict=True)]
         return {
             "psnr": mean_psnr(outputs, images),
             "pixel": (outputs - images).abs().mean().item() * 2,
