@@ -70,6 +70,16 @@ def override(source: WeightsSource, path: str | None) -> WeightsSource:
     return LocalWeights(path)
 
 
+STEMS = {"transformers": ("model", "pytorch_model"), "diffusers": ("diffusion_pytorch_model",)}
+"""By library, how its `save_pretrained` names a network's tensors, without ending; transformers has two."""
+
+
+def saved_network(folder: Path, library: str) -> tuple[str, list[Path]]:
+    """The name of STEMS under which a library's `save_pretrained` left a network in `folder`, and its `saved_files`."""
+    found = [(stem, saved_files(folder, stem)) for stem in STEMS[library]]
+    return next((pair for pair in found if pair[1][0].is_file()), found[0])
+
+
 def saved_files(folder: Path, stem: str) -> list[Path]:
     """The files in which `save_pretrained` left a network's tensors in `folder`; the first is for `load_state_dict`.
 

@@ -36,8 +36,10 @@ class Command:
         return self._status
 
     def wait(self, seconds: float) -> int:
-        """The status once it has ended."""
+        """The status once it has ended. Where it does not end in time it is killed: the next one has to wait for it."""
         if self._status is None and not self._server.poll(seconds):
+            self._kill()
+            self._status = self._server.recv()
             raise subprocess.TimeoutExpired(f"process {self.pid}", seconds)
         status = self.poll()
         assert status is not None
@@ -45,9 +47,12 @@ class Command:
 
     def kill_group(self) -> None:
         """End it and what it has started, whatever of them is left, and wait for it."""
+        self._kill()
+        self.wait(30)
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self.wait(30)
 
     def end(self, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         """What it gave once it has ended."""

@@ -171,9 +171,13 @@ def test_tasks_are_those_of_the_scenes():
 def test_a_prompt_without_metadata_is_named():
     metric = GenEvalSmall()
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    for tags in ({}, {"tag": "colors", "include": "[{}]"}, {"tag": "colors", "include": [{"class": "cat"}]}):
+    cat = {"class": "cat", "count": 1}
+    itself = {"tag": "position", "include": [cat, cat | {"position": ["left of", 1]}]}
+    for tags in ({}, {"tag": "colors", "include": "[{}]"}, {"tag": "colors", "include": [{"class": "cat"}]}, itself):
         with pytest.raises(ValueError, match=r"prompt 7 has no GenEval metadata .*evaluation_metadata\.jsonl"):
             metric.embed(images, [Item("7", "7", "0" * 64, "a cat", tags)])
+    with pytest.raises(ValueError, match=r"prompt 7 has the tag 'colours': expected one of single_object, "):
+        metric.embed(images, [Item("7", "7", "0" * 64, "a cat", {"tag": "colours", "include": [cat]})])
 
 
 def test_intervals_resample_prompts_through_the_summary():

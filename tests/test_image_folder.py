@@ -180,6 +180,14 @@ def test_bad_folders_are_refused_with_their_entries(tmp_path: Path):
         read_layout(tmp_path / "absent")
 
 
+def test_numbers_beside_other_names_are_refused(tmp_path: Path):
+    root = geneval(tmp_path)
+    samples = root / "00001" / "samples"
+    Image.new("RGB", (8, 8)).save(samples / "grid.png")
+    with pytest.raises(WeightsError, match=r"numbered images and grid\.png: expected numbers alone, or none"):
+        read_layout(root)
+
+
 def test_two_systems_are_judged_side_by_side(tmp_path: Path):
     plugin = install_plugin(tmp_path / "plugin", "paintplugin", PAINT, {}, **NAMES)
     right, wrong = geneval(tmp_path / "right", samples=3), geneval(tmp_path / "wrong", samples=3)

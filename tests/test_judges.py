@@ -213,6 +213,9 @@ def test_what_is_no_pickled_network_is_said(tmp_path: Path):
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(WeightsError, match="can't be read as a pickled network"):
         read_pickled_module(tmp_path / "text.pth")
+    torch.jit.save(torch.jit.trace(nn.Linear(1, 1), torch.ones(1)), str(tmp_path / "script.pth"))
+    with pytest.raises(WeightsError, match="is a TorchScript archive, expected a network pickled whole"):
+        read_pickled_module(tmp_path / "script.pth")
 
 
 # --- preprocessing ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from lactok import files, registry
 from tests.commands import Command
 from tests.support import ROOT, TOY, environment, install_plugin, pictures, the_run
 
-COMMAND = ["tokenizers=llamagen", "limit=20"]  # two chunks, one of them in part
+COMMAND = ["tokenizers=llamagen", "limit=36"]  # three chunks, the last one in part
 TABLES = ("table.csv", "table.parquet", "per_image.parquet", "contact.png")
 
 

@@ -21,6 +21,7 @@ from evals.engine.environment import hold_in_bf16
 LACTOK = ("lactok-h", "lactok-t")
 OTHERS = ("titok", "llamagen", "seedtok", "flextok")
 LARGEST_BATCH, QUICK_LARGEST = 64, 2
+KNOWN_ON = "H200"
 KNOWN_BATCHES = {
     **{(name, part): batch for name in LACTOK for part, batch in (("decode", 8), ("encode", 32))},
     ("titok", "decode"): 64,
@@ -31,7 +32,8 @@ KNOWN_BATCHES = {
     ("flextok", "encode"): 4,
     ("seedtok", "decode"): 1,
 }
-"""Where doubling ceased to pay on an H200 (results/gpu/h200.json): not sought again. SeedTok paints one by one."""
+"""What the search found on an H200 (results/gpu/h200.json), taken on that card alone. 64 and FlexTok's 16 are limits of
+the search; it was made in channels-last, for LacTok-T and FlexTok with float32 weights. SeedTok paints one by one."""
 REPEATED = ("BasicTransformerBlock", "ResnetBlock2D")
 """diffusers' blocks that torch.compile takes one by one. LacTok decodes by 143 of them, of 20 shapes: minutes less."""
 KINDS = 64
@@ -158,8 +160,8 @@ def best_batch(session: Session, built: Built, part: str) -> tuple[int, str]:
     """The batch to time beside one image, and where it comes from."""
     if session.quick:
         return built.work.best_batch(part, QUICK_LARGEST)
-    if known := KNOWN_BATCHES.get((built.name, part)):
-        return known, "the batch is the best one on an H200"
+    if (known := KNOWN_BATCHES.get((built.name, part))) and KNOWN_ON in torch.cuda.get_device_name():
+        return known, f"the batch is the best one on an {KNOWN_ON}"
     return built.work.best_batch(part, LARGEST_BATCH)
 
 

@@ -1,4 +1,4 @@
-"""Part 7: GPT-XL's ids/s against batch size, beside what the device allows and a plain loop."""
+"""Part 8: GPT-XL's ids/s against batch size, beside what the device allows and a plain loop."""
 
 from __future__ import annotations
 

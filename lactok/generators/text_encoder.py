@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lactok.generators.captions import clean_caption
 from lactok.state_dict import StateDictAdapter, errors_name, meta_skeleton
-from lactok.weights import HubWeights, LocalWeights, WeightsError, load_state_dict, locate_all, saved_files
+from lactok.weights import HubWeights, LocalWeights, WeightsError, load_state_dict, locate_all, saved_network
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
@@ -34,9 +34,7 @@ FILES = (
 )
 """The whole model, 11.4 GB; its encoder, 4.9 GB in float32, is what is kept."""
 
-_OTHERWISE = "name a local folder of it by options.NAME.text_encoder=DIR"
-_STEMS = ("model", "pytorch_model")
-"""How `save_pretrained` names tensors, in safetensors and in pickles."""
+_OTHERWISE = "name a local folder that holds it"
 
 
 def text_encoder_sources(folder: str | None = None) -> tuple[HubWeights | LocalWeights, ...]:
@@ -48,12 +46,7 @@ def text_encoder_sources(folder: str | None = None) -> tuple[HubWeights | LocalW
         return tuple(HubWeights(REPOSITORY, name, REVISION, otherwise=_OTHERWISE) for name in FILES)
     path = Path(folder).expanduser()
     others = [path / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")]
-    return tuple(LocalWeights(str(file)) for file in [*others, *_tensor_files(path)])
-
-
-def _tensor_files(folder: Path) -> list[Path]:
-    found = [saved_files(folder, stem) for stem in _STEMS]
-    return next((files for files in found if files[0].is_file()), found[0])
+    return tuple(LocalWeights(str(file)) for file in [*others, *saved_network(path, "transformers")[1]])
 
 
 class EncoderStateDict(StateDictAdapter[Any]):
@@ -88,7 +81,7 @@ class TextEncoder:
 
         paths = locate_all(text_encoder_sources(folder))
         home = paths[0].parent
-        tensors = _tensor_files(home)[0]
+        tensors = saved_network(home, "transformers")[1][0]
         try:
             config = T5Config.from_pretrained(str(home), local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(str(home), local_files_only=True)

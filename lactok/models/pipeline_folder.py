@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lactok.weights import CheckpointMismatch, WeightsError, saved_files
-
-STEMS = {"transformers": "model", "diffusers": "diffusion_pytorch_model"}
-"""By library, how its `save_pretrained` names a network's tensors, without ending."""
+from lactok.weights import CheckpointMismatch, WeightsError, saved_network
 
 _RECOMPUTED = "text_model.embeddings.position_ids"
 """A buffer that older files hold, which follows from the configuration."""
@@ -40,8 +37,8 @@ def load_network(cls: Any, folder: Path, dtype: torch.dtype = torch.float32) -> 
     Raises CheckpointMismatch naming the tensors that do not fit.
     """
     library = cls.__module__.partition(".")[0]
-    stem, of_dtype = STEMS[library], "dtype" if library == "transformers" else "torch_dtype"
-    first, *_ = saved_files(folder, stem)
+    of_dtype = "dtype" if library == "transformers" else "torch_dtype"
+    stem, (first, *_) = saved_network(folder, library)
     variant = first.name.removeprefix(f"{stem}.").replace(".index", "").removesuffix(".json")
     variant = variant.replace("safetensors", "").replace("bin", "").strip(".")
     network, info = cls.from_pretrained(

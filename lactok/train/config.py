@@ -139,8 +139,8 @@ FREE_ON_RESUME = (
     *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "minutes"),
     *("data.pack", "data.workers"),
 )
-"""Settings that may change when a run resumes: they don't move its weights (device and threads only by rounding). minutes
-does, as a run by the clock repeats no other."""
+"""Settings that may change when a run resumes: they don't move its weights (device and threads only by rounding);
+minutes does, as a run by the clock repeats no other."""
 
 
 def loop_keys() -> dict[str, dataclasses.Field]:

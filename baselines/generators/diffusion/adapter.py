@@ -16,18 +16,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lactok.interface import Generator, GeneratorInfo, Item, ItemsRefused
-from lactok.models.pipeline_folder import STEMS, load_network, load_scheduler
-from lactok.tokenizers.checks import require_seeds
+from baselines.generators.calls import prompts_of
+from lactok.interface import Generator, GeneratorInfo, Item
+from lactok.models.pipeline_folder import load_network, load_scheduler
 from lactok.tokenizers.memory import MemoryOptions, place, save_in_decoding
 from lactok.weights import (
+    STEMS,
     CheckpointMismatch,
     HubWeights,
     LocalWeights,
     WeightsError,
     WeightsSource,
     locate_all,
-    saved_files,
+    saved_network,
 )
 
 Dtype = Literal["float16", "bfloat16", "float32"]
@@ -43,8 +44,6 @@ TOKENIZERS: Mapping[str, tuple[str, ...]] = {
 CLIP, CLIP_PROJECTED = "transformers.CLIPTextModel", "transformers.CLIPTextModelWithProjection"
 T5, VAE, UNET = "transformers.T5EncoderModel", "diffusers.AutoencoderKL", "diffusers.UNet2DConditionModel"
 CLIP_WORDS, T5_WORDS = TOKENIZERS
-
-_SHOWN = 60  # characters of a prompt in a message
 
 
 @dataclass
@@ -155,7 +154,7 @@ class DiffusionPipeline(Generator):
         """The files of a part in the hub's repository."""
         if name in TOKENIZERS:
             return list(TOKENIZERS[name])
-        stem, count = STEMS[name.partition(".")[0]], cls.SHARDS.get(part)
+        stem, count = STEMS[name.partition(".")[0]][0], cls.SHARDS.get(part)
         if count is None:
             return ["config.json", f"{stem}.{variant}safetensors"]
         shards = [f"{stem}-{place:05d}-of-{count:05d}.safetensors" for place in range(1, count + 1)]
@@ -171,7 +170,7 @@ class DiffusionPipeline(Generator):
             if name in TOKENIZERS:
                 files += sorted(path for path in here.glob("*") if path.is_file()) or [here / "tokenizer_config.json"]
             else:
-                files += [here / "config.json", *saved_files(here, STEMS[name.partition(".")[0]])]
+                files += [here / "config.json", *saved_network(here, name.partition(".")[0])[1]]
         return [*files, folder / "scheduler" / "scheduler_config.json"]
 
     def _load(self) -> Any:
@@ -222,23 +221,21 @@ class DiffusionPipeline(Generator):
         One generator an image, on the CPU and seeded by seeds[i] alone, draws its noise (the pipelines draw it in the
         networks' dtype). Raises ItemsRefused for prompts that are no text (half of a surrogate pair).
         """
-        require_seeds(seeds, len(items))
-        if refused := {place: reason for place, item in enumerate(items) if (reason := _no_text(item.payload))}:
-            raise ItemsRefused(refused)
+        prompts = prompts_of(items, seeds)
         together = self.options.together
-        starts = range(0, len(items), together)
+        starts = range(0, len(prompts), together)
         with torch.autocast(self.device.type, enabled=False):
-            made = [self._sample(items[i : i + together], seeds[i : i + together]) for i in starts]
+            made = [self._sample(prompts[i : i + together], seeds[i : i + together]) for i in starts]
         return [image for images in made for image in images]
 
-    def _sample(self, items: Sequence[Item], seeds: Sequence[int]) -> Tensor:
+    def _sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Images (B, 3, size, size) in one pass."""
         options = self.options
         if (vae := self.pipeline.vae).dtype != self.dtype:  # SDXL's, left in float32 when memory ran out
             vae.to(self.dtype)
         more = {} if self.TEXT_TOKENS is None else {"max_sequence_length": self.TEXT_TOKENS}
         made = self.pipeline(
-            [item.payload for item in items],
+            list(prompts),
             height=options.size,
             width=options.size,
             num_inference_steps=options.steps,
@@ -248,16 +245,6 @@ class DiffusionPipeline(Generator):
             **more,
         )
         return made.images.float()
-
-
-def _no_text(prompt: str) -> str:
-    """Why an encoder can't take a prompt; "" where it can."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        shown = ascii(prompt[:_SHOWN]) + ("..." if len(prompt) > _SHOWN else "")
-        return f"the prompt {shown} is no text: half of a surrogate pair at character {error.start:,}"
-    return ""
 
 
 class StableDiffusion15(DiffusionPipeline):

@@ -28,7 +28,7 @@ from lactok.weights import (
     WeightsSource,
     load_state_dict,
     locate_all,
-    saved_files,
+    saved_network,
 )
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Hart(Generator):
         file = "ema_model.bin" if options.ema else "pytorch_model.bin"
         if options.weights is not None:
             folder = _root(Path(options.weights).expanduser())
-            tensors = tuple(LocalWeights(str(path)) for path in _saved(folder / "tokenizer"))
+            tensors = tuple(LocalWeights(str(path)) for path in saved_network(folder / "tokenizer", "transformers")[1])
             configs = [LocalWeights(str(folder / part / "config.json")) for part in ("llm", "tokenizer")]
             return configs[0], LocalWeights(str(folder / "llm" / file)), configs[1], tensors
         # The names in `tokenizer/` are those that transformers 4.42 saves under by default; the hub was not seen.
@@ -146,7 +146,7 @@ class Hart(Generator):
     def _text(cls, options: HartOptions) -> tuple[WeightsSource, tuple[WeightsSource, ...], tuple[WeightsSource, ...]]:
         if options.text_model is not None:
             folder = Path(options.text_model).expanduser()
-            tensors = _saved(folder)
+            tensors = saved_network(folder, "transformers")[1]
             others = sorted({*folder.glob("*.json"), *folder.glob("*.txt")} - {folder / "config.json", *tensors})
             config = LocalWeights(str(folder / "config.json"))
             return config, _local(tensors), _local(others)
@@ -201,12 +201,6 @@ class Hart(Generator):
 def _root(folder: Path) -> Path:
     """The folder that holds `llm/`, of itself or of `llm/`, which the published scripts take."""
     return folder.parent if folder.name == "llm" and not (folder / "llm").is_dir() else folder
-
-
-def _saved(folder: Path) -> list[Path]:
-    """The files of a folder in which transformers left a network's tensors, under either of its names."""
-    files = [saved_files(folder, stem) for stem in ("model", "pytorch_model")]
-    return next((found for found in files if found[0].is_file()), files[0])
 
 
 def _local(paths: Sequence[Path]) -> tuple[WeightsSource, ...]:

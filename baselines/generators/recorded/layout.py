@@ -89,13 +89,17 @@ def _geneval(root: Path) -> Layout:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    """The image files of a folder by their number: that of their name, or their place where a name is none.
+    """The image files of a folder by their number: that of their name, or their place where no name is one.
 
-    Raises ValueError for a number that is there twice.
+    Raises ValueError for a number that is there twice, and for names of which some are numbers and some are not: with
+    places a gap among the numbers would be hidden.
     """
     files = sorted(path for path in folder.glob("*") if has_image_ending(path.name) and not path.name.startswith("."))
-    if not all(path.stem.isascii() and path.stem.isdigit() for path in files):
+    named = [path.name for path in files if not (path.stem.isascii() and path.stem.isdigit())]
+    if len(named) == len(files):
         return dict(enumerate(files))
+    if named:
+        raise ValueError(f"{folder} has numbered images and {', '.join(named[:5])}: expected numbers alone, or none")
     numbered = {int(path.stem): path for path in files}
     if len(numbered) < len(files):
         raise ValueError(f"two files of {folder} have one number")

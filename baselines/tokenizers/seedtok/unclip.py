@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lactok.models.pipeline_folder import STEMS, load_network, load_scheduler
+from lactok.models.pipeline_folder import load_network, load_scheduler
 from lactok.tokenizers.memory import MemoryOptions, place, save_in_decoding
-from lactok.weights import WeightsError, saved_files
+from lactok.weights import WeightsError, saved_network
 
 NETWORK_FILES = (
     "unet/config.json",
@@ -176,9 +176,7 @@ def local_files(folder: Path) -> list[Path]:
     """The files of a local folder of the pipeline that are read, those that lack included; the networks in any form
     that `save_pretrained` writes (safetensors or .bin, a variant, shards), the tokenizer in any."""
     configs = [folder / file for file in NETWORK_FILES if file.endswith(".json")]
-    tensors = [
-        path for network, library in _LIBRARIES.items() for path in saved_files(folder / network, STEMS[library])
-    ]
+    tensors = [path for network, library in _LIBRARIES.items() for path in saved_network(folder / network, library)[1]]
     tokenizer = sorted(path for path in (folder / "tokenizer").glob("*") if path.is_file())
     return [*configs, *tensors, *tokenizer]
 

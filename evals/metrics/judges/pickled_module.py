@@ -8,6 +8,7 @@ together as `Module.state_dict` does. A name of anything else is refused before 
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,8 @@ def read_pickled_module(path: Path) -> dict[str, Tensor]:
 
     Raises WeightsError for a file that is none, wants a name that is refused, or holds values that are not finite.
     """
+    if _is_torchscript(path):  # torch.load would run its code, whatever reads the pickle
+        raise WeightsError(f"{path} is a TorchScript archive, expected a network pickled whole by torch.save")
     reader = SimpleNamespace(__name__="pickled module", Unpickler=_Reader, load=_load)
     try:
         content = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
@@ -104,6 +107,13 @@ def read_pickled_module(path: Path) -> dict[str, Tensor]:
     state = dict(_state(content, ""))
     require_finite(state, path)
     return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
 
 
 def _state(module: StandIn, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from evals.metrics.judges.base import CLIP_VOCABULARY
 from evals.metrics.judges.geneval.logic import COLOURS
 from lactok.state_dict import errors_name
-from lactok.weights import DistributionWeights, MissingWeights, UrlWeights, WeightsError, locate
+from lactok.weights import MissingWeights, UrlWeights, WeightsError, locate
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -33,15 +34,6 @@ tag from the hub instead (timm/vit_large_patch14_clip_224.openai), in a file who
 
 _SIZES = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's file has beside the weights."""
-
-INSTALL = "'lactok[judges]'"
-VOCABULARY = DistributionWeights(
-    "open_clip_torch",
-    "open_clip/bpe_simple_vocab_16e6.txt.gz",
-    "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
-    INSTALL,
-)
-"""The tokenizer's byte pairs, a file of the package: where the package is missing, so is this file, and is told."""
 
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 """GenEval's; the embedding of a colour is their mean."""
@@ -111,13 +103,14 @@ def skeleton(**sizes: Any) -> CLIP:
     try:
         from open_clip import CLIP, get_model_config
     except ImportError as error:
-        raise MissingWeights(f"open_clip can't be imported ({error}); run `pip install {INSTALL}`") from error
+        install = f"run `pip install {CLIP_VOCABULARY.requirement}`"
+        raise MissingWeights(f"open_clip can't be imported ({error}); {install}") from error
     return CLIP(**((get_model_config(MODEL) or {}) | sizes))
 
 
 def load(device: torch.device | str = "cpu") -> CLIP:
     """The published network. Raises lactok.weights.WeightsError when the package or its weights are not here."""
-    locate(VOCABULARY)
+    locate(CLIP_VOCABULARY)
     path = locate(SOURCE)
     with errors_name(path):
         return build(read_openai(path), device)

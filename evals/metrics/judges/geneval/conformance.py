@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -58,7 +58,7 @@ def _logic_lines(rows: Sequence[dict[str, Any]]) -> Iterator[CheckLine]:
     for place, row in enumerate(rows):
         found = _logic_of(row)
         for name in wrong:
-            if name in row and found[name] != row[name] and not _tied(name, found[name], row):
+            if name in row and found[name] != row[name]:
                 wrong[name].append(str(row.get("id", place)))
     for name, ids in wrong.items():
         checked = sum(name in row for row in rows)
@@ -87,24 +87,6 @@ def _options(given: dict[str, Any]) -> Options:
         raise CaseError(f"options {', '.join(strange)}: expected {', '.join(known)}")
     values: dict[str, Any] = {name: int(v) if known[name] == "int" else float(v) for name, v in given.items()}
     return Options(**values)
-
-
-def _tied(name: str, found: Any, row: dict[str, Any]) -> bool:
-    """Whether chosen detections differ in nothing but equal scores, whose order the original leaves open."""
-    scores = [np.float32(one["score"]) for one in row["detections"]]
-
-    def scored(numbers: Iterable[int]) -> list[np.float32]:
-        return [scores[number] for number in numbers]
-
-    if name == "kept":
-        want = row[name]
-        return found.keys() == want.keys() and all(scored(found[key]) == scored(want[key]) for key in want)
-    if name == "color_calls":
-        pairs = list(zip(found, row[name]))
-        return len(found) == len(row[name]) and all(
-            a["class"] == b["class"] and scored(a["detections"]) == scored(b["detections"]) for a, b in pairs
-        )
-    return False
 
 
 def _counted_line(name: str, wrong: Sequence[str], checked: int) -> CheckLine:

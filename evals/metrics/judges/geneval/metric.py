@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evals.metrics.judges.base import CLIP_VOCABULARY
 from evals.metrics.judges.geneval import colours, detector_weights
 from evals.metrics.judges.geneval.colours import ColourClassifier
 from evals.metrics.judges.geneval.crops import crop
@@ -38,7 +39,7 @@ class GenEval(GenEvalScore):
 
     @classmethod
     def weights(cls) -> tuple[WeightsSource, ...]:
-        return detector_weights.SOURCE, colours.VOCABULARY, colours.SOURCE
+        return detector_weights.SOURCE, CLIP_VOCABULARY, colours.SOURCE
 
     @classmethod
     def build(cls, device: torch.device, settings: Mapping[str, Any]) -> GenEval:

@@ -22,13 +22,15 @@ def metadata_of(item: Item) -> dict[str, Any]:
     Raises ValueError naming what is missing or of another form.
     """
     tags = item.tags
-    clauses = [*_listed(tags.get("include")), *_listed(tags.get("exclude", []))]
-    good = isinstance(tags.get("tag"), str) and "include" in tags and all(map(_is_clause, clauses))
-    if not good:
+    include, exclude = _listed(tags.get("include")), _listed(tags.get("exclude", []))
+    clauses = [*enumerate(include), *((0, clause) for clause in exclude)]
+    if not ("include" in tags and all(_is_clause(clause, place) for place, clause in clauses)):
         raise ValueError(
             f"prompt {item.id} has no GenEval metadata (its tags: {', '.join(tags) or 'none'}): expected tag, include "
             "and exclude as in evaluation_metadata.jsonl; give that file, or one of its form, by dataset.root="
         )
+    if tags.get("tag") not in TASKS:
+        raise ValueError(f"prompt {item.id} has the tag {tags.get('tag')!r}: expected one of {', '.join(TASKS)}")
     return dict(tags)
 
 
@@ -36,12 +38,18 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [None]
 
 
-def _is_clause(clause: Any) -> bool:
-    """Whether a clause has a class and a count, and a position, if any, of the form [relation, number of a clause]."""
+def _is_clause(clause: Any, place: int) -> bool:
+    """Whether a clause has a class and a count, and a position, if any, of the form [relation, place of one before]."""
     if not isinstance(clause, dict) or not isinstance(clause.get("class"), str):
         return False
-    position = clause.get("position", ["", 0])
-    return isinstance(clause.get("count"), int) and isinstance(position, list) and len(position) == 2
+    if not isinstance(clause.get("count"), int):
+        return False
+    match clause.get("position"):
+        case None:
+            return True
+        case [str(), int() as target]:
+            return 0 <= target < place
+    return False
 
 
 def columns(prefix: str, what: str) -> tuple[Column, ...]:
