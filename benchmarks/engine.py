@@ -44,7 +44,7 @@ from evals.config import RunConfig, compose_config
 from evals.datasets.base import ImageDataset
 from evals.engine import execute, run
 from evals.engine.environment import precision
-from evals.engine.job import Job, item_seed
+from evals.engine.job import Job
 from evals.engine.models import ModelRun
 from evals.engine.store import Cache
 from evals.metrics.base import ImageMetric
@@ -52,6 +52,7 @@ from evals.metrics.plan import MetricPlan
 from evals.tasks.protocol import ReconstructionProtocol
 from evals.tasks.reconstruction import evaluation_image, native_images, scored_images, to_tensor
 from lactok.interface import Item
+from lactok.items import item_seed
 
 PIXELS = ("psnr", "ssim")  # what the script computes with scikit-image
 

@@ -1,9 +1,10 @@
-"""One unit of evaluation. Apart from lactok/interface.py, so that data sets are listed and checked without torch."""
+"""One unit of evaluation, and its seeds. Apart from lactok/interface.py, so that data sets are listed without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 
@@ -23,3 +24,13 @@ class Item:
     content_hash: str
     payload: str = ""
     tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+def item_seed(seed: int, seed_index: int, content_hash: str) -> int:
+    """A 63-bit seed of an item's seed_index-th output, from the run's seed and the item's content alone."""
+    return int.from_bytes(sha256(f"{seed}/{seed_index}/{content_hash}".encode()).digest()[:8], "big") >> 1
+
+
+def prompt_hash(prompt: str) -> str:
+    """The content hash of a prompt: the same prompt is the same work wherever it stands."""
+    return sha256(prompt.encode()).hexdigest()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lactok.data.batches import (
     CropRange,
+    SampleOrder,
     StepBatches,
     StepPlan,
     ThreadedBatches,
@@ -30,8 +31,8 @@ from lactok.data.batches import (
 from lactok.data.folder import DataError, list_images
 from lactok.data.pack import open_pack, shrink
 from lactok.images.decode import decode
+from lactok.train.data import ImageData
 from lactok.train.dry_run import look_at_data
-from lactok.train.run_folder import data_fingerprint
 from tests.support import pictures
 
 SKIMAGE = Path(skimage.__file__).parent / "data"
@@ -91,7 +92,7 @@ def test_a_name_that_is_no_utf8_can_be_trained_on(tmp_path: Path):
         assert pack.index.names == ["caf\\xe9.png", "picture 01.png"]
     training, validation = split(pack.index.names, 1)
     assert sorted(training + validation) == [0, 1]
-    assert data_fingerprint(pack)
+    assert ImageData(pack).fingerprint
 
 
 def test_float_and_damaged_files_are_named_and_nothing_goes_black(tmp_path: Path):
@@ -218,14 +219,14 @@ def test_every_epoch_shows_each_image_once():
 
 def test_a_sample_depends_on_seed_step_and_sample_alone(tmp_path: Path):
     pack = open_pack([pictures(tmp_path / "data", count=5)], tmp_path / "run", side=150)
-    made = TrainingImages(pack, [range(5)], CROPS, seed=3, per_step=4)
+    made = TrainingImages(pack, SampleOrder([range(5)], 3), CROPS, per_step=4)
     one = made.sample(7, 2, 32)
     made.sample(1, 0, 32)
-    again = TrainingImages(pack, [range(5)], CROPS, seed=3, per_step=4).sample(7, 2, 32)
+    again = TrainingImages(pack, SampleOrder([range(5)], 3), CROPS, per_step=4).sample(7, 2, 32)
     assert one.shape == (32, 32, 3)
     assert np.array_equal(one, again)
     others = [made.sample(7, 3, 32), made.sample(8, 2, 32)]
-    others.append(TrainingImages(pack, [range(5)], CROPS, seed=4, per_step=4).sample(7, 2, 32))
+    others.append(TrainingImages(pack, SampleOrder([range(5)], 4), CROPS, per_step=4).sample(7, 2, 32))
     assert not any(np.array_equal(one, other) for other in others)
     assert len({noise_seed(s, t, i) for s in range(3) for t in range(3) for i in range(3)}) == 27
 
@@ -234,7 +235,7 @@ def test_a_sample_depends_on_seed_step_and_sample_alone(tmp_path: Path):
 def test_making_batches_ahead_changes_nothing(tmp_path: Path, make: type[StepBatches]):
     """Two micro-batches a step; images of the third step on are larger; begun in the middle, as a resumed run does."""
     pack = open_pack([pictures(tmp_path / "data", count=5)], tmp_path / "run", side=150)
-    images = TrainingImages(pack, [range(5)], CROPS, seed=3, per_step=4)
+    images = TrainingImages(pack, SampleOrder([range(5)], 3), CROPS, per_step=4)
     plan = StepPlan((range(0, 2), range(2, 4)), 5, lambda step: 48 if step < 3 else 64)
     ahead = make(images, plan)
     for step in range(1, 5):
@@ -255,8 +256,8 @@ def test_the_folder_of_a_sample_is_drawn_by_its_weight(tmp_path: Path):
     indices = by_folder(training, pack.index.counts)
     assert sorted(index for part in indices for index in part) == training
     assert all(set(part) <= set(range(*ends)) for part, ends in zip(indices, ((0, 3), (3, 9), (9, 11))))
-    images = TrainingImages(pack, indices, CROPS, seed=1, per_step=10, weights=(1, 2, 7))
-    chosen = [images.chosen(position) for position in range(2000)]
+    order = SampleOrder(indices, 1, weights=(1, 2, 7))
+    chosen = [order.at(position) for position in range(2000)]
     shares = [sum(image in part for image in chosen) / 2000 for part in indices]
     assert shares == pytest.approx([0.1, 0.2, 0.7], abs=0.03)
     assert set(chosen) == set(training), "every image comes, and none that is held back"

@@ -14,7 +14,7 @@ from evals.engine import environment
 from evals.engine.batches import Batcher
 from evals.engine.checks import PluginError, check_encoded, check_image_list, check_images, check_info
 from evals.engine.environment import check_precision, precision
-from evals.engine.job import CHUNK, Artifact, Chunk, Job, chunks_of, item_seed
+from evals.engine.job import CHUNK, Artifact, Chunk, Job, chunks_of
 from evals.engine.models import Conditions, ModelRun
 from evals.engine.progress import LiveProgress, duration
 from evals.engine.rows import Identity, Row
@@ -23,6 +23,7 @@ from evals.metrics.plan import plan
 from evals.tasks.protocol import ReconstructionProtocol
 from evals.tasks.reconstruction import Reconstruction
 from lactok.interface import Generator, GeneratorInfo, Item, Latents, TokenizerInfo, Tokens, TrainingCompute
+from lactok.items import item_seed
 
 INFO = TokenizerInfo("test", tokens_per_image=4, codebook_size=10, input_size=8, output_size=8)
 CPU = torch.device("cpu")

@@ -356,8 +356,8 @@ def test_nan_before_the_first_checkpoint_says_so(data: Path, tmp_path: Path):
 def test_micro_batches_add_up_to_one_large_batch(data: Path, tmp_path: Path):
     config = settings(data, tmp_path / "run", batch_size=2, accumulation=4)
     run = _Run(config, VQRecipe, check_held_out=True)
-    micro = run._batches(3)
-    large = _Run(settings(data, tmp_path / "large", batch_size=8), VQRecipe, check_held_out=True)._batches(3)
+    micro = run.data.at(3)
+    large = _Run(settings(data, tmp_path / "large", batch_size=8), VQRecipe, check_held_out=True).data.at(3)
     assert torch.equal(torch.cat([b.images for b in micro]), large[0].images)
     assert sum((b.seeds for b in micro), ()) == large[0].seeds
 

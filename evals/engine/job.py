@@ -70,11 +70,6 @@ class Artifact:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def item_seed(seed: int, seed_index: int, content_hash: str) -> int:
-    """A 63-bit seed of an item's seed_index-th output, from the run's seed and the item's content alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{seed_index}/{content_hash}".encode()).digest()[:8], "big") >> 1
-
-
 def metric_node(plan: MetricPlan[Any]) -> Artifact:
     """What determines a metric's values, apart from the images."""
     return Artifact("metric", plan.identity)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from evals.datasets.base import PromptDataset
 from evals.engine.checks import check_image_list
-from evals.engine.job import Artifact, Chunk, item_seed
+from evals.engine.job import Artifact, Chunk
 from evals.engine.models import ModelRun
 from evals.engine.store import Cache
 from evals.tasks.base import Batch, Images, Outputs, Task
 from evals.tasks.protocol import GenerationProtocol
 from lactok.interface import Generator, Recorded
+from lactok.items import item_seed
 
 # Version of the step: raise it when the same inputs give another result.
 GENERATE_STEP = 1

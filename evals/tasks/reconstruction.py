@@ -18,12 +18,13 @@ from torch import Tensor
 from evals.datasets.base import ImageDataset
 from evals.engine.batches import Timed
 from evals.engine.checks import check_encoded, check_image_list, check_images
-from evals.engine.job import Artifact, Chunk, item_seed
+from evals.engine.job import Artifact, Chunk
 from evals.engine.models import Called, ModelRun
 from evals.engine.store import Cache
 from evals.tasks.base import Batch, Outputs, Task, plain
 from evals.tasks.protocol import Filter, ReconstructionProtocol
 from lactok.interface import Item, Latents, Recorded, Tokenizer, TokenizerInfo, Tokens
+from lactok.items import item_seed
 
 # Versions of the steps: raise one when the same inputs give another result.
 EVALUATION_STEP = 1  # source to evaluation image

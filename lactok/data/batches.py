@@ -109,38 +109,36 @@ def split(names: Sequence[str], validation: int) -> tuple[list[int], list[int]]:
     return sorted(order[validation:]), order[:validation]
 
 
-class TrainingImages:
-    """Batches of one step: samples of step s are positions s * per_step ... (s + 1) * per_step - 1 of the sequence.
+class SampleOrder:
+    """Which sample stands at each position of the endless sequence that a run trains on.
 
-    folders: indices of the images; of several folders each has a sequence of its own, and the folder of a sample is
-    drawn by `weights`.
+    folders: indices of the samples; of several folders each has a shuffled sequence of its own, and the folder of a
+    position is drawn by `weights`.
     """
 
-    def __init__(
-        self,
-        pack: Pack,
-        folders: Sequence[Sequence[int]],
-        crops: CropRange,
-        seed: int,
-        per_step: int,
-        weights: Sequence[float] = (1.0,),
-    ) -> None:
-        self.pack, self.crops, self.seed, self.per_step = pack, crops, seed, per_step
-        self.folders = [list(indices) for indices in folders]
+    def __init__(self, folders: Sequence[Sequence[int]], seed: int, weights: Sequence[float] = (1.0,)) -> None:
+        self.folders, self.seed = folders, seed
         self._shares = np.cumsum(weights) / sum(weights)
 
-    def chosen(self, position: int) -> int:
-        """The image at a position of the sequence."""
+    def at(self, position: int) -> int:
+        """The sample at a position."""
         indices = self.folders[0]
         if len(self.folders) > 1:
             drawn = rng(self.seed, FOLDER, position).random()
             indices = self.folders[int(np.searchsorted(self._shares, drawn, side="right"))]
         return indices[image_of(self.seed, position, len(indices))]
 
+
+class TrainingImages:
+    """Batches of one step: samples of step s are positions s * per_step ... (s + 1) * per_step - 1 of `order`."""
+
+    def __init__(self, pack: Pack, order: SampleOrder, crops: CropRange, per_step: int) -> None:
+        self.pack, self.order, self.crops, self.per_step = pack, order, crops, per_step
+
     def sample(self, step: int, sample: int, size: int) -> np.ndarray:
         """uint8 (size, size, 3), the given sample of a step."""
-        image = self.chosen(step * self.per_step + sample)
-        return random_crop(self.pack[image], size, self.crops, rng(self.seed, CROP, step, sample))
+        image = self.order.at(step * self.per_step + sample)
+        return random_crop(self.pack[image], size, self.crops, rng(self.order.seed, CROP, step, sample))
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,12 @@ def main(arguments: list[str]) -> int:
     from lactok.files import WriteError
     from lactok.train.loop import TrainingDiverged, train
     from lactok.train.run_folder import RunFolderError
+    from lactok.train.tokens import TokenExtraction, extract
     from lactok.weights import WeightsError
 
     try:
+        if not isinstance(run, Chain) and issubclass(run[1], TokenExtraction):
+            return extract(run[0])
         if isinstance(run, Chain):
             return _dry(run.compose_all()) if run.settings[0].dry_run else _chain(run)
         return _dry([run]) if run[0].dry_run else _one(train(*run))
@@ -45,13 +48,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _dry(runs: list[tuple[TrainConfig, type[Recipe]]]) -> int:
-    from lactok.train.dry_run import describe, describe_data
+    from lactok.train.dry_run import describe
 
     for config, recipe_class in runs:
         for line in describe(config, recipe_class):
             print(line, flush=True)
         print()
-    for line in describe_data(runs[0][0].data):
+    for line in runs[0][1].described_data(runs[0][0].data):
         print(line)
     return 0
 

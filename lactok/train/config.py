@@ -295,8 +295,19 @@ def _typed_options(options_class: type, options: dict[str, Any]) -> Any:
     from omegaconf import OmegaConf
 
     defaults = OmegaConf.structured(options_class)
+    _begin(defaults, options)
     _unlock(defaults)
     return OmegaConf.to_object(OmegaConf.merge(defaults, options))
+
+
+def _begin(tree: Any, given: dict[str, Any]) -> None:
+    """A nested dataclass that is None by default takes its own defaults where some of its fields are given."""
+    from omegaconf import OmegaConf
+
+    for name, value in given.items():
+        if isinstance(value, dict) and name in tree and tree._get_node(name)._is_none():
+            OmegaConf.set_readonly(tree, False)
+            tree[name] = OmegaConf.structured(tree._get_node(name)._metadata.ref_type)
 
 
 def _unlock(tree: Any) -> None:

@@ -7,11 +7,11 @@ the same weights, bit for bit on the CPU, as one that was never interrupted.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -19,25 +19,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lactok.checkpoint_file import read_checkpoint
-from lactok.data.batches import (
-    CropRange,
-    StepBatches,
-    StepPlan,
-    ThreadedBatches,
-    TrainingImages,
-    WorkerBatches,
-    by_folder,
-    noise_seed,
-    split,
-)
 from lactok.data.folder import DataError
 from lactok.files import write_atomically
 from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.codebook import collapse_warning
 from lactok.train.config import TrainConfig
+from lactok.train.data import Share
 from lactok.train.log import CsvLog, Reporter, plot
 from lactok.train.precision import resolve
-from lactok.train.recipe import Batch, Losses, Provenance, Recipe, checkpoint_names
+from lactok.train.recipe import Losses, Provenance, Recipe, checkpoint_names
 from lactok.train.run_folder import (
     RunFolderError,
     code_revision,
@@ -49,7 +39,7 @@ from lactok.train.run_folder import (
     training_compute,
 )
 from lactok.train.schedule import Progress, StopRequest, fused_optimizer, learning_rate
-from lactok.train.sheet import fixed_seeds, measured_images, save_sheet, shown_images
+from lactok.train.sheet import fixed_seeds, save_sheet
 
 
 class TrainingDiverged(Exception):
@@ -69,7 +59,7 @@ class Outcome:
     export: Path | None
 
 
-def accumulate_gradients(accelerator: Accelerator, model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
+def accumulate_gradients(accelerator: Accelerator, model: nn.Module, batches: Sequence[Any]) -> dict[str, Tensor]:
     """Add the gradient of the mean loss over equal micro-batches; returns the mean of the loss parts.
 
     Raises TrainingDiverged (without a checkpoint's name) when a loss is not finite.
@@ -120,7 +110,7 @@ class _Run:
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
-            self.pack = open_run(config, recipe_class, check_held_out, self.accelerator.num_processes)
+            self.data = open_run(config, recipe_class, check_held_out, self.accelerator.num_processes)
         self._build(recipe_class)
         self._make_data()
         self.logs = CsvLog(self.folder / "log.csv"), CsvLog(self.folder / "validation.csv")
@@ -180,40 +170,13 @@ class _Run:
         self.recipe.load_state_dict(state, strict=False)
 
     def _make_data(self) -> None:
-        config, data = self.config, self.config.data
-        training, validation = split(self.pack.index.names, data.validation)
-        if not training:
-            raise DataError(
-                f"data.root={data.root} holds {len(self.pack)} image(s), data.validation={data.validation} of them "
-                "held back: none is left to train on; name a larger folder, or a smaller data.validation"
-            )
-        folders = by_folder(training, self.pack.index.counts)
-        if empty := [root for root, indices in zip(data.roots, folders) if data.weights and not indices]:
-            raise DataError(
-                f"data.root: all images of {', '.join(empty)} are held back: none is left to train on; leave the "
-                "folder out, or name a smaller data.validation"
-            )
-        if data.weights is None:
-            folders = [training]
-        self.per_step = config.batch_size * config.accumulation * self.accelerator.num_processes
-        crops = CropRange(data.smallest_crop, data.largest_crop)
-        images = TrainingImages(
-            self.pack, folders, crops, config.seed, self.per_step, data.weights if data.weights else (1.0,)
-        )
+        config = self.config
         ranks, rank, per_rank = self.accelerator.num_processes, self.accelerator.process_index, config.batch_size
+        self.per_step = per_rank * config.accumulation * ranks
         starts = [(micro * ranks + rank) * per_rank for micro in range(config.accumulation)]
-        self.plan = StepPlan(
-            tuple(range(start, start + per_rank) for start in starts), config.steps, self.recipe.image_size_at
-        )
-        device = self.accelerator.device
-        workers = data.workers
-        if workers is None:
-            workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-        self.batches: StepBatches = (
-            WorkerBatches(images, self.plan, device, workers) if workers else ThreadedBatches(images, self.plan, device)
-        )
-        self.shown = shown_images(self.pack, validation, self.recipe.image_size, crops)
-        self.measured = measured_images(self.pack, validation, self.recipe.image_size, crops)
+        rows = tuple(range(start, start + per_rank) for start in starts)
+        self.recipe.note_data(self.data)
+        self.data.begin(self.recipe, config, Share(rows, self.per_step, self.accelerator.device))
 
     def go(self) -> Outcome:
         config = self.config
@@ -242,7 +205,7 @@ class _Run:
                 f"{error}; stopped without saving. {good}; a lower optimizer.learning_rate (with another out=) may help"
             ) from None
         finally:
-            self.batches.close()
+            self.data.close()
             self.reporter.close()
             self.accelerator.end_training()
 
@@ -251,7 +214,7 @@ class _Run:
         start = f"going on from step {self.progress.step}" if self.progress.step else "starting"
         return (
             f"{self.config.name}: {start} of {self.config.steps}, {trained:.2f} M trained "
-            f"parameters, {len(self.pack)} images, {self.per_step} a step, "
+            f"parameters, {len(self.data)} {self.data.unit}, {self.per_step} a step, "
             f"{self.accelerator.device}, {self.precision}, run folder {self.folder}"
         )
 
@@ -285,13 +248,6 @@ class _Run:
             f"warning: checkpoint {one.path.name} is damaged: {one.reason}; set aside as "
             f"{self.checkpoints.set_aside(one.path)}, the run goes on from the one before it"
             for one in damaged
-        ]
-
-    def _batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of a step."""
-        return [
-            Batch(images, tuple(noise_seed(self.config.seed, step, i) for i in samples), step)
-            for images, samples in zip(self.batches.at(step), self.plan.micro_batches, strict=True)
         ]
 
     def _steps(self, stop: StopRequest) -> str:
@@ -353,7 +309,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        losses = accumulate_gradients(self.accelerator, self.model, self._batches(step))
+        losses = accumulate_gradients(self.accelerator, self.model, self.data.at(step))
         norm = self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm)
         if not torch.isfinite(norm):
             raise TrainingDiverged(f"the gradient norm of step {step} is {norm.item()}")
@@ -372,6 +328,7 @@ class _Run:
         rate = self.per_step / seconds
         self.accelerator.log(values, step=done)
         if self.main:
+            values |= self.recipe.rates(rate)
             self.logs[0].append(done, {**values, "images_per_second": rate})
         steps, minutes = self.config.steps, self.config.minutes
         left = seconds * (steps - done)
@@ -402,9 +359,11 @@ class _Run:
         if not self.main:
             return
         with self._averaged(), self.accelerator.autocast():
-            sheet = self._reconstructed(self.shown)
-            values = self.recipe.measure(self.measured.to(self.accelerator.device), fixed_seeds(len(self.measured)))
-        save_sheet(self.shown, sheet, sheet_path(self.folder, self.progress.step))
+            shown, measured = (part.to(self.accelerator.device) for part in (self.data.shown, self.data.measured))
+            sheet = self.recipe.reconstruct(shown, fixed_seeds(len(shown))).float().cpu()
+            values = self.recipe.measure(measured, fixed_seeds(len(measured)))
+            originals = self.recipe.originals(shown).float().cpu()
+        save_sheet(originals, sheet, sheet_path(self.folder, self.progress.step))
         if values:
             self.logs[1].rewind(self.progress.step - 1)  # the command of a finished run measures its last step again
             self.logs[1].append(self.progress.step, values)
@@ -415,9 +374,6 @@ class _Run:
         if warning := collapse_warning(self.progress.step, values):
             self.reporter.say(warning)
         plot(list(self.logs), self.folder / "log.png")
-
-    def _reconstructed(self, images: Tensor) -> Tensor:
-        return self.recipe.reconstruct(images.to(self.accelerator.device), fixed_seeds(len(images))).float().cpu()
 
     def _save(self) -> None:
         """A checkpoint to resume from, and the averaged weights exported for use."""
@@ -445,7 +401,7 @@ class _Run:
     def _provenance(self) -> Provenance:
         roots = self.config.data.roots
         named = f"folder{'s' if len(roots) > 1 else ''} {', '.join(Path(root).name for root in roots)}"
-        data = self.config.data.description or f"{len(self.pack)} images of the {named}"
+        data = self.config.data.description or f"{len(self.data)} {self.data.unit} of the {named}"
         compute = training_compute(self.progress, self.accelerator, data)
         if self.config.init:
             compute = compute.after(read_checkpoint(Path(self.config.init).expanduser())[1].training)

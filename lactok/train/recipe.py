@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from lactok.checkpoint_file import CheckpointMetadata, read_checkpoint, save_checkpoint
 from lactok.interface import TrainingCompute
 from lactok.weights import WeightsSource, require_entries
+
+if TYPE_CHECKING:
+    from lactok.train.config import DataConfig, TrainConfig
+    from lactok.train.data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,28 @@ class Recipe(nn.Module, ABC):
         """The checkpoints that it starts from; looked for before anything slow begins."""
         return ()
 
+    @classmethod
+    def open_data(cls, config: TrainConfig, check_held_out: bool = True) -> TrainingData:
+        """What it trains on: by default the images below data.root. check_held_out: refuse those of the evaluation set.
+
+        Raises DataError, WriteError.
+        """
+        from lactok.train.data import ImageData
+
+        return ImageData.open(config, check_held_out)
+
+    @classmethod
+    def described_data(cls, data: DataConfig) -> Iterator[str]:
+        """What a dry run says of the data. Raises DataError."""
+        from lactok.train.dry_run import describe_data
+
+        return describe_data(data)
+
+    @classmethod
+    def meta_batch(cls, options: Any, count: int, side: int, step: int) -> Any:
+        """A micro-batch on the meta device, of `count` images of `side` pixels, for a dry run."""
+        return Batch(torch.empty(count, 3, side, side, device="meta"), tuple(range(count)), step)
+
     def __init__(self, options: Any, total_steps: int, seed: int) -> None:
         """Build the networks on the CPU; random initialisation was seeded by the caller."""
         super().__init__()
@@ -120,18 +147,29 @@ class Recipe(nn.Module, ABC):
         return self.image_size
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Losses:
-        """The loss of one micro-batch."""
+    def forward(self, batch: Any) -> Losses:
+        """The loss of one micro-batch: a `Batch`, or what its own `open_data` gives."""
 
     def after_step(self, step: int) -> None:
         """Called after the optimizer's step, without gradients; anything random is a function of (self.seed, step)."""
 
     @abstractmethod
-    def reconstruct(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+    def reconstruct(self, images: Any, seeds: Sequence[int]) -> Tensor:
         """Sample images: (B, 3, S, S) in [0, 1] to images of that shape, around [0, 1]."""
 
-    def measure(self, images: Tensor, seeds: Sequence[int]) -> dict[str, float]:
+    def originals(self, images: Any) -> Tensor:
+        """What the sample images are shown below, of their shape: by default what `reconstruct` is given."""
+        return images
+
+    def measure(self, images: Any, seeds: Sequence[int]) -> dict[str, float]:
         """What to log about validation images (N, 3, S, S) in [0, 1]."""
+        return {}
+
+    def note_data(self, data: TrainingData) -> None:  # most don't need to know
+        """Called once, before the first step, with what it trains on."""
+
+    def rates(self, images_per_second: float) -> dict[str, float]:
+        """Further columns of log.csv that follow from the rate of all processes together."""
         return {}
 
     @abstractmethod

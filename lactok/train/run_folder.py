@@ -9,7 +9,6 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +17,6 @@ import torch
 from accelerate import Accelerator
 
 from lactok.checkpoint_file import tensors_sha256
-from lactok.data.pack import Pack, open_pack
 from lactok.files import explained, write_atomically
 from lactok.interface import TrainingCompute
 from lactok.locks import LockHeld, Owner, sole_lock
@@ -28,6 +26,7 @@ from lactok.train.precision import resolve
 from lactok.weights import LocalWeights, NetworkWeights, WeightsSource, identity_of, locate, locate_all
 
 if TYPE_CHECKING:
+    from lactok.train.data import TrainingData
     from lactok.train.recipe import Recipe
 
 
@@ -42,12 +41,6 @@ class Cost(Protocol):
     images: int
     cpu_seconds: float
     wall_seconds: float
-
-
-def data_fingerprint(pack: Pack) -> str:
-    """sha256 hex over the images' names, sizes and pixels (as they are packed), in order."""
-    index = pack.index
-    return sha256(json.dumps([index.names, index.sizes, index.pixels]).encode()).hexdigest()
 
 
 def inputs_fingerprint(sources: Sequence[WeightsSource]) -> list[str]:
@@ -66,19 +59,19 @@ def _fingerprint(source: WeightsSource) -> str:
     return identity_of(source) if isinstance(source, NetworkWeights) else str(source)
 
 
-def open_run(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True, processes: int = 1) -> Pack:
-    """The run's images, after its folder was claimed. processes: in which it trains.
+def open_run(
+    config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True, processes: int = 1
+) -> TrainingData:
+    """The run's data, after its folder was claimed. processes: in which it trains.
 
     Raises WeightsError for what it starts from, DataError, or RunFolderError for a folder that holds another run.
     """
-    assert config.data.roots, "data.root is None: expected the folder that compose_config requires"
     start = (LocalWeights(str(Path(config.init).expanduser())),) if config.init else ()
     inputs = inputs_fingerprint((*recipe_class.sources(config.options), *start))
-    where = Path(config.data.pack).expanduser() if config.data.pack else config.folder
-    pack = open_pack(config.data.roots, where, config.data.side, check_held_out)
-    inputs_now = Inputs(data_fingerprint(pack), processes, tuple(recipe_class.path_options), tuple(inputs))
+    data = recipe_class.open_data(config, check_held_out)
+    inputs_now = Inputs(data.fingerprint, processes, tuple(recipe_class.path_options), tuple(inputs))
     claim(config.folder, config, inputs_now)
-    return pack
+    return data
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from lactok.train.recipe import Batch, Recipe
+from lactok.train.recipe import Recipe
 
 LOW_PRECISION = frozenset(
     {
@@ -57,8 +57,9 @@ def step_cost(recipe: Recipe, images: tuple[int, int], step: int, micro_batches:
     from torch.utils.flop_counter import FlopCounterMode
 
     count, side = images
-    batch = Batch(torch.empty(count, 3, side, side, device="meta"), tuple(range(count)), step)
-    known = [*recipe.parameters(), *recipe.buffers(), batch.images]
+    batch = recipe.meta_batch(recipe.options, count, side, step)
+    given = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+    known = [*recipe.parameters(), *recipe.buffers(), *given]
     for parameter in recipe.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from baselines.generators.calls import prompts_of
+from lactok.generators.calls import prompts_of
 from lactok.interface import Generator, GeneratorInfo, Item
 from lactok.models.pipeline_folder import load_network, load_scheduler
 from lactok.tokenizers.memory import MemoryOptions, place, save_in_decoding

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from baselines.generators.calls import in_dtype, prompts_of, require_dtype
 from baselines.generators.hart.config import Parsed, listed, parse_tokenizer, parse_transformer
 from baselines.generators.hart.sampler import Context, Sampling, SeededNoise, generate
 from baselines.generators.hart.state_dict import HartStateDict, TokenizerStateDict
 from baselines.generators.hart.text import load_text_encoder
 from baselines.generators.hart.tokenizer import HartTokenizer
 from baselines.generators.hart.transformer import HartTransformer
+from lactok.generators.calls import in_dtype, prompts_of, require_dtype
 from lactok.interface import Generator, GeneratorInfo, Item, TrainingCompute
 from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.weights import (

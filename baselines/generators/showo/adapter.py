@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from baselines.generators.calls import in_dtype, prompts_of, require_dtype
 from baselines.generators.local import local_checkpoint
 from baselines.generators.showo.magvit import Magvit, MagvitConfig
 from baselines.generators.showo.model import Showo, ShowoConfig
 from baselines.generators.showo.prompting import CONTROL_TOKENS, MASKED, Vocabulary, text_row
 from baselines.generators.showo.sampler import Sampling, sample, seeded_noise
 from baselines.generators.showo.state_dict import MagvitStateDict, ShowoStateDict
+from lactok.generators.calls import in_dtype, prompts_of, require_dtype
 from lactok.interface import Generator, GeneratorInfo, Item, TrainingCompute
 from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.weights import HubWeights, WeightsError, WeightsSource, load_state_dict, locate_all, override

@@ -13,12 +13,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
 from evals.datasets.base import DatasetError, DatasetNeeds, DatasetRequest, MissingData, PromptDataset, spread
-from lactok.items import Item
+from lactok.items import Item, prompt_hash
 
 # Bad lines that a message shows.
 _SHOWN = 10
@@ -98,12 +97,12 @@ def _item(fields: Mapping[str, Any], number: int) -> Item:
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadLine(f"prompt is {prompt!r}: expected text that is not empty")
     try:
-        content = prompt.encode()
+        content = prompt_hash(prompt)
     except UnicodeEncodeError as error:
         raise BadLine(f"prompt is {prompt!r}: half of a surrogate pair is no text") from error
     name = _name(fields, "id", f"{number:05d}")
     tags = {key: value for key, value in fields.items() if key not in ("prompt", "id", "cluster")}
-    return Item(name, _name(fields, "cluster", name), sha256(content).hexdigest(), prompt, tags)
+    return Item(name, _name(fields, "cluster", name), content, prompt, tags)
 
 
 def _name(fields: Mapping[str, Any], key: str, default: str) -> str:

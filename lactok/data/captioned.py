@@ -1,0 +1,114 @@
+"""Images with captions: a folder with captions.jsonl or metadata.jsonl, or with a text file beside each image."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lactok.data.folder import DataError, list_images
+from lactok.images.folder import printable
+
+TABLES = {"captions.jsonl": ("file", "caption"), "metadata.jsonl": ("file_name", "text")}
+"""Files of a line an image, and the keys of its path in the folder and of its caption: those that
+`python -m lactok.data.scenes` writes, and those of Hugging Face's ImageFolder."""
+
+_SHOWN = 10
+"""Bad entries that a message shows."""
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """name: of the image below its folder; caption: text that is not empty."""
+
+    name: str
+    path: Path
+    caption: str
+
+
+def list_captioned(root: str | os.PathLike) -> list[CaptionedImage]:
+    """The images of a folder that have captions, in the table's order, or by name where texts lie beside them.
+
+    Raises DataError for a folder of another kind, and one that lists the bad entries: no JSON, a key that is missing,
+    an empty caption, a path that leaves the folder, a file that does not exist.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"data.root={root}: no such folder; name a folder of images with captions")
+    tables = [folder / name for name in TABLES if (folder / name).is_file()]
+    if len(tables) > 1:
+        raise DataError(f"{printable(folder)} has {' and '.join(t.name for t in tables)}: expected one of them")
+    bad: list[str] = []
+    made = list(_of_table(folder, tables[0], bad) if tables else _of_texts(folder, bad))
+    if bad:
+        more = f"\n  and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
+        lines = "\n".join(f"  {line}" for line in bad[:_SHOWN])
+        raise DataError(
+            f"{len(bad):,} entries of {printable(folder)} can't be used:\n{lines}{more}\nMend or remove them"
+        )
+    if not made:
+        kinds = ", ".join(TABLES)
+        raise DataError(
+            f"data.root={printable(folder)}: no captions; expected one of {kinds}, or NAME.txt beside NAME.jpg"
+        )
+    return made
+
+
+def _of_table(folder: Path, table: Path, bad: list[str]) -> Iterator[CaptionedImage]:
+    file_key, text_key = TABLES[table.name]
+    try:
+        lines = table.read_bytes().decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{table} can't be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            name, caption = fields[file_key], fields[text_key]
+        except (ValueError, KeyError, TypeError):
+            bad.append(f"{table.name}, line {number}: expected JSON with {file_key} and {text_key}")
+            continue
+        if reason := _why_not(folder, name, caption):
+            bad.append(f"{table.name}, line {number}: {reason}")
+        else:
+            yield CaptionedImage(name, folder / name, caption)
+
+
+def _of_texts(folder: Path, bad: list[str]) -> Iterator[CaptionedImage]:
+    for name, path in list_images(folder).items():
+        text = path.with_suffix(".txt")
+        if not text.is_file():
+            continue
+        try:
+            caption = text.read_bytes().decode("utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            bad.append(f"{printable(text)} can't be read: {error}")
+            continue
+        if reason := _why_not(folder, name, caption, path):
+            bad.append(f"{printable(text)}: {reason}")
+        else:
+            yield CaptionedImage(name, path, caption)
+
+
+def _why_not(folder: Path, name: object, caption: object, path: Path | None = None) -> str:
+    """What is wrong with an entry; "" for one that is good. path: of a file that is known to be there."""
+    if not isinstance(caption, str) or not caption.strip():
+        return f"the caption is {str(caption)[:40]!r}: expected text"
+    if any("\ud800" <= letter <= "\udfff" for letter in caption):
+        return "the caption holds half of a surrogate pair, which is no text"
+    if path is not None:
+        return ""
+    if not isinstance(name, str) or not name or os.path.isabs(name) or ".." in Path(name).parts:
+        return f"the file is {str(name)[:80]!r}: expected a path inside the folder"
+    return "" if (folder / name).is_file() else f"there is no file {name!r}"
+
+
+def names_and_captions(images: Sequence[CaptionedImage]) -> list[tuple[str, str, int]]:
+    """What says whether it is the same data: name, caption and size in bytes of each. Raises DataError."""
+    try:
+        return [(image.name, image.caption, image.path.stat().st_size) for image in images]
+    except OSError as error:
+        raise DataError(f"{error.filename} can't be read: {error.strerror or error}") from error

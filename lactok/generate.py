@@ -1,0 +1,247 @@
+"""`python -m lactok.generate "a red circle" out=scene.png`: images from prompts, by any registered generator."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lactok.interface import Generator
+
+DEFAULT = "lactokgen-t-mini"
+USAGE = f"""usage: python -m lactok.generate PROMPT [PROMPT ...] out=FILE.png|DIR [key=value ...]
+
+Makes images of prompts and writes a grid (FILE.png: a row a prompt), or each image and the grid (DIR).
+
+  out              FILE.png, or a folder: 00000-0.png (prompt, output), grid.png, prompts.txt
+  prompts=FILE     more prompts, one a line
+  generator=NAME   a registered generator; default {DEFAULT}, which ships and knows rendered scenes alone
+  count=1          images a prompt
+  seed=0           the same seed gives the same images, and those of `python -m evals.run suite=generate seed=0`
+  device=auto      auto, cpu or cuda
+  batch=8          prompts that are generated together
+  options.KEY=V    the generator's own: options.guidance_scale=2
+
+    python -m lactok.generate "two red circles" out=circles.png
+    python -m lactok.generate "a red circle left of a blue square" "three keys" count=4 out=scenes.png
+    python -m lactok.generate prompts=prompts.txt out=images generator=lactokgen-t-star
+
+`python -m evals list generators` lists the generators and what each needs.
+"""
+KEYS = ("out", "prompts", "generator", "count", "seed", "device", "batch")
+NUMBERS = {"count": 1, "seed": 0, "batch": 1}
+"""Keys that take whole numbers, and the least of each."""
+MARGIN = 4
+"""Pixels between the images of a grid."""
+
+
+class UsageError(Exception):
+    """Wrong arguments; the message says what was found and what is expected."""
+
+
+@dataclass
+class Request:
+    """What the command line asks for. prompts: in order; options: of the generator, as text."""
+
+    prompts: list[str]
+    out: Path
+    generator: str = DEFAULT
+    count: int = 1
+    seed: int = 0
+    device: str = "auto"
+    batch: int = 8
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """Arguments of the form key=value with a known key are settings, all others prompts. Raises UsageError."""
+    prompts, given, options = [], {}, {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in KEYS:
+            given[key] = value
+        elif equals and re.fullmatch(r"options\.\w+", key):
+            options[key.removeprefix("options.")] = value
+        elif equals and re.fullmatch(r"[a-z_.]+", key):
+            known = ", ".join(KEYS)
+            raise UsageError(f"{argument!r}: expected a prompt, or KEY=VALUE with KEY one of {known}, options.KEY")
+        else:
+            prompts.append(argument)
+    prompts += _from_file(given["prompts"]) if "prompts" in given else []
+    if not prompts:
+        raise UsageError('no prompt: python -m lactok.generate "a red circle" out=scene.png')
+    for prompt in prompts:
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise UsageError(f"the prompt {ascii(prompt)[:80]} is no valid Unicode: give it as UTF-8")
+    if not given.get("out"):
+        raise UsageError("out is missing: out=scene.png, or out=DIR for a file an image")
+    device = given.get("device", "auto")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device={device}: expected auto, cpu or cuda")
+    numbers = {key: _whole(given, key, least) for key, least in NUMBERS.items() if key in given}
+    out, name = Path(given["out"]).expanduser(), given.get("generator", DEFAULT)
+    return Request(prompts, out, name, device=device, options=options, **numbers)
+
+
+def _from_file(name: str) -> list[str]:
+    path = Path(name).expanduser()
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"prompts={name} can't be read: {error}; expected UTF-8 text, a prompt a line") from error
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise UsageError(f"prompts={name} holds no prompt")
+    return found
+
+
+def _whole(given: dict[str, str], key: str, least: int) -> int:
+    try:
+        value = int(given[key])
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise UsageError(f"{key}={given[key]}: expected a whole number of at least {least}")
+    return value
+
+
+def build(request: Request) -> Generator:
+    """The generator with its options, on its device. Raises UsageError, WeightsError, RegistryError."""
+    import torch
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from lactok import registry
+    from lactok.interface import Generator
+
+    plugin = registry.load("generators", request.generator)
+    if not issubclass(plugin, Generator):
+        raise UsageError(f"generator={request.generator} holds images that others made: expected one that makes them")
+    try:
+        given = OmegaConf.from_dotlist([f"{key}={value}" for key, value in request.options.items()])
+        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(plugin.Options), given))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UsageError(f"options: {str(error).splitlines()[0]}") from error
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
+    chosen = "cpu" if request.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    try:
+        return plugin(options, torch.device(chosen))
+    except ValueError as error:  # an option out of range
+        raise UsageError(f"options: {error}") from error
+
+
+def images_of(generator: Generator, request: Request) -> Iterator[tuple[int, int, Tensor]]:
+    """(prompt, output, image (3, H, W)) of each, in order. Raises UsageError naming prompts that it can't take."""
+    from lactok.interface import Item, ItemsRefused
+    from lactok.items import item_seed, prompt_hash
+
+    items = [Item(str(i), str(i), prompt_hash(prompt), prompt) for i, prompt in enumerate(request.prompts)]
+    wanted = [(place, index) for place in range(len(items)) for index in range(request.count)]
+    for start in range(0, len(wanted), request.batch):
+        part = wanted[start : start + request.batch]
+        chosen, indices = [items[place] for place, _ in part], [index for _, index in part]
+        seeds = [item_seed(request.seed, index, item.content_hash) for item, index in zip(chosen, indices)]
+        try:
+            made = generator.generate(chosen, indices, seeds)
+        except ItemsRefused as refused:
+            reasons = {chosen[place].payload: why for place, why in refused.reasons.items()}
+            raise UsageError("\n".join(f"prompt {p[:80]!a}: {why}" for p, why in reasons.items())) from refused
+        for (place, index), image in zip(part, made, strict=True):
+            yield place, index, image
+
+
+def run(request: Request) -> int:
+    """Make the images and write them; the exit status. Raises what its parts raise, and WriteError."""
+    import torch
+    from PIL import Image
+
+    from lactok.files import explained
+    from lactok.progress import Meter
+
+    started = time.monotonic()
+    generator = build(request)
+    tell_unknown_words(generator, request.prompts)
+    is_file = bool(request.out.suffix)
+    with explained(request.out):
+        (request.out.parent if is_file else request.out).mkdir(parents=True, exist_ok=True)
+    rows: list[list[Tensor]] = [[] for _ in request.prompts]
+    with Meter(len(request.prompts) * request.count, "generating") as meter:
+        for place, index, image in images_of(generator, request):
+            pixels = (image.float().clamp(0, 1) * 255 + 0.5).floor().byte().cpu()
+            rows[place].append(pixels)
+            if not is_file:
+                _save(Image, pixels, request.out / f"{place:05d}-{index}.png")
+            meter.advance()
+    grid = torch.cat([_row(row) for row in rows], 1) if len(rows) * request.count > 1 else rows[0][0]
+    _save(Image, grid, request.out if is_file else request.out / "grid.png")
+    if not is_file:
+        with explained(request.out / "prompts.txt"):
+            (request.out / "prompts.txt").write_text("\n".join(request.prompts) + "\n", encoding="utf-8")
+    settings = ", ".join(f"{key} {value}" for key, value in generator.info.settings.items())
+    made, seconds = sum(map(len, rows)), time.monotonic() - started
+    print(f"done: {made} image(s) in {request.out} by {request.generator}, {seconds:.1f} s")
+    print(f"  {settings}, seed {request.seed}")
+    return 0
+
+
+def tell_unknown_words(generator: Any, prompts: Sequence[str]) -> None:
+    """A line on stderr for words that a generator with a vocabulary of its own does not know."""
+    find = getattr(generator, "unknown_words", None)
+    found = sorted({word for prompt in prompts for word in find(prompt)}) if find else []
+    if found:
+        print(f"note: not in the vocabulary, all taken for one word: {', '.join(found[:20])}", file=sys.stderr)
+
+
+def _row(images: Sequence[Tensor]) -> Tensor:
+    """uint8 (3, H + margin, W), one beside the other on white."""
+    import torch.nn.functional as F
+    from torch import cat
+
+    return cat([F.pad(image, (0, MARGIN, 0, MARGIN), value=255) for image in images], 2)
+
+
+def _save(image_module: Any, pixels: Tensor, path: Path) -> None:
+    from io import BytesIO
+
+    from lactok.files import WriteError, write_atomically
+
+    content = BytesIO()
+    kind = image_module.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise WriteError(f"out={path}: no image format has the ending {path.suffix!r}; name FILE.png, or a folder")
+    image_module.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(content, kind)
+    write_atomically(path, content.getvalue())
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 done, 2 wrong arguments or weights that are missing, 130 stopped by Ctrl-C."""
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else 2
+    try:
+        request = parse(arguments)
+        from lactok.files import WriteError
+        from lactok.registry import RegistryError
+        from lactok.weights import WeightsError
+
+        try:
+            return run(request)
+        except (WeightsError, RegistryError, WriteError) as error:
+            raise UsageError(str(error).replace("options.NAME.", "options.")) from error
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,329 @@
+"""`recipe=tokens`: the token ids of captioned images, and where asked the states of their captions, once, into shards.
+
+What a generator trains on (paper, section 4.3): the ids of the frozen tokenizer and flan-t5-xl's features, which would
+cost more than the training if every epoch made them again. Shards are made one by one, each by whichever process takes
+it first, and written whole; the same command, in as many processes as one likes, makes those that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lactok import registry
+from lactok.checkpoint_file import tensors_sha256
+from lactok.data.batches import centre_crop, to_tensor
+from lactok.data.captioned import CaptionedImage, list_captioned, names_and_captions
+from lactok.data.folder import DataError
+from lactok.data.held_out import held_out_name
+from lactok.data.token_shards import INDEX, ShardIndex, ShardRecord, pack_texts, record_of, write_shard
+from lactok.files import explained, write_atomically
+from lactok.images.decode import ImageError, decode, read_bytes
+from lactok.interface import Tokenizer, Tokens
+from lactok.locks import LockHeld, sole_lock
+from lactok.progress import Meter
+from lactok.train.precision import resolve
+from lactok.train.run_folder import RunFolderError
+from lactok.weights import LocalWeights, WeightsSource, identity_of, locate, locate_all
+
+if TYPE_CHECKING:
+    from lactok.generators.text_encoder import TextEncoder
+    from lactok.train.config import TrainConfig
+
+FLAN, NONE = "flan-t5-xl", "none"
+TEXTS = (FLAN, NONE)
+POLL = 1.0
+"""Seconds between looks for shards that other processes are making."""
+
+
+@dataclass
+class TokensOptions:
+    """tokenizer: registered name of what makes the ids; tokenizer_weights: a local checkpoint of it.
+
+    text: "flan-t5-xl", whose states are stored, or "none": captions alone, for a generator with a text encoder of its
+    own. text_encoder: a local folder of flan-t5-xl. clean: whether captions are cleaned before they are encoded, as by
+    LlamaGen's scripts. shard_size: images a shard.
+    """
+
+    tokenizer: str = "llamagen-t2i"
+    tokenizer_weights: str | None = None
+    text: str = FLAN
+    text_encoder: str | None = None
+    clean: bool = True
+    shard_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.text not in TEXTS:
+            raise ValueError(f"text={self.text}: expected {' or '.join(TEXTS)}")
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size={self.shard_size}: expected at least 1")
+
+
+class TokenExtraction:
+    """Stands among the recipes, but nothing is trained: `run` makes the shards."""
+
+    Options: ClassVar[type] = TokensOptions
+    path_options: ClassVar[tuple[str, ...]] = ("tokenizer_weights", "text_encoder")
+
+    @classmethod
+    def with_inputs(cls, options: TokensOptions, runs: Path) -> TokensOptions:
+        """`options`: no earlier run leaves it anything."""
+        return options
+
+    @classmethod
+    def sources(cls, options: TokensOptions) -> tuple[WeightsSource, ...]:
+        """The tokenizer's checkpoints, then the text encoder's files."""
+        plugin, chosen = _plugin(options)
+        return (*plugin.weights(chosen), *_text_sources(options))
+
+    def __init__(self, config: TrainConfig, check_held_out: bool = True) -> None:
+        """List the images and claim the folder. Raises DataError, WeightsError, RunFolderError."""
+        if len(config.data.roots) != 1:
+            raise DataError(f"data.root={config.data.root}: expected one folder; extract each into a folder of its own")
+        self.config, self.options, self.folder = config, config.options, config.folder
+        self.check_held_out = check_held_out
+        locate_all(self.sources(self.options))
+        self.images = list_captioned(config.data.roots[0])
+        plugin, chosen = _plugin(self.options)
+        (first, *_) = plugin.weights(chosen) or (None,)
+        self.tokenizer_identity = " ".join(
+            [self.options.tokenizer, *(identity_of(source) for source in plugin.weights(chosen))]
+        )
+        self.vq = tensors_sha256(locate(first)) if isinstance(first, LocalWeights) else ""
+        self.text_identity = " ".join(identity_of(source) for source in _text_sources(self.options))
+        self._claim()
+
+    def _claim(self) -> None:
+        """Note what the folder's shards are made from, or compare."""
+        data = json.dumps(names_and_captions(self.images), ensure_ascii=True)
+        wanted = {
+            "data": sha256(data.encode()).hexdigest(),
+            "tokenizer": self.tokenizer_identity,
+            "text": f"{self.text_identity} clean={self.options.clean}" if self.text_identity else NONE,
+            "shard_size": self.options.shard_size,
+            "precision": resolve(self.config.precision, self.config.device),
+        }
+        path = self.folder / "config.json"
+        try:
+            seen = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            write_atomically(path, (json.dumps(wanted, indent=1) + "\n").encode())
+            return
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path} can't be read ({error}): delete {self.folder} to start anew") from error
+        differ = [key for key in sorted(seen.keys() | wanted.keys()) if seen.get(key) != wanted.get(key)]
+        if differ:
+            lines = "\n".join(f"  {key}: {seen.get(key)} in the folder, {wanted.get(key)} now" for key in differ)
+            raise RunFolderError(
+                f"{self.folder} holds shards of something else:\n{lines}\nName another out=, or delete the folder"
+            )
+
+    @property
+    def _parts(self) -> list[list[CaptionedImage]]:
+        size = self.options.shard_size
+        return [self.images[i : i + size] for i in range(0, len(self.images), size)]
+
+    def run(self) -> ShardIndex:
+        """Make the shards that are missing, wait for those that others make, and write the index.
+
+        Raises WriteError, and DataError when no image could be used.
+        """
+        parts = self._parts
+        waiting = {number: part for number, part in enumerate(parts) if not self._path(number).is_file()}
+        encoder: _Encoder | None = None
+        total = len(self.images)
+        done = total - sum(map(len, waiting.values()))
+        with Meter(total, "extracting tokens", done=done) as meter:
+            while waiting:
+                before = len(waiting)
+                for number, part in list(waiting.items()):
+                    lock = self.folder / f".{self._path(number).name}.lock"
+                    try:
+                        with explained(lock), sole_lock(lock):
+                            if not self._path(number).is_file():
+                                encoder = encoder or _Encoder(self)
+                                self._make(number, part, encoder, meter, done)
+                    except LockHeld:
+                        continue
+                    del waiting[number]
+                    done += len(part)
+                    meter.at(done)
+                if len(waiting) == before:
+                    time.sleep(POLL)
+        return self._index(len(parts))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"tokens-{number:05d}.safetensors"
+
+    def _left_out_path(self, number: int) -> Path:
+        return self.folder / f"left-out-{number:05d}.json"
+
+    def _make(self, number: int, part: Sequence[CaptionedImage], encoder: _Encoder, meter: Meter, done: int) -> None:
+        """One shard. What could not be used is noted beside it, before it."""
+        rows: list[Tensor] = []
+        states: list[Tensor] = []
+        kept: list[CaptionedImage] = []
+        left_out: list[tuple[str, str]] = []
+        for start in range(0, len(part), self.config.batch_size):
+            batch = part[start : start + self.config.batch_size]
+            pixels = [self._pixels(image, encoder.size) for image in batch]
+            left_out += [(image.name, why) for image, why in zip(batch, pixels) if isinstance(why, str)]
+            good = [(image, p) for image, p in zip(batch, pixels) if not isinstance(p, str)]
+            if good:
+                rows.append(encoder.ids([p for _, p in good]))
+                states += encoder.states([image.caption for image, _ in good])
+                kept += [image for image, _ in good]
+            meter.at(done + start + len(batch))
+        if left_out:
+            write_atomically(self._left_out_path(number), (json.dumps(left_out, indent=1) + "\n").encode())
+        ids = torch.cat(rows) if rows else torch.zeros(0, encoder.tokens, dtype=torch.int32)
+        tensors = {"ids": ids, **pack_texts("captions", [image.caption for image in kept])}
+        tensors |= pack_texts("names", [image.name for image in kept])
+        if encoder.text is not None:
+            lengths = np.cumsum([len(one) for one in states], dtype=np.int64)
+            width = encoder.text.encoder.config.d_model
+            joined = torch.cat(states) if states else torch.zeros(0, width, dtype=torch.bfloat16)
+            tensors |= {"states": joined, "states_ends": torch.from_numpy(lengths)}
+        write_shard(self._path(number), tensors)
+
+    def _pixels(self, image: CaptionedImage, size: int) -> np.ndarray | str:
+        """The centre square, uint8 (size, size, 3), by Pillow's antialiased bicubic filter; or why it is left out."""
+        try:
+            data = read_bytes(image.path)
+            pixels = decode(data).pixels
+        except ImageError as error:
+            return error.reason
+        if self.check_held_out and (name := held_out_name(sha256(data).hexdigest(), pixels)):
+            return f"is {name} of scikit-image, which the benchmark evaluates"
+        return centre_crop(pixels, size, min(pixels.shape[:2]))
+
+    def _index(self, count: int) -> ShardIndex:
+        index = self._written()
+        if index is not None and [shard.file for shard in index.shards] == [self._path(i).name for i in range(count)]:
+            return index
+        records: list[ShardRecord] = [record_of(self._path(number)) for number in range(count)]
+        reasons: Counter[str] = Counter()
+        for number in range(count):
+            if self._left_out_path(number).is_file():
+                reasons.update(why for _, why in json.loads(self._left_out_path(number).read_bytes()))
+        if not sum(record.count for record in records):
+            raise DataError(f"none of the {len(self.images)} images could be used: {dict(reasons)}")
+        info = _info(self.options)
+        codebook = info.codebook_size
+        assert isinstance(codebook, int), "ids of several codebooks"
+        index = ShardIndex(
+            tokenizer=self.tokenizer_identity,
+            tokens=info.tokens_per_image or 0,
+            codebook_size=codebook,
+            vq=self.vq,
+            text_encoder=self.text_identity,
+            positions=_positions() if self.text_identity else 0,
+            caption_dim=_width(self._path(0)) if self.text_identity else 0,
+            shards=tuple(records),
+            left_out=dict(reasons),
+        )
+        index.write(self.folder)
+        return index
+
+    def _written(self) -> ShardIndex | None:
+        return ShardIndex.read(self.folder) if (self.folder / INDEX).is_file() else None
+
+
+def _plugin(options: TokensOptions) -> tuple[type[Tokenizer], Any]:
+    """The tokenizer's class and its options. Raises RegistryError for a name that is none."""
+    plugin = registry.load("tokenizers", options.tokenizer)
+    return plugin, plugin.Options(**({"weights": options.tokenizer_weights} if options.tokenizer_weights else {}))
+
+
+def _info(options: TokensOptions) -> Any:
+    plugin, chosen = _plugin(options)
+    return plugin(chosen, torch.device("cpu")).info
+
+
+def _text_sources(options: TokensOptions) -> tuple[WeightsSource, ...]:
+    if options.text == NONE:
+        return ()
+    from lactok.generators.text_encoder import text_encoder_sources
+
+    return text_encoder_sources(options.text_encoder)
+
+
+def _positions() -> int:
+    from lactok.generators.text_encoder import POSITIONS
+
+    return POSITIONS
+
+
+def _width(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as file:
+        return file.get_slice("states").get_shape()[1]
+
+
+class _Encoder:
+    """The networks on their device. text: None where no states are wanted."""
+
+    def __init__(self, extraction: TokenExtraction) -> None:
+        from accelerate import PartialState
+
+        config, options = extraction.config, extraction.options
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = PartialState(cpu=config.device == "cpu").device
+        plugin, chosen = _plugin(options)
+        self.tokenizer = plugin(chosen, self.device)
+        info = self.tokenizer.info
+        if not isinstance(info.codebook_size, int) or info.tokens_per_image is None or info.input_size is None:
+            raise DataError(f"options.tokenizer={options.tokenizer}: expected one with one id a position, of one size")
+        self.size, self.tokens = info.input_size, info.tokens_per_image
+        self.autocast = resolve(config.precision, config.device) == "bf16"
+        self.clean = options.clean
+        self.text: TextEncoder | None = None
+        if options.text == FLAN:
+            from lactok.generators.text_encoder import TextEncoder
+
+            self.text = TextEncoder.load(self.device, options.text_encoder, torch.bfloat16)
+
+    @torch.no_grad()
+    def ids(self, pixels: Sequence[np.ndarray]) -> Tensor:
+        """int32 (B, N) of uint8 (S, S, 3) each."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            encoded = self.tokenizer.encode(to_tensor(pixels, self.device))
+        if not isinstance(encoded, Tokens) or encoded.ids.ndim != 2:
+            raise DataError("the tokenizer gives no ids (B, N): expected one with one id a position")
+        return encoded.ids.to("cpu", torch.int32)
+
+    def states(self, captions: Sequence[str]) -> list[Tensor]:
+        """bfloat16 (L, D) each, without padding; none where no states are wanted."""
+        if self.text is None:
+            return []
+        states, seen = self.text(captions, self.clean)
+        return [one[mask.bool()].to("cpu", torch.bfloat16) for one, mask in zip(states, seen)]
+
+
+def report(index: ShardIndex, folder: Path) -> Iterator[str]:
+    """What was extracted, line by line."""
+    yield f"done: {index.count:,} images in {len(index.shards):,} shards in {folder}"
+    yield f"  {index.tokens} ids of {index.codebook_size:,} an image, by {index.tokenizer.split()[0]}"
+    for reason, count in sorted(index.left_out.items(), key=lambda pair: -pair[1])[:10]:
+        yield f"  left out: {count:,} ({reason}); see {folder}/left-out-*.json"
+
+
+def extract(config: TrainConfig, check_held_out: bool = True) -> int:
+    """Make all shards; the exit status. Raises what `TokenExtraction` raises."""
+    extraction = TokenExtraction(config, check_held_out)
+    for line in report(extraction.run(), config.folder):
+        print(line, file=sys.stdout)
+    return 0
