@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from lactok.data.scenes.combinations import Split, belongs
 from lactok.data.scenes.draws import Draws
@@ -47,6 +49,36 @@ def _draw(task: Task, draws: Draws) -> Content:
     else:
         colours = (draws.choice(COLOUR_NAMES), draws.choice(COLOUR_NAMES))
     return Content(task, (Thing(classes[0], colours[0]), Thing(classes[1], colours[1])), relation)
+
+
+def content_of(line: Mapping[str, Any], draws: Draws) -> Content:
+    """What a scene that `metadata` describes may show; what it leaves open (a colour, a relation) is drawn.
+
+    Raises ValueError for a line that is none of `metadata`'s.
+    """
+    try:
+        task, include = Task(line["tag"]), line["include"]
+        if task is Task.COUNTING:
+            (clause,) = include
+            name, number = clause["class"], clause["count"]
+            same = draws.choice(COLOUR_NAMES) if draws.below(2) else None
+            things = tuple(Thing(name, same or draws.choice(COLOUR_NAMES)) for _ in range(number))
+            return _checked(Content(task, things))
+        relation = draws.choice(RELATIONS) if len(include) == 2 else None
+        if task is Task.POSITION:
+            include = include[::-1]
+            relation = Relation(include[0]["position"][0])
+        things = tuple(Thing(one["class"], one.get("color") or draws.choice(COLOUR_NAMES)) for one in include)
+        return _checked(Content(task, things, relation))
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{dict(line)} is no metadata of a scene: {type(error).__name__}: {error}") from error
+
+
+def _checked(content: Content) -> Content:
+    strange = [t for t in content.things if t.class_name not in CLASSES or t.colour not in COLOURS]
+    if strange or not 1 <= len(content.things) <= MAX_COUNT:
+        raise ValueError(f"{strange or content.things}: expected 1 to {MAX_COUNT} of the classes and colours of scenes")
+    return content
 
 
 def metadata(content: Content, prompt: str) -> dict:

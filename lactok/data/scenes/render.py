@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lactok.data.scenes.backgrounds import BACKGROUNDS, Background, paint
 from lactok.data.scenes.captions import canonical, caption
 from lactok.data.scenes.combinations import Split
-from lactok.data.scenes.content import Content, draw_content, metadata
+from lactok.data.scenes.content import Content, content_of, draw_content, metadata
 from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.layout import UNIT, Place, in_pixels, lay_out
 from lactok.data.scenes.raster import FULL, MAX_SIDE
@@ -58,12 +59,22 @@ def scene(seed: int, index: int, size: int | tuple[int, int] = 128, split: Split
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed={seed}, index={index}: expected integers of at least 0")
+    return _rendered(draw_content(seed, index, Split(split)), size, f"lactok scenes 1|{seed}|{index}")
+
+
+def scene_of(line: Mapping[str, Any], key: str, size: int | tuple[int, int] = 128) -> Scene:
+    """A scene that GenEval's metadata of one, such as `Scene.metadata`, describe; the rest of it follows from `key`.
+
+    Raises ValueError for metadata of another form, and as `scene` does.
+    """
+    return _rendered(content_of(line, Draws(f"{key}|content")), size, key)
+
+
+def _rendered(content: Content, size: int | tuple[int, int], key: str) -> Scene:
     height, width = checked_size(size)
-    split = Split(split)
-    content = draw_content(seed, index, split)
 
     def draws(purpose: str) -> Draws:
-        return Draws(f"lactok scenes 1|{seed}|{index}|{purpose}")
+        return Draws(f"{key}|{purpose}")
 
     shorter = min(height, width)
     frame = (UNIT * width // shorter, UNIT * height // shorter)
