@@ -272,12 +272,22 @@ def _of_the_suite(given: dict[str, str]) -> list[str]:
     scale = given.get("scale", usual.get("scale", RunConfig.scale))
     for key, names in (("tokenizers", suite.tokenizers), ("generators", suite.generators)):
         usual[key] = f"[{','.join(names)}]" if names != ("all",) else "all"
+    usual |= {**suite.scaled.get(scale, {}), **suite.of_dataset.get(given.get("dataset", ""), {})}
+    usual = {key: value for key, value in usual.items() if _has_row(key, given.get("generators", usual["generators"]))}
     named = as_list(given["tokenizers"].strip("[]")) if "tokenizers" in given else suite.tokenizers
     named = [canonical("tokenizers", name) for name in named]
     for name in suite.sized:
         if name in named and scale in ENCODER_SIZES:
             usual[f"options.{name}.input_size"] = f"[{','.join(map(str, ENCODER_SIZES[scale]))}]"
     return [f"{key}={value}" for key, value in usual.items() if key not in given]
+
+
+def _has_row(key: str, rows: str) -> bool:
+    """Whether a suite's setting is of a row that the command has: of options only those are set."""
+    if not key.startswith("options."):
+        return True
+    named = as_list(rows.strip("[]").split(","))
+    return "all" in named or any(key.startswith(f"options.{name.strip()}.") for name in named)
 
 
 def _allow_new_keys(override: str) -> str:

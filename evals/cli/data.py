@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from evals.datasets.images.paper import PaperDataset
+    from evals.datasets.prompts.published import PublishedPrompts
+
+T = TypeVar("T")
 
 HELP = """\
 usage: python -m evals data list
@@ -16,9 +21,9 @@ usage: python -m evals data list
        python -m evals data verify NAME [root=DIR] [expect=N] [workers=N] [out=DIR]
        python -m evals data make-flux prompts=FILE [out=DIR]
 
-  list       the paper's datasets: how many images, and what to place where
-  get        downloads where the publisher allows it (coco-val2017), resumes where it stopped, checks size and sha256;
-             for the others it says what to place where
+  list       the paper's datasets: how many images or prompts, and what to place where
+  get        downloads where the publisher allows it (coco-val2017, coco-captions, geneval), resumes where it stopped,
+             checks size and sha256; for the others it says what to place where
   verify     counts, decodes and fingerprints every image, in processes; names every bad file
   make-flux  makes flux-5k with FLUX.1-dev (a GPU): an image a prompt, the seed from the prompt; resumes where it
              stopped. FILE: a prompt a line, or COCO's captions_val2017.json (the first caption of each image)
@@ -49,14 +54,21 @@ class Command:
         return None if value is None else int(value)
 
     def dataset(self) -> type[PaperDataset]:
-        """The dataset that is named. Raises DatasetError."""
+        """The dataset of images that is named. Raises DatasetError."""
+        return self._named(paper_datasets())
+
+    def published(self) -> type[PaperDataset] | type[PublishedPrompts]:
+        """The dataset that is named, of images or of prompts. Raises DatasetError."""
+        return self._named(_published())
+
+    def _named(self, known: Mapping[str, T]) -> T:
         from evals.datasets.base import DatasetError
         from lactok.registry import unknown
 
-        known = paper_datasets()
         if len(self.words) != 1:
             raise DatasetError(f"expected one name of {', '.join(known)}, got {' '.join(self.words) or 'none'}")
         begun = [name for name in known if name.startswith(self.words[0])]
+        begun = [name for name in begun if name == self.words[0]] or begun
         if len(begun) != 1:
             raise DatasetError(unknown("dataset", self.words[0], list(known)))
         return known[begun[0]]
@@ -81,6 +93,18 @@ def paper_datasets() -> dict[str, type[PaperDataset]]:
     from evals.datasets.registry import dataset_classes
 
     return {cls.name: cls for cls in dataset_classes() if issubclass(cls, PaperDataset)}
+
+
+def prompt_datasets() -> dict[str, type[PublishedPrompts]]:
+    """The published prompts, by name."""
+    from evals.datasets.prompts.published import PublishedPrompts
+    from evals.datasets.registry import dataset_classes
+
+    return {cls.name: cls for cls in dataset_classes() if issubclass(cls, PublishedPrompts)}
+
+
+def _published() -> dict[str, type[PaperDataset] | type[PublishedPrompts]]:
+    return {**paper_datasets(), **prompt_datasets()}
 
 
 def main(argv: list[str]) -> int:
@@ -125,7 +149,7 @@ def _dispatch(name: str, rest: list[str]) -> int:
 
 
 def _list(command: Command) -> int:
-    for dataset in paper_datasets().values():
+    for dataset in _published().values():
         print(f"{dataset.name}: {dataset.summary}\n    {dataset.obtain}")
     print("\nThen: python -m evals data verify NAME root=DIR; python -m evals.run dataset=NAME dataset.root=DIR ...")
     return 0
@@ -135,13 +159,14 @@ def _get(command: Command) -> int:
     from evals.datasets.base import MissingData
     from evals.datasets.images.download import fetch
 
-    dataset = command.dataset()
+    dataset = command.published()
     root = command.folder("root", dataset.name)
     if not dataset.downloads:
         raise MissingData(f"{dataset.name} is not downloaded by this command; place it in {root}. {dataset.obtain}")
     for download in dataset.downloads:
         print(f"{fetch(download, root)}: {download.size:,} bytes, sha256 {download.sha256}")
-    print(f"next: python -m evals data verify {dataset.name} root={root}")
+    verify = dataset.name in paper_datasets()
+    print(f"next: python -m evals data verify {dataset.name} root={root}" if verify else "done")
     return 0
 
 

@@ -45,9 +45,11 @@ def open_all(configs: Sequence[RunConfig], rows: Sequence[Row], cache_dir: Path)
         models = [row for row in rows if row.cls is None or row.cls.calibration is None]
         without = {row.label: found for row in models if (found := _of_row(row, download=not missing))}
         if missing or (models and len(without) == len(models)):
-            for label, found in without.items():
-                missing += [f"model {label}: {named(line, label)}" for line in told(found)]
-            missing += _of_metrics(config)
+            for label, found in without.items():  # rows that differ in other options lack the same
+                name = label.split("[")[0]
+                missing += [f"model {name}: {named(line, label)}" for line in told(found)]
+            missing = list(dict.fromkeys(missing))
+            missing += _of_metrics(configs)
             here = [row.name for row in models if row.label not in without]
             raise MissingInputs(_message(configs, missing, here))
     return datasets
@@ -83,11 +85,12 @@ def _of_row(row: Row, download: bool) -> list[MissingFile]:
     return _missing(sources, download)
 
 
-def _of_metrics(config: RunConfig) -> list[str]:
+def _of_metrics(configs: Sequence[RunConfig]) -> list[str]:
     lines: dict[str, str] = {}
-    for name, cls in metric_classes(config.metrics, config.default_metrics).items():
-        for line in told(_missing(cls.weights(), download=False)):
-            lines.setdefault(line, name)
+    for config in configs:
+        for name, cls in metric_classes(config.metrics, config.default_metrics).items():
+            for line in told(_missing(cls.weights(), download=False)):
+                lines.setdefault(line, name)
     return [f"metric {name}: {line}" for line, name in lines.items()]
 
 

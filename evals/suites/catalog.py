@@ -23,7 +23,8 @@ class Suite:
     summary: a line for lists; task: what its models do; tokenizers, generators: its rows, in the paper's order; sized:
     those of them that are measured at every one of ENCODER_SIZES; table: the number of the paper's table that it makes,
     None for another suite; datasets: those of the table, in the paper's order, by name with the name that the paper
-    prints; title: the table's; settings: values of other keys of the command line that it sets.
+    prints; title: the table's; settings: values of other keys of the command line that it sets; scaled: such by scale;
+    of_dataset: such of the runs on each of the table's datasets.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Suite:
     generators: tuple[str, ...] = ("all",)
     task: Literal["reconstruction", "generation"] = "reconstruction"
     settings: Mapping[str, str] = field(default_factory=dict)
+    scaled: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    of_dataset: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     sized: tuple[str, ...] = ()
     table: int | None = None
     datasets: Mapping[str, str] = field(default_factory=dict)
@@ -42,8 +45,20 @@ IMAGENET = {"imagenet-val": "ImageNet"}
 COCO = {"coco-val2017": "MSCOCO-2017"}
 MJHQ = {"mjhq-5k": "MJHQ-5K"}
 FLUX = {"flux-5k": "FLUX-5K"}
+CAPTIONS = {"coco-captions": "MSCOCO-2017"}
 OF_TABLES_1_AND_2 = ("seedtok", "titok", "llamagen", "flextok", "lactok-h", "lactok-h-star", "lactok-t-star")
 STEPS = ("llamagen", "vq-ladd", "vq-ladd-hypersd", "vq-ladd-tlcm", "lactok-h")
+
+GENERATORS = (
+    *("sd1.5", "sdxl", "sd3", "flux.1-dev", "llamagen-t2i", "llamagen-t2i-512", "hart", "showo-256", "showo-512"),
+    *("lactokgen-h", "lactokgen-h-star", "lactokgen-t-star"),
+)
+# Four images a prompt; guidance 9 as in GenEval's own script for diffusers' pipelines, others keep their own.
+GUIDED = {"options.sd1.5.guidance_scale": "9", "options.sdxl.guidance_scale": "9"}
+GENEVAL = {"metrics": "[geneval]", "seeds": "4"} | GUIDED
+PREFERENCE = {"metrics": "[imagereward,mps,hpsv2-2.0,hpsv2-2.1]"}
+SMALL = {"dataset": "scene-prompts", "metrics": "[geneval-small]", "seeds": "4", "generators": "all"}
+GUIDANCE = "[1.5,2,3,7]"
 
 BUILT_IN: dict[str, Suite] = {
     suite.name: suite
@@ -54,6 +69,20 @@ BUILT_IN: dict[str, Suite] = {
             "generation: an image of every prompt by every generator, kept and shown; metrics=[NAME,...] scores them",
             task="generation",
             settings={"dataset": "prompts", "scale": "paper"},
+        ),
+        Suite(
+            "geneval",
+            "GenEval: four images of each prompt, objects, counts, colours and places; in miniature on rendered scenes",
+            generators=GENERATORS,
+            task="generation",
+            scaled={"mini": SMALL, "paper": {"dataset": "geneval"} | GENEVAL},
+        ),
+        Suite(
+            "preference",
+            "human preference on MSCOCO-2017's captions: ImageReward, MPS, HPSv2 2.0 and 2.1",
+            generators=GENERATORS,
+            task="generation",
+            settings={"scale": "paper", "dataset": "coco-captions"} | PREFERENCE,
         ),
         Suite("ablation", "from LlamaGen's decoder to LacTok's, step by step", (*STEPS, "lactok-t")),
         Suite("tokens", "LacTok at three numbers of ids", ("lactok-h", "lactok-t"), sized=("lactok-h", "lactok-t")),
@@ -89,6 +118,31 @@ BUILT_IN: dict[str, Suite] = {
             table=5,
             datasets=MJHQ,
             title="Table 5: reconstruction by the number of tokens, MJHQ-5K",
+        ),
+        Suite(
+            "table3",
+            "the paper's Table 3: twelve text-to-image systems by GenEval and by human preference",
+            generators=GENERATORS,
+            task="generation",
+            table=3,
+            datasets={"geneval": "GenEval"} | CAPTIONS,
+            of_dataset={"geneval": GENEVAL, "coco-captions": PREFERENCE},
+            scaled={"mini": SMALL},
+            title="Table 3: text to image, GenEval and human preference on MSCOCO-2017",
+        ),
+        Suite(
+            "table6",
+            "the paper's Table 6: LacTokGen-T* by guidance scale; in miniature by GenEval on scenes",
+            generators=("lactokgen-t-star",),
+            task="generation",
+            table=6,
+            datasets=CAPTIONS,
+            of_dataset={"coco-captions": PREFERENCE | {"options.lactokgen-t-star.guidance_scale": GUIDANCE}},
+            scaled={
+                "mini": SMALL
+                | {"generators": "[lactokgen-t-mini]", "options.lactokgen-t-mini.guidance_scale": GUIDANCE}
+            },
+            title="Table 6: LacTokGen-T* by guidance scale, MSCOCO-2017",
         ),
     )
 }

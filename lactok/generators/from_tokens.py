@@ -6,9 +6,10 @@ decoder decode the same ids.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,17 @@ from lactok.models.gpt_sampling import Sampling
 from lactok.models.gpt_state_dict import NESTED, GPTStateDict
 from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
 from lactok.tokenizers.miniature import Miniature
-from lactok.weights import WeightsError, WeightsSource, load_state_dict, locate, locate_all, override, read_metadata
+from lactok.weights import (
+    HubWeights,
+    UnpublishedWeights,
+    WeightsError,
+    WeightsSource,
+    load_state_dict,
+    locate,
+    locate_all,
+    override,
+    read_metadata,
+)
 
 DECODING = 1
 """The decoder's noise is of another RNG stream than the ids."""
@@ -182,6 +193,18 @@ class PublishedSamplingOptions(SamplingOptions):
     text_dtype: str = "bfloat16"
 
 
+def _of_this_row(source: WeightsSource) -> WeightsSource:
+    """A decoder's source with the option by which this generator takes a local copy, not that of the tokenizer."""
+    if isinstance(source, UnpublishedWeights):
+        return replace(source, instead=_OPTION.sub("options.NAME.", source.instead))
+    if isinstance(source, HubWeights):
+        return replace(source, otherwise=_OPTION.sub("options.NAME.", source.otherwise))
+    return source
+
+
+_OPTION = re.compile(r"options\.[\w-]+\.")
+
+
 class PublishedTokenGenerator(TokenGenerator):
     """With a published GPT-XL, from flan-t5-xl's states of captions, cleaned as by the published scripts."""
 
@@ -194,7 +217,8 @@ class PublishedTokenGenerator(TokenGenerator):
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         """The GPT's file, flan-t5-xl's, then the decoder's."""
         text = text_encoder_sources(options.text_encoder)
-        return (override(cls.GPT_FILE, options.gpt), *text, *cls.DECODER.weights(options))
+        decoder = [_of_this_row(source) for source in cls.DECODER.weights(options)]
+        return (override(cls.GPT_FILE, options.gpt), *text, *decoder)
 
     def __init__(self, options: Any, device: torch.device) -> None:
         if options.text_dtype not in ("float32", "bfloat16"):
