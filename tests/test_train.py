@@ -305,7 +305,8 @@ def test_one_code_or_a_few_are_a_collapse(ids: list[int], warned: bool):
     [
         ("avx512f amx_tile amx_bf16 amx_int8", "auto", False, "bf16"),
         ("avx512f amx_tile amx_bf16 amx_int8", "cpu", True, "bf16"),
-        ("avx512f avx512_bf16 amx_bf16x", "auto", False, "fp32"),
+        ("avx512f avx512_bf16", "auto", False, "bf16"),
+        ("avx512f avx512_bf16x amx_bf16x", "auto", False, "fp32"),
         ("avx2", "cpu", True, "fp32"),
         ("avx2", "auto", True, "bf16"),
         (None, "auto", False, "fp32"),

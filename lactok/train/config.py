@@ -91,7 +91,10 @@ class TrainConfig:
     init: str | None = _key(None, "checkpoint of this recipe whose weights it begins with; default: random ones")
     batch_size: int = _key(32, "images a micro-batch and process")
     accumulation: int = _key(1, "micro-batches an optimizer step")
-    precision: str = _key("fp32", "fp32, bf16 (autocast), or auto: bf16 on CUDA and on CPUs with AMX, else fp32")
+    precision: str = _key(
+        "fp32",
+        "fp32, bf16 (autocast), or auto: bf16 on CUDA and on CPUs that multiply it (AMX, AVX-512 BF16), else fp32",
+    )
     device: str = _key("auto", "auto, cpu or cuda")
     threads: int | None = _key(None, "CPU threads; default: torch's own choice")
     seed: int = _key(0, "all randomness is a function of (seed, step, sample)")
