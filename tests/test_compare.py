@@ -1,13 +1,17 @@
 """Paired tests between rows of two runs, or of one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import permutation_test, ttest_1samp
 
 from evals import record
 from evals.cli.compare import main
+from evals.cli.power import main as power
+from evals.metrics.intervals import holm, items_needed, sign_flip_p
 from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Value, WeightsRecord
 from evals.run import main as evals
 from tests.support import pictures, the_run
@@ -50,7 +54,7 @@ def test_mean_share_won_and_what_changed(tmp_path: Path, capsys):
     b = make(tmp_path / "b", 0.5, sha="b" * 64, torch="9", config={"seed": 1}, versions={"torch": "10"})
     assert main([a, b]) == 0
     out = capsys.readouterr().out
-    assert "PSNR: +0.5, 95 % [+0.5, +0.5], won 100.0 %, 1 infinite left out" in out
+    assert "PSNR: +0.5, 95 % [+0.5, +0.5], won 100.0 %, p 0.0001, 1 infinite left out" in out
     assert "perc: +0.5, 95 % [+0.5, +0.5], won 0.0 %" in out, "lower is better"
     assert "dl: +0.5, 95 % [+0.5, +0.5], won 100.0 %" in out, "closer to 0"
     assert f"rFID: 9 -> 9.5, +0.5 (of the whole set: not paired; {NOTE})" in out
@@ -76,7 +80,7 @@ def test_refused_items_are_left_out_and_counted(tmp_path: Path, capsys):
     frame.to_parquet(folder / "per_image.parquet")
     assert main([make(tmp_path / "a", 0.0), str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "perc: +0.5, 95 % [+0.5, +0.5], won 0.0 %, 3 refused left out" in out
+    assert "perc: +0.5, 95 % [+0.5, +0.5], won 0.0 %, p 0.0001, 3 refused left out" in out
     assert "PSNR: +0.5, 95 % [+0.5, +0.5], won 100.0 %, 3 refused left out" in out, "the infinite one is refused here"
 
 
@@ -177,3 +181,88 @@ def test_two_tokenizers_of_a_real_run(tmp_path: Path, capsys):
     cells = {row.label: row.cells["SSIM"].value for row in record.read(run / "run.json").rows}
     assert f"SSIM: {cells['mean-colour'] - cells['identity']:+.4g}, 95 %" in out
     assert "won 0.0 %" in out
+
+
+def test_p_values_are_those_of_an_exact_sign_flip_test():
+    rng = np.random.default_rng(3)
+    values = rng.normal(0.4, 1, 9)
+    exact = permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert sign_flip_p(values, [str(i) for i in range(9)]) == pytest.approx(exact)
+    many = rng.normal(0.1, 1, 60)
+    drawn = sign_flip_p(many, [str(i) for i in range(60)])
+    assert drawn == pytest.approx(ttest_1samp(many, 0).pvalue, abs=0.02)
+    assert drawn == sign_flip_p(many, [str(i) for i in range(60)])
+    assert sign_flip_p(np.zeros(5), list("abcde")) == 1.0
+    assert sign_flip_p(values, ["a", "b"] * 4 + ["a"]) is None
+
+
+def test_sources_are_flipped_whole():
+    """Copies of a source's images add nothing."""
+    values = np.array([0.2, -0.1, 0.4, 0.3, 0.5])
+    once = sign_flip_p(values, list("abcde"))
+    assert sign_flip_p(np.repeat(values, 4), [c for c in "abcde" for _ in range(4)]) == once
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_items_needed_find_the_difference_with_that_power():
+    count = items_needed(1.0, 0.3)
+    assert count == 88  # ((1.960 + 0.842) / 0.3)^2
+    rng = np.random.default_rng(0)
+    found = [abs(x.mean()) > 1.96 * x.std(ddof=1) / count**0.5 for x in rng.normal(0.3, 1, (2000, count))]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+    with pytest.raises(ValueError, match="difference 0"):
+        items_needed(1.0, 0.0)
+
+
+def three_rows(folder: Path) -> str:
+    """Rows a, b and c; c is a but for half of the items."""
+    run = Path(make(folder, 0.0))
+    frame = pd.read_parquet(run / "per_image.parquet")
+    noise = np.random.default_rng(1).normal(0.5, 1, len(frame))
+    other, half = frame.assign(row="b", perc=frame["perc"] + noise), frame.assign(row="c")
+    half.loc[:19, "perc"] += 1.0
+    pd.concat([frame, other, half]).to_parquet(run / "per_image.parquet")
+    found = record.read(run / "run.json")
+    rows = [found.rows[0], *(replace(found.rows[0], label=n, name=n) for n in "bc"), found.rows[1]]
+    (run / "run.json").write_text(record.to_json(replace(found, rows=rows)))
+    return str(run)
+
+
+def test_all_pairs_of_a_run_with_holms_p_values(tmp_path: Path, capsys):
+    run = three_rows(tmp_path / "run")
+    assert main([run, "--all"]) == 0
+    block = capsys.readouterr().out.split("\nperc\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split(":")[0].strip() for line in block] == ["b less a", "c less a", "c less b"]
+    assert "tied 50.0 %" in block[1]
+    plain = [float(line.split(", p ")[1].split(",")[0]) for line in block]
+    adjusted = [float(line.split("Holm's p ")[1]) for line in block]
+    assert adjusted == pytest.approx(holm(plain), rel=0.06)  # two digits are shown
+    for wrong in ([run, run, "--all"], [run, "--all", "--row", "a"], [run]):
+        assert main(wrong) == 2
+
+
+def test_power_says_how_many_sources_tell_a_difference(tmp_path: Path, capsys):
+    run = three_rows(tmp_path / "run")
+    assert power([run, "--row", "a", "b", "--metric", "perc"]) == 0
+    seen = capsys.readouterr().out
+    assert power([run, "--row", "a", "b", "--metric", "perc", "--difference", "0.1"]) == 0
+    smaller = capsys.readouterr().out
+    few, many = (int(out.split(": ")[1].split(" sources")[0].replace(",", "")) for out in (seen, smaller))
+    assert few < 100 < many
+    assert "(this run has 40; standard deviation of a source " in seen
+    assert power([run, "--row", "a", "--difference", "0.5"]) == 0
+    assert "PSNR: " in capsys.readouterr().out
+    for wrong, said in (
+        (["--row", "a"], "name the --difference"),
+        (["--row", "a", "z"], "has no row 'z'; with figures: a, b, c"),
+        (["--row", "a", "b", "--metric", "LPIPS"], "no per-image metric 'LPIPS'; it has PSNR, perc, dl"),
+        (["--row", "a", "c", "--metric", "dl"], "the difference is 0"),
+        (["--row", "a", "b", "c"], "3 names: expected one or two"),
+    ):
+        assert power([run, *wrong]) == 2
+        assert said in capsys.readouterr().err

@@ -27,6 +27,7 @@ and the same.
     python -m evals compare RUN_A RUN_B                         every row that both runs have
     python -m evals compare RUN_A RUN_B --row llamagen          one of them
     python -m evals compare RUN RUN --row llamagen titok        titok against llamagen
+    python -m evals compare RUN --all                           every pair, p-values adjusted for their number
 
 Exit status: 0 compared, 2 they can't be compared (another protocol, other items).
 """
@@ -49,7 +50,8 @@ class Run:
 class Paired:
     """Second less first over the same items. mean: of the differences, None where no item has both finite.
 
-    low, high: its 95 % interval, None with fewer than three sources; won: share of items on which the second is better,
+    low, high: its 95 % interval, p: of a test that flips the signs of whole sources; None with fewer than three.
+    tied: share of items on which both are equal; won: share of items on which the second is better,
     ties half, None where the metric has no direction; infinite, refused: items left out because either is infinite, or
     was refused by either model.
     """
@@ -59,6 +61,8 @@ class Paired:
     low: float | None
     high: float | None
     won: float | None
+    tied: float
+    p: float | None
     count: int
     infinite: int
     refused: int
@@ -123,18 +127,20 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, columns: list[ColumnRecord]) -> lis
 def _test(a: pd.DataFrame, b: pd.DataFrame, column: ColumnRecord) -> Paired:
     import numpy as np
 
-    from evals.metrics.intervals import cluster_bootstrap
+    from evals.metrics.intervals import cluster_bootstrap, sign_flip_p
 
     first, second = a[column.name].to_numpy(float), b[column.name].to_numpy(float)
     finite = np.isfinite(first) & np.isfinite(second)
     refused = int((np.isnan(first) | np.isnan(second)).sum())
     count, infinite = int(finite.sum()), int((~finite).sum()) - refused
     if not count:
-        return Paired(column.name, None, None, None, None, 0, infinite, refused)
+        return Paired(column.name, None, None, None, None, 0.0, None, 0, infinite, refused)
     first, second = first[finite], second[finite]
-    low, high = cluster_bootstrap(second - first, list(a["cluster"][finite]))
-    won = _won(first, second, column)
-    return Paired(column.name, float((second - first).mean()), low, high, won, count, infinite, refused)
+    clusters = list(a["cluster"][finite])
+    low, high = cluster_bootstrap(second - first, clusters)
+    won, p = _won(first, second, column), sign_flip_p(second - first, clusters)
+    mean, tied = float((second - first).mean()), float((first == second).mean())
+    return Paired(column.name, mean, low, high, won, tied, p, count, infinite, refused)
 
 
 def _won(first: np.ndarray, second: np.ndarray, column: ColumnRecord) -> float | None:
@@ -209,6 +215,8 @@ def _line(test: Paired) -> str:
     if test.low is not None:
         interval = f"95 % [{test.low:+.4g}, {test.high:+.4g}]"
     won = "" if test.won is None else f", won {100 * test.won:.1f} %"
+    won += f", tied {100 * test.tied:.1f} %" if test.tied else ""
+    won += f", p {test.p:.2g}" if test.p is not None else ""
     reasons = [f"{n} {why}" for n, why in ((test.infinite, "infinite"), (test.refused, "refused")) if n]
     left = f", {' and '.join(reasons)} left out" if reasons else ""
     return f"  {test.column}: {test.mean:+.4g}, {interval}{won}{left}"
@@ -222,6 +230,35 @@ def _set_line(column: ColumnRecord, row_a: RowRecord, row_b: RowRecord) -> str:
     notes = "".join(f"; {note}" for note in dict.fromkeys((a.note, b.note)) if note)
     change = f"{a.value:.4g} -> {b.value:.4g}, {b.value - a.value:+.4g}"
     return f"  {column.name}: {change} (of the whole set: not paired{notes})"
+
+
+def all_pairs(run: Run) -> str:
+    """Every pair of a run's rows, a block a per-image metric, p-values adjusted by Holm over the pairs of a block.
+
+    Raises NotComparable where fewer than two rows have figures.
+    """
+    from itertools import combinations
+
+    from evals.metrics.intervals import holm
+
+    labels = [row.label for row in run.record.rows if row.status == "ok"]
+    if len(labels) < 2:
+        raise NotComparable(f"{run.folder} has {len(labels)} row(s) with figures: expected two or more")
+    values = {label: row_values(run.values, label) for label in labels}
+    tests: dict[str, list[tuple[str, str, Paired]]] = {}
+    for first, second in combinations(labels, 2):
+        for test in paired(values[first], values[second], run.record.columns):
+            tests.setdefault(test.column, []).append((first, second, test))
+    items = len(values[labels[0]])
+    lines = [f"{items:,} {run.record.unit} of {run.record.dataset}; second less first; p adjusted by Holm over a block"]
+    for column, found in tests.items():
+        tested = [test.p for _, _, test in found if test.p is not None]
+        adjusted = iter(holm(tested))
+        lines.append(f"\n{column}")
+        for first, second, test in found:
+            holms = f", Holm's p {next(adjusted):.2g}" if test.p is not None else ""
+            lines.append(f"  {second} less {first}: {_line(test).partition(': ')[2]}{holms}")
+    return "\n".join(lines)
 
 
 def _chosen(a: Run, b: Run, names: list[str] | None) -> list[tuple[str, str]]:
@@ -241,7 +278,8 @@ def main(argv: list[str]) -> int:
         prog="python -m evals compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_a", type=Path, metavar="RUN_A")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="by default RUN_A, with --all")
+    parser.add_argument("--all", action="store_true", help="every pair of RUN_A's rows, with Holm-adjusted p-values")
     parser.add_argument(
         "--row",
         "--tokenizer",
@@ -254,10 +292,17 @@ def main(argv: list[str]) -> int:
         args = parser.parse_args(argv)
         if args.row and len(args.row) > 2:
             parser.error(f"--row: {len(args.row)} names: expected one or two")
+        if args.all and (args.row or args.run_b):
+            parser.error("--all compares all rows of one run: leave RUN_B and --row out")
+        if not args.all and args.run_b is None:
+            parser.error("RUN_B is missing: name a second run, or the same one, or --all")
     except SystemExit as done:
         return int(done.code or 0)
     try:
         a = load(args.run_a)
+        if args.all:
+            print(all_pairs(a))
+            return 0
         b = a if args.run_b == args.run_a else load(args.run_b)
         same_conditions(a.record, b.record)
         print("\n\n".join(report(a, b, *labels) for labels in _chosen(a, b, args.row)))

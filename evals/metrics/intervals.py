@@ -49,6 +49,52 @@ def cluster_bootstrap(values: np.ndarray, clusters: Sequence[str], resamples: in
     return float(low), float(high)
 
 
+def sign_flip_p(differences: np.ndarray, clusters: Sequence[str], flips: int = 10_000, seed: int = 0) -> float | None:
+    """Two-sided p-value of "the mean of paired `differences` (N,) is 0": the signs of whole clusters are flipped.
+
+    All flips where there are at most `flips` of them, else so many drawn ones (then p is at least 1 / (flips + 1)).
+    Deterministic in its arguments. None with fewer than three clusters: p could not be below 0.25.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    labels = _labels(clusters)
+    sums = np.bincount(labels, weights=values) if len(values) else np.zeros(0)
+    if len(sums) < MIN_CLUSTERS:
+        return None
+    observed, slack = abs(sums.sum()), 1e-12 * np.abs(sums).sum()
+    if 2 ** len(sums) <= flips:
+        signs = 1 - 2 * ((np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1)
+        return float((np.abs(signs @ sums) >= observed - slack).mean())
+    rng = np.random.default_rng(seed)
+    block, reached = max(1, 2**21 // len(sums)), 0
+    for first in range(0, flips, block):
+        signs = 1 - 2 * rng.integers(2, size=(min(block, flips - first), len(sums)))
+        reached += int((np.abs(signs @ sums) >= observed - slack).sum())
+    return (reached + 1) / (flips + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values of a family of tests, in their order."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def items_needed(deviation: float, difference: float, power: float = 0.8) -> int:
+    """Independent items (or sources) at which a two-sided test of level 0.05 finds a mean difference with that power.
+
+    deviation: standard deviation of an item's difference. n = ((z_0.975 + z_power) s / d)^2, the normal approximation.
+    Raises ValueError for a difference of 0.
+    """
+    from scipy.special import ndtri
+
+    if not difference:
+        raise ValueError("difference 0: no number of items tells it")
+    return max(MIN_CLUSTERS, math.ceil(((ndtri((1 + LEVEL) / 2) + ndtri(power)) * deviation / difference) ** 2))
+
+
 def _widened_tail(count: int) -> float:
     """The share left out at each end for `count` clusters: Phi(-sqrt(n / (n - 1)) t), 0.025 for many."""
     from scipy.special import ndtr
