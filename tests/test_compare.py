@@ -81,7 +81,9 @@ def test_refused_items_are_left_out_and_counted(tmp_path: Path, capsys):
     assert main([make(tmp_path / "a", 0.0), str(folder)]) == 0
     out = capsys.readouterr().out
     assert "perc: +0.5, 95 % [+0.5, +0.5], won 0.0 %, p 0.0001, 3 refused left out" in out
-    assert "PSNR: +0.5, 95 % [+0.5, +0.5], won 100.0 %, 3 refused left out" in out, "the infinite one is refused here"
+    assert "PSNR: +0.5, 95 % [+0.5, +0.5], won 100.0 %, p 0.0001, 3 refused left out" in out, (
+        "the infinite one is refused here"
+    )
 
 
 def test_the_mean_over_seed_indices_is_compared(tmp_path: Path, capsys):
