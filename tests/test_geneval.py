@@ -200,7 +200,7 @@ from evals.suites.catalog import Suite
 from lactok.data.scenes import Split, scene
 from lactok.interface import Recorded, RecordedInfo
 
-SUITE = Suite("draw", "scenes of prompts", task="generation",
+SUITE = Suite("draw", "scenes of prompts", task="generation", generators=("renders", "others"),
               settings={"dataset": "prompts", "metrics": "[geneval-small]"})
 
 
@@ -229,7 +229,9 @@ def test_scenes_are_judged_by_the_command_line(tmp_path: Path):
     made = evals(f"out={tmp_path / 'scenes'}", "count=24", "size=64", module="lactok.data.scenes")
     assert made.returncode == 0, made.stderr
     root = tmp_path / "scenes" / "captions.jsonl"
-    done = evals("suite=draw", f"dataset.root={root}", f"out={tmp_path / 'out'}", plugins=(plugin,))
+    done = evals(
+        "suite=draw", "calibration=false", f"dataset.root={root}", f"out={tmp_path / 'out'}", plugins=(plugin,)
+    )
     assert done.returncode == 0, done.stderr
     found = table(tmp_path / "out")
     assert found.loc["renders", [f"GenEval-small-{task}" for task in TASKS]].tolist() == [1.0] * 6
@@ -237,3 +239,15 @@ def test_scenes_are_judged_by_the_command_line(tmp_path: Path):
     assert found.loc["others", "GenEval-small"] <= 0.1
     frame = pd.read_parquet(the_run(tmp_path / "out") / "per_image.parquet")
     assert set(frame["GenEval-small-images"]) <= {0.0, 1.0}
+    run = the_run(tmp_path / "out")
+    shown = evals("judges", "failures", str(run), "--most", "3", module="evals", plugins=(plugin,))
+    assert shown.returncode == 0, shown.stderr
+    page = (run / "failures.html").read_text()
+    wrong = int((frame[frame["row"] == "others"]["GenEval-small-images"] == 0).sum())
+    assert f"<h2>others: {wrong} images fail</h2>" in page
+    assert "<h2>renders: 0 images fail</h2>" in page
+    assert page.count("<figure>") == 3
+    assert page.count("<span class=why>expected ") == 3, "GenEval's own words"
+    unknown = evals("judges", "failures", str(run), "--row", "zzz", module="evals", plugins=(plugin,))
+    assert unknown.returncode == 2
+    assert "no row 'zzz' with images; there are others, renders" in unknown.stderr

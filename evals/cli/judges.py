@@ -1,6 +1,7 @@
 """`python -m evals judges`: what concerns judges apart from a run.
 
 agreement FOLDER    how a judge's verdicts agree with people's
+failures RUN        the images that GenEval judged wrong, with its reasons
 convert-mps FILE    the released checkpoint of MPS as a file that can be read without trust
 """
 
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 from evals.cli.agreement import DESCRIPTION, METADATA
+from evals.cli.failures import DESCRIPTION as FAILURES
+from evals.cli.failures import MOST
 
 CONVERT = """\
 FILE is MPS_overall_checkpoint.pth, a network that was pickled whole. Nothing in it is run: its tensors alone are read,
@@ -33,6 +36,11 @@ def main(argv: list[str]) -> int:
         metavar="MODEL=FILE",
         help="stored detections or results of a model",
     )
+    failing = commands.add_parser("failures", help="a page of images", description=FAILURES, formatter_class=raw)
+    failing.add_argument("run", type=Path, metavar="RUN")
+    failing.add_argument("--row", nargs="+", metavar="NAME", help="rows of the page [all models]")
+    failing.add_argument("--out", type=Path, metavar="FILE", help="the page [RUN/failures.html]")
+    failing.add_argument("--most", type=int, default=MOST, metavar="N", help=f"images of a row [{MOST}]")
     converting = commands.add_parser("convert-mps", help="to safetensors", description=CONVERT, formatter_class=raw)
     converting.add_argument("file", metavar="FILE", type=Path, help="the released checkpoint")
     converting.add_argument("--out", metavar="FILE", type=Path, help="where to save [where metrics=[mps] looks]")
@@ -40,6 +48,8 @@ def main(argv: list[str]) -> int:
         args = parser.parse_args(argv)
     except SystemExit as done:
         return int(done.code or 0)
+    if args.command == "failures":
+        return _failures(args.run, args.row, args.out, args.most)
     return _agreement(args.folder, args.detections) if args.command == "agreement" else _convert(args.file, args.out)
 
 
@@ -52,6 +62,28 @@ def _agreement(folder: Path, detections: list[str]) -> int:
     except (AnnotationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _failures(run: Path, rows: list[str] | None, out: Path | None, most: int) -> int:
+    from evals.cli.compare import NotComparable
+    from evals.cli.failures import write
+    from evals.config import ConfigError
+    from evals.datasets.base import DatasetError
+    from evals.engine.store import StoreError
+    from evals.record import RecordError
+    from lactok.files import WriteError
+    from lactok.registry import RegistryError
+    from lactok.weights import WeightsError
+
+    try:
+        print(write(run, rows, out, most))
+    except (NotComparable, RecordError, ConfigError, DatasetError, StoreError, RegistryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (WeightsError, WriteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _convert(file: Path, out: Path | None) -> int:

@@ -47,10 +47,6 @@ class GenEval(GenEvalScore):
         locate_all(cls.weights())
         return cls(Detector(detector_weights.load(device)), ColourClassifier(colours.load(device)))
 
-    def correct(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[bool]:
-        """Whether each image is what its metadata ask for."""
-        return [verdict.correct for verdict in self.verdicts(images, metadata)]
-
     @torch.no_grad()
     def verdicts(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """The verdict on each image, with its reasons. All crops of a batch pass the classifier at once.

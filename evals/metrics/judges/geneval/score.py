@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evals.metrics.base import Column, ImageMetric
-from evals.metrics.judges.geneval.logic import TASKS
+from evals.metrics.judges.geneval.logic import TASKS, Verdict
 from evals.metrics.judges.geneval.summary import summarise
 from lactok.interface import Item
 
@@ -74,12 +74,15 @@ class GenEvalScore(ImageMetric):
     prefix: ClassVar[str]
 
     @abstractmethod
-    def correct(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[bool]:
-        """Whether each image is what its metadata ask for. images: uint8 (B, 3, H, W), of any size."""
+    def verdicts(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """Whether each image is what its metadata ask for, and why not. images: uint8 (B, 3, H, W), of any size."""
 
     def embed(self, images: Tensor, items: Sequence[Item]) -> Tensor:
         """The verdicts, float64 (B,). Raises ValueError for items without metadata."""
-        return torch.tensor(self.correct(images, [metadata_of(item) for item in items]), dtype=torch.float64)
+        return torch.tensor([verdict.correct for verdict in self._judged(images, items)], dtype=torch.float64)
+
+    def _judged(self, images: Tensor, items: Sequence[Item]) -> list[Verdict]:
+        return self.verdicts(images, [metadata_of(item) for item in items])
 
     def score(self, reference: Any, embedding: Tensor, items: Sequence[Item]) -> dict[str, Tensor]:
         """1 for a correct image, else 0: float64 (B,)."""

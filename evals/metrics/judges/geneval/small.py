@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from evals.metrics.judges.geneval.logic import Detected, Options, colour_questions, judge, keep
+from evals.metrics.judges.geneval.logic import Detected, Options, Verdict, colour_questions, judge, keep
 from evals.metrics.judges.geneval.score import GenEvalScore, columns
 from lactok.data.scene_check import detect
 
@@ -26,8 +26,8 @@ more (0.9).
 OPTIONS = Options(threshold=LEAST_OVERLAP, counting_threshold=LEAST_OVERLAP)
 
 
-def correct(image: np.ndarray, metadata: Mapping[str, Any]) -> bool:
-    """Whether a scene, uint8 (H, W, 3) RGB, is what GenEval's metadata ask for."""
+def verdict(image: np.ndarray, metadata: Mapping[str, Any]) -> Verdict:
+    """Whether a scene, uint8 (H, W, 3) RGB, is what GenEval's metadata ask for, and why not."""
     height, width = image.shape[:2]
     found = detect(image, LEAST_OVERLAP)
     scale = (width, height, width, height)
@@ -37,7 +37,7 @@ def correct(image: np.ndarray, metadata: Mapping[str, Any]) -> bool:
     kept = keep(detections, metadata["tag"], OPTIONS)
     questions = colour_questions(metadata, kept)
     answers = [[found[number].colour for number in question.detections] for question in questions]
-    return judge(metadata, detections, kept, answers, OPTIONS).correct
+    return judge(metadata, detections, kept, answers, OPTIONS)
 
 
 class GenEvalSmall(GenEvalScore):
@@ -48,7 +48,7 @@ class GenEvalSmall(GenEvalScore):
     prefix = "GenEval-small"
     columns = columns(prefix, "GenEval's rules on scenes of shapes")
 
-    def correct(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[bool]:
+    def verdicts(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """By the detections of `lactok.data.scene_check`, image by image on the CPU."""
         pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-        return [correct(image, one) for image, one in zip(pixels, metadata, strict=True)]
+        return [verdict(image, one) for image, one in zip(pixels, metadata, strict=True)]
