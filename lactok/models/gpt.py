@@ -11,7 +11,7 @@ hence weigh each other alike, and an image id scores 0 with each of them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,13 @@ SIZES: dict[str, dict[str, int]] = {
     "XL": {"n_layer": 36, "n_head": 20, "dim": 1280},
 }
 """Published sizes, as arguments of `GPTConfig`; the text-conditional model is published as XL alone."""
+
+
+TRAINING_ALONE = (
+    *("token_dropout_p", "attn_dropout_p", "resid_dropout_p", "ffn_dropout_p", "drop_path_rate"),
+    *("class_dropout_prob", "initializer_range"),
+)
+"""Fields of `GPTConfig` that no trained network depends on."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,11 @@ class GPTConfig:
         if self.ffn_dim_multiplier is not None:
             width = int(self.ffn_dim_multiplier * width)
         return math.ceil(width / self.multiple_of) * self.multiple_of
+
+    def same_network(self, other: GPTConfig) -> bool:
+        """Whether weights of one fit the other: settings of training alone may differ."""
+        row = self.has_unconditional == other.has_unconditional
+        return row and replace(other, **{name: getattr(self, name) for name in TRAINING_ALONE}) == self
 
     @property
     def has_unconditional(self) -> bool:
