@@ -214,7 +214,8 @@ class GeneratorRecipe(Recipe):
 
     def forward(self, batch: TokenBatch) -> Losses:
         kind = batch.ids.device.type
-        self._dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        if kind != "meta":  # which has no autocast
+            self._dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         share = self.options.model.class_dropout_prob
         drop = uniform(batch.seeds, batch.ids.device, DROP) < share
         states, seen = self._conditions(batch)
