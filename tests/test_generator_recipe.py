@@ -1,4 +1,4 @@
-"""`recipe=generator`: kill and resume give the same bits, each caption is seen once an epoch, the file says its parts."""
+"""`recipe=generator`: kill and resume give the same bits, all is seen once an epoch, the file says its parts."""
 
 from __future__ import annotations
 
@@ -417,8 +417,10 @@ def test_words_of_the_command_line(tmp_path: Path):
     assert recipe is GeneratorRecipe
     assert config.options.words == WordEncoderConfig(("a", "red", "cat"), layers=1)
     paper, _ = compose_config(
-        ["recipe=generator", "scale=paper", "data.root=x", "options.start=null"]
-        + ["options.words={positions:120,dim:2048,layers:1,heads:2,ffn_dim:64}"]
+        [
+            *("recipe=generator", "scale=paper", "data.root=x", "options.start=null"),
+            "options.words={positions:120,dim:2048,layers:1,heads:2,ffn_dim:64}",
+        ]
     )
     assert paper.options.words == WordEncoderConfig(positions=120, dim=2048, layers=1, heads=2, ffn_dim=64)
     assert paper.options.model == GPTConfig()

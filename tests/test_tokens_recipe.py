@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def texts(shard: Path, name: str) -> list[str]:
     """As the file's format says, without the reader."""
     tensors = load_file(shard)
     octets, ends = bytes(tensors[name].tolist()), [0, *tensors[f"{name}_ends"].tolist()]
-    return [octets[a:b].decode() for a, b in zip(ends, ends[1:])]
+    return [octets[a:b].decode() for a, b in pairwise(ends)]
 
 
 def test_captions_and_names_come_back_exactly(whole: Path):
@@ -88,7 +89,7 @@ def test_captions_and_names_come_back_exactly(whole: Path):
     files = sorted(whole.glob("tokens-*.safetensors"))
     assert [len(load_file(file)["ids"]) for file in files] == [3, 3, 2]
     assert [name for file in files for name in texts(file, "names")] == [f"{i:03}.png" for i in range(8)]
-    assert sum((texts(file, "captions") for file in files), []) == CAPTIONS
+    assert [caption for file in files for caption in texts(file, "captions")] == CAPTIONS
 
 
 def test_ids_are_the_tokenizers_of_the_centre_square(whole: Path, images: Path):
@@ -124,7 +125,7 @@ def test_uncleaned_captions_have_other_states(images: Path, flan: Path, whole: P
     shards = extracted(images, tmp_path / "raw", STATES, f"options.text_encoder='{flan}'", "options.clean=false")
     seen = [len(sample.states) for sample in shards]
     assert seen != [len(sample.states) for sample in TokenShards(whole)]
-    with pytest.raises(RunFolderError, match="text: .* clean=True in the folder, .* clean=False now"):
+    with pytest.raises(RunFolderError, match=r"text: .* clean=True in the folder, .* clean=False now"):
         TokenExtraction(extraction(images, whole, STATES, f"options.text_encoder='{flan}'", "options.clean=false"))
 
 
@@ -260,9 +261,7 @@ def test_kill_and_the_same_command_give_the_same_bytes(
     assert not any(name.startswith(".") for name in wanted)
 
 
-def test_a_finished_folder_is_left_as_it_is(
-    images: Path, flan: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_finished_folder_is_left_as_it_is(images: Path, flan: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
     monkeypatch.setattr(tokens, "_Encoder", None)
     extracted(images, whole, STATES, f"options.text_encoder='{flan}'")
@@ -309,7 +308,11 @@ def test_damaged_shards_are_named(images: Path, tmp_path: Path):
         TokenShards(out)
     extracted(images, out)  # the same command makes it anew
     assert last.read_bytes() == whole
-    for text, said in (("{", "can't be understood"), ("[]", "can't be understood"), ('{"version": 9}', "version 9, exp")):
+    for text, said in (
+        ("{", "can't be understood"),
+        ("[]", "can't be understood"),
+        ('{"version": 9}', "version 9, exp"),
+    ):
         (out / "index.json").write_text(text)
         with pytest.raises(DataError, match=rf"{said}.*recipe=tokens data\.root=IMAGES"):
             ShardIndex.read(out)
@@ -381,7 +384,9 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
     assert TokenShards(tmp_path / "out").index.count == 8
 
 
-def test_what_cleans_captions_is_asked_for_at_once(images: Path, flan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_cleans_captions_is_asked_for_at_once(
+    images: Path, flan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     given = (STATES, f"options.text_encoder='{flan}'")
     with pytest.raises(DataError, match=r"options\.clean=true: .*ftfy is not installed: pip install"):

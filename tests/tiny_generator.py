@@ -1,4 +1,4 @@
-"""Generators at a size that a test can afford: captioned images, a tiny flan-t5, shards, and overrides of a tiny GPT."""
+"""Generators at a size that a test can afford: captioned images, a tiny flan-t5, shards, settings of a tiny GPT."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
+from lactok import registry
+from lactok.checkpoint_file import tensors_sha256
 from lactok.data.scenes import write_folder
 from lactok.data.token_shards import TokenShards
+from lactok.generators.captioned_gpt import ENCODER, CaptionedGPT, CaptionedGPTConfig
+from lactok.generators.word_encoder import WordEncoderConfig
+from lactok.interface import TrainingCompute
+from lactok.models.gpt import GPTConfig
 from lactok.tokenizers import miniature
 from lactok.train.config import TrainConfig, compose_config
 from lactok.train.loop import train
+from lactok.train.recipe import Provenance, export_model
 from lactok.train.recipes.generator import GeneratorRecipe
 from lactok.train.tokens import TokenExtraction
+from lactok.weights import locate
 
 WORDS = ["a", "red", "cat", "on", "the", "sofa"]
 """The vocabulary of `write_flan`."""
@@ -116,3 +124,37 @@ def quick() -> Iterator[None]:
         patch.setattr(miniature, "read_checkpoint", functools.cache(miniature.read_checkpoint))
         yield
     torch.set_num_threads(before)
+
+
+WORD_SIZES = {"positions": 12, "dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32}
+
+
+def gpt_config(**changed: object) -> GPTConfig:
+    """A tiny GPT of llamagen-mini's ids, from twelve states of 16 values."""
+    small = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32, "vocab_size": 1024, "block_size": 64}
+    return GPTConfig(**{**small, "cls_token_num": 12, "caption_dim": 16, **changed})  # type: ignore[arg-type]
+
+
+def llamagen_mini() -> str:
+    """sha256 of the tensors of the VQ tokenizer that ships."""
+    tokenizer = registry.load("tokenizers", "llamagen-mini")
+    return tensors_sha256(locate(tokenizer.weights(tokenizer.Options())[0]))
+
+
+def captioned_gpt(words: bool = True, **changed: object) -> CaptionedGPT:
+    """Seeded, with weights that draw many ids, all of them float16 numbers."""
+    config = CaptionedGPTConfig(gpt_config(**changed), WordEncoderConfig(**WORD_SIZES) if words else None)
+    torch.manual_seed(0)
+    model = CaptionedGPT(config).eval()
+    with torch.no_grad():
+        for parameter in model.gpt.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    return model.half().float()
+
+
+def write_gpt(path: Path, model: CaptionedGPT, vq: str | None = None) -> Path:
+    """The file that recipe=generator would export. vq: of another encoder than llamagen-mini's."""
+    cost = TrainingCompute(steps=7, images=28, core_hours=0.5)
+    export_model(path, model, model.config, Provenance("a command", 64, cost, "0"), {ENCODER: vq or llamagen_mini()})
+    return path
