@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 
 from lactok.generate import DEFAULT, MARGIN, UsageError, main, parse
 from lactok.registry import entries
@@ -106,19 +107,19 @@ def test_the_benchmark_makes_the_same_images(gpt: Path, folder: Path, tmp_path: 
         f"precision={precision}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    kept = [load_file(file) for file in (tmp_path / "out" / "cache" / "images").glob("*/data.safetensors")]
-    images = [image for entry in kept for image in flat(entry.values())]
+    images = [image for file in (tmp_path / "out" / "cache" / "images").glob("*/*.safetensors") for image in kept(file)]
     assert len(images) == 6
+    assert all(image.shape == (64, 64, 3) and image.std() > 5 for image in images)
     if precision == "fp32":
         wanted = {pixels(file).tobytes() for file in folder.glob("0*.png")}
         assert {image.tobytes() for image in images} == wanted
 
 
-def flat(stored: Sequence[Tensor]) -> Iterator[np.ndarray]:
-    """uint8 (64, 64, 3) of every image that the benchmark keeps, (B, 3, 64, 64)."""
-    for batch in stored:
-        if batch.ndim == 4:
-            yield from batch.permute(0, 2, 3, 1).contiguous().numpy()
+def kept(file: Path) -> list[np.ndarray]:
+    """The images of an entry of the benchmark's cache: PNG files end to end."""
+    stored = load_file(file)
+    octets, ends = bytes(stored["png"].tolist()), [0, *stored["ends"].tolist()]
+    return [np.asarray(Image.open(BytesIO(octets[a:b]))) for a, b in pairwise(ends)]
 
 
 def test_unknown_words_are_noted(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
