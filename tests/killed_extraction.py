@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lactok import files
 from lactok.train import tokens
-from tests.tiny_generator import extracted
+from tests.tiny_generator import extracted, warm
 
 write_synced, write_shard, shards = files.write_synced, tokens.write_shard, 0
 
@@ -34,6 +34,7 @@ def die_after(path, tensors):
     return record
 
 
+warm()
 images, flan = Path(sys.argv[1]), Path(sys.argv[2])
 for run in sys.argv[3:]:
     where, number, out = run.split(",")

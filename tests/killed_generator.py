@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from lactok.train.schedule import Progress
-from tests.tiny_generator import quick, train_tiny
+from tests.tiny_generator import quick, train_tiny, warm
 
 tick, save_state, saves = Progress.tick, Accelerator.save_state, 0
 
@@ -32,6 +32,7 @@ def die_in_a_save(self, folder, **more):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+warm()
 for run in sys.argv[2:]:
     where, number, out = run.split(",")
     count = int(number)

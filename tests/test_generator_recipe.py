@@ -31,6 +31,7 @@ from lactok.train.log import CsvLog
 from lactok.train.loop import _Run, accumulate_gradients
 from lactok.train.noise import uniform
 from lactok.train.recipes.generator import DROP, GeneratorRecipe, training_flops
+from lactok.train.simulate import recomputed_as_on_cuda, step_cost
 from lactok.train.token_data import TokenBatch, TokenData
 from tests.commands import Command
 from tests.support import environment
@@ -277,6 +278,28 @@ def test_micro_batches_add_up_to_one_large_batch(shards: Path, tmp_path: Path):
     one, several = gradients(large), gradients(micro)
     assert one.abs().max() > 1e-3
     assert (one - several).abs().max() < 1e-5 * one.abs().max()
+
+
+def test_fewer_activations_give_the_same_gradients(shards: Path, tmp_path: Path):
+    """Dropout draws the same numbers in the second pass through a block."""
+    config = settings(shards, tmp_path, "options.model.resid_dropout_p=0.2", "options.model.ffn_dropout_p=0.2")
+    (batch,) = batch_of(config)
+    found = []
+    for checkpointed in (False, True):
+        recipe = recipe_of(config).train()
+        if checkpointed:
+            recipe.checkpoint_activations()
+        torch.manual_seed(3)
+        recipe(batch).total.backward()
+        found.append(torch.cat([p.grad.flatten() for p in recipe.parameters() if p.grad is not None]))
+    assert torch.equal(*found)
+    costs = []
+    for checkpointed in (False, True):
+        recipe = recipe_of(config).to("meta").train()
+        if checkpointed:
+            recipe.checkpoint_activations(recomputed_as_on_cuda(False))
+        costs.append(step_cost(recipe, (4, 64), 0, 1, False))
+    assert costs[1].activation_bytes < 0.8 * costs[0].activation_bytes
 
 
 def test_all_that_should_learn_changes(shards: Path, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -113,6 +114,19 @@ def train_tiny(shards: Path, out: Path, *more: str, recipe: type[GeneratorRecipe
     assert outcome.finished
     assert outcome.export is not None
     return outcome.export
+
+
+def warm() -> None:
+    """Import what runs import, for the processes that are forked from this one."""
+    registry.load("tokenizers", "llamagen-mini")
+    for module in (
+        "hydra.compose",
+        "transformers.models.t5.modeling_t5",
+        "lactok.generators.text_encoder",
+        "ftfy",
+        "bs4",
+    ):
+        importlib.import_module(module)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ of `recipe=tokens`. With `words` a small text encoder learns with the GPT; else 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -165,6 +165,10 @@ class GeneratorRecipe(Recipe):
 
     def exported(self) -> tuple[nn.Module, Mapping[str, Tensor]]:
         return self.model, self.model.state_dict()
+
+    def checkpoint_activations(self, function: Callable[..., Tensor] | None = None) -> None:
+        super().checkpoint_activations(function)
+        self.model.gpt.checkpoint_activations(function)
 
     @property
     def image_size(self) -> int:
