@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import time
@@ -38,6 +39,8 @@ Makes images of prompts and writes a grid (FILE.png: a row a prompt), or each im
 KEYS = ("out", "prompts", "generator", "count", "seed", "device", "batch")
 NUMBERS = {"count": 1, "seed": 0, "batch": 1}
 """Keys that take whole numbers, and the least of each."""
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tiff": "TIFF"}
+"""Pillow's formats of images by the ending of their file."""
 MARGIN = 4
 """Pixels between the images of a grid."""
 
@@ -69,9 +72,12 @@ def parse(arguments: Sequence[str]) -> Request:
             given[key] = value
         elif equals and re.fullmatch(r"options\.\w+", key):
             options[key.removeprefix("options.")] = value
-        elif equals and re.fullmatch(r"[a-z_.]+", key):
+        elif (equals and re.fullmatch(r"[a-z_.]+", key)) or re.fullmatch(r"--?[a-z_.]+", key):
             known = ", ".join(KEYS)
-            raise UsageError(f"{argument!r}: expected a prompt, or KEY=VALUE with KEY one of {known}, options.KEY")
+            raise UsageError(
+                f"{argument!r}: expected KEY=VALUE with KEY one of {known}, options.KEY, or a prompt; a prompt of this "
+                "form stands in prompts=FILE"
+            )
         else:
             prompts.append(argument)
     prompts += _from_file(given["prompts"]) if "prompts" in given else []
@@ -82,18 +88,20 @@ def parse(arguments: Sequence[str]) -> Request:
             raise UsageError(f"the prompt {ascii(prompt)[:80]} is no valid Unicode: give it as UTF-8")
     if not given.get("out"):
         raise UsageError("out is missing: out=scene.png, or out=DIR for a file an image")
+    out = Path(given["out"]).expanduser()
+    if out.suffix.lower() not in FORMATS and not out.is_dir() and out.suffix:
+        raise UsageError(f"out={given['out']}: expected a file ending in {', '.join(FORMATS)}, or a folder")
     device = given.get("device", "auto")
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device={device}: expected auto, cpu or cuda")
     numbers = {key: _whole(given, key, least) for key, least in NUMBERS.items() if key in given}
-    out, name = Path(given["out"]).expanduser(), given.get("generator", DEFAULT)
-    return Request(prompts, out, name, device=device, options=options, **numbers)
+    return Request(prompts, out, given.get("generator", DEFAULT), device=device, options=options, **numbers)
 
 
 def _from_file(name: str) -> list[str]:
     path = Path(name).expanduser()
     try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+        lines = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=None)  # as dataset=prompts reads them
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"prompts={name} can't be read: {error}; expected UTF-8 text, a prompt a line") from error
     if not (found := [line.strip() for line in lines if line.strip()]):
@@ -163,12 +171,13 @@ def run(request: Request) -> int:
     from PIL import Image
 
     from lactok.files import explained
+    from lactok.images.folder import printable
     from lactok.progress import Meter
 
     started = time.monotonic()
     generator = build(request)
     tell_unknown_words(generator, request.prompts)
-    is_file = bool(request.out.suffix)
+    is_file = bool(request.out.suffix) and not request.out.is_dir()
     with explained(request.out):
         (request.out.parent if is_file else request.out).mkdir(parents=True, exist_ok=True)
     rows: list[list[Tensor]] = [[] for _ in request.prompts]
@@ -186,7 +195,7 @@ def run(request: Request) -> int:
             (request.out / "prompts.txt").write_text("\n".join(request.prompts) + "\n", encoding="utf-8")
     settings = ", ".join(f"{key} {value}" for key, value in generator.info.settings.items())
     made, seconds = sum(map(len, rows)), time.monotonic() - started
-    print(f"done: {made} image(s) in {request.out} by {request.generator}, {seconds:.1f} s")
+    print(f"done: {made} image(s) in {printable(request.out)} by {request.generator}, {seconds:.1f} s")
     print(f"  {settings}, seed {request.seed}")
     return 0
 
@@ -210,13 +219,10 @@ def _row(images: Sequence[Tensor]) -> Tensor:
 def _save(image_module: Any, pixels: Tensor, path: Path) -> None:
     from io import BytesIO
 
-    from lactok.files import WriteError, write_atomically
+    from lactok.files import write_atomically
 
     content = BytesIO()
-    kind = image_module.registered_extensions().get(path.suffix.lower())
-    if kind is None:
-        raise WriteError(f"out={path}: no image format has the ending {path.suffix!r}; name FILE.png, or a folder")
-    image_module.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(content, kind)
+    image_module.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(content, FORMATS[path.suffix.lower()])
     write_atomically(path, content.getvalue())
 
 
@@ -233,7 +239,7 @@ def main(arguments: list[str]) -> int:
 
         try:
             return run(request)
-        except (WeightsError, RegistryError, WriteError) as error:
+        except (WeightsError, RegistryError, WriteError, ModuleNotFoundError) as error:
             raise UsageError(str(error).replace("options.NAME.", "options.")) from error
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,10 +18,10 @@ from lactok.generators.captions import clean_caption, clean_once
 from lactok.generators.text_encoder import FILES, REPOSITORY, TextEncoder, left_pad, text_encoder_sources
 from lactok.models.gpt import GPTConfig
 from lactok.weights import CheckpointMismatch, MissingWeights, WeightsError
+from tests.tiny_generator import WORDS, write_flan
 
 CLEANING = Path(__file__).parent / "golden" / "llamagen_gpt" / "text_cleaning.jsonl"
 CPU = torch.device("cpu")
-WORDS = ["a", "red", "cat", "on", "the", "sofa"]
 
 
 def test_golden_captions():
@@ -78,25 +78,7 @@ def test_states_are_moved_to_the_end_and_padding_is_zero():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small encoder-decoder of the real kind, as transformers saves it, with a tokenizer of whole words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
-
-    path = tmp_path_factory.mktemp("flan")
-    vocabulary = {word: place for place, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(path)
-    config = T5Config(
-        vocab_size=16, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False, decoder_start_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    T5ForConditionalGeneration(config).save_pretrained(path)
-    return path
+    return write_flan(tmp_path_factory.mktemp("flan"))
 
 
 def test_captions_become_left_padded_states(folder: Path):

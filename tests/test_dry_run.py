@@ -79,6 +79,8 @@ def test_memory_counts_what_is_alive_at_once():
 def all_runs() -> list[tuple[str, ...]]:
     runs = []
     for recipe in entries("recipes"):
+        if recipe == "tokens":  # which trains nothing
+            continue
         runs += [(f"recipe={recipe}", f"accelerator={a}") for a in ("hypersd", "tlcm")] if recipe in ACCELERATED else [
             (f"recipe={recipe}",)
         ]  # fmt: skip
@@ -90,7 +92,7 @@ def test_every_recipe_can_be_described(run: tuple[str, ...]):
     config, recipe = compose_config([*run, "dry_run=true", "batch_size=2"])
     found = plan(config, recipe)
     assert not found.problem
-    assert 0 < found.trained < found.parameters < 2e7
+    assert 0 < found.trained <= found.parameters < 2e7
     assert [phase.steps for phase in found.phases] == [config.steps]
     assert all(phase.cost.flops > 1e8 and phase.cost.activation_bytes > 1e6 for phase in found.phases)
     real = sum(p.numel() for p in _trained_parameters(config, recipe)) if run == ("recipe=vae",) else found.trained

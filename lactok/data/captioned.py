@@ -59,7 +59,7 @@ def list_captioned(root: str | os.PathLike) -> list[CaptionedImage]:
 def _of_table(folder: Path, table: Path, bad: list[str]) -> Iterator[CaptionedImage]:
     file_key, text_key = TABLES[table.name]
     try:
-        lines = table.read_bytes().decode("utf-8-sig").splitlines()
+        lines = table.read_bytes().decode("utf-8-sig").split("\n")  # JSON may hold other ends of lines, as U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table} can't be read: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -68,7 +68,7 @@ def _of_table(folder: Path, table: Path, bad: list[str]) -> Iterator[CaptionedIm
         try:
             fields = json.loads(line)
             name, caption = fields[file_key], fields[text_key]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             bad.append(f"{table.name}, line {number}: expected JSON with {file_key} and {text_key}")
             continue
         if reason := _why_not(folder, name, caption):
@@ -97,13 +97,19 @@ def _why_not(folder: Path, name: object, caption: object, path: Path | None = No
     """What is wrong with an entry; "" for one that is good. path: of a file that is known to be there."""
     if not isinstance(caption, str) or not caption.strip():
         return f"the caption is {str(caption)[:40]!r}: expected text"
-    if any("\ud800" <= letter <= "\udfff" for letter in caption):
+    if _has_surrogate(caption):
         return "the caption holds half of a surrogate pair, which is no text"
     if path is not None:
         return ""
     if not isinstance(name, str) or not name or os.path.isabs(name) or ".." in Path(name).parts:
         return f"the file is {str(name)[:80]!r}: expected a path inside the folder"
-    return "" if (folder / name).is_file() else f"there is no file {name!r}"
+    if _has_surrogate(name):
+        return f"the file is {name[:80]!r}: half of a surrogate pair is no text"
+    return "" if os.path.isfile(folder / name) else f"there is no file {name[:80]!r}"
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def names_and_captions(images: Sequence[CaptionedImage]) -> list[tuple[str, str, int]]:

@@ -133,9 +133,9 @@ class _Shard:
 
         try:
             self._file = safe_open(str(path), "pt")
+            self.count: int = self._file.get_slice("ids").get_shape()[0]
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        self.count = self._file.get_slice("ids").get_shape()[0]
 
     @cached_property
     def _ends(self) -> dict[str, list[int]]:

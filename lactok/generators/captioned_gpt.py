@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lactok.checkpoint_file import CheckpointMetadata, read_checkpoint
 from lactok.generators.word_encoder import WordEncoder, WordEncoderConfig
-from lactok.models.gpt import GPT, GPTConfig, padding_mask
+from lactok.models.gpt import GPT, TEXT, GPTConfig, padding_mask
 from lactok.state_dict import meta_skeleton
 from lactok.weights import WeightsError
 
@@ -38,6 +38,8 @@ class CaptionedGPTConfig:
             words: dict[str, Any] = dict(self.words)
             words["vocabulary"] = tuple(words.get("vocabulary", ()))
             object.__setattr__(self, "words", WordEncoderConfig(**words))
+        if self.gpt.model_type != TEXT:
+            raise ValueError(f"model_type {self.gpt.model_type!r}: expected {TEXT!r}, as captions are what it knows")
         if self.words is not None:
             seen, expected = (self.words.positions, self.words.dim), (self.gpt.cls_token_num, self.gpt.caption_dim)
             if seen != expected:

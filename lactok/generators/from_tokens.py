@@ -230,7 +230,7 @@ class PublishedTokenGenerator(TokenGenerator):
         path = locate(override(self.GPT_FILE, self.options.gpt))
         if _is_ours(path):
             trained, metadata = load_captioned_gpt(path)
-            if trained.words is not None or trained.config.gpt != self.GPT_CONFIG:
+            if trained.words is not None or not trained.config.gpt.same_network(self.GPT_CONFIG):
                 raise WeightsError(
                     f"{path} is of another GPT: expected one from flan-t5-xl's states, {self.GPT_CONFIG}"
                 )

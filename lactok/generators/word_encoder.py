@@ -85,7 +85,9 @@ class WordEncoder(nn.Module):
 
     def forward(self, ids: Tensor, seen: Tensor) -> Tensor:
         """States of `tokenize`'s ids; zeros where there is padding."""
-        states = self.encoder(input_ids=ids, attention_mask=seen.long()).last_hidden_state
+        added = torch.zeros(seen.shape, device=ids.device).masked_fill(~seen, torch.finfo(torch.float32).min)
+        # of four axes: one of two would be looked at, of which the meta device has no values
+        states = self.encoder(input_ids=ids, attention_mask=added[:, None, None]).last_hidden_state
         return states * seen[..., None]
 
 
@@ -106,5 +108,6 @@ def _encoder(config: WordEncoderConfig) -> nn.Module:
         "pad_token_id": PAD,
         "eos_token_id": END,
         "use_cache": False,
+        "attn_implementation": "eager",  # which takes the mask of `forward`
     }
     return T5EncoderModel(T5Config(**settings)).encoder

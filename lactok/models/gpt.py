@@ -11,11 +11,14 @@ hence weigh each other alike, and an image id scores 0 with each of them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 TEXT, CLASS = "t2i", "c2i"
 """What stands before the ids, by the published names: the states of a caption, or a class."""
@@ -26,6 +29,13 @@ SIZES: dict[str, dict[str, int]] = {
     "XL": {"n_layer": 36, "n_head": 20, "dim": 1280},
 }
 """Published sizes, as arguments of `GPTConfig`; the text-conditional model is published as XL alone."""
+
+
+TRAINING_ALONE = (
+    *("token_dropout_p", "attn_dropout_p", "resid_dropout_p", "ffn_dropout_p", "drop_path_rate"),
+    *("class_dropout_prob", "initializer_range"),
+)
+"""Fields of `GPTConfig` that no trained network depends on."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,11 @@ class GPTConfig:
         if self.ffn_dim_multiplier is not None:
             width = int(self.ffn_dim_multiplier * width)
         return math.ceil(width / self.multiple_of) * self.multiple_of
+
+    def same_network(self, other: GPTConfig) -> bool:
+        """Whether weights of one fit the other: settings of training alone may differ."""
+        row = self.has_unconditional == other.has_unconditional
+        return row and replace(other, **{name: getattr(self, name) for name in TRAINING_ALONE}) == self
 
     @property
     def has_unconditional(self) -> bool:
@@ -306,6 +321,7 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(Block(config, share) for share in shares)
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self._again: Callable[..., Tensor] | None = None
         self._start()
 
     @torch.no_grad()
@@ -315,6 +331,13 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(std=self.config.initializer_range)
         self.output.weight.zero_()
+
+    def checkpoint_activations(self, function: Callable[..., Tensor] | None = None) -> None:
+        """In training, keep a block's input alone and compute the rest again in the backward pass.
+
+        function: does so for a block and its inputs; None for torch.utils.checkpoint.
+        """
+        self._again = function or partial(checkpoint, use_reentrant=False)
 
     def prefix(self, condition: Tensor, drop: Tensor | None = None) -> Tensor:
         """(B, L, dim) of conditions. drop: bool (B,), which become the unconditional one; None for none of them, or,
@@ -344,7 +367,8 @@ class GPT(nn.Module):
         x = self.tok_dropout(torch.cat([self.prefix(condition, drop), self.tok_embeddings(tokens)], 1))
         turn = turns(self.config, x.device)[: x.shape[1], None]
         for layer in self.layers:
-            x = layer(x, turn, None if mask is None else mask[:, None])
+            inputs = x, turn, None if mask is None else mask[:, None]
+            x = layer(*inputs) if self._again is None or not self.training else self._again(layer, *inputs)
         return self.logits(x)
 
     def training_logits(

@@ -253,9 +253,10 @@ def _require_data(root: Any) -> None:
 
 
 def _flat(tree: dict[str, Any], prefix: str) -> list[str]:
+    """The keys of a tree, dotted, those of its branches, too: options.words=null."""
     keys: list[str] = []
     for name, value in tree.items():
-        keys += _flat(value, f"{prefix}.{name}") if isinstance(value, dict) else [f"{prefix}.{name}"]
+        keys += [f"{prefix}.{name}"] + (_flat(value, f"{prefix}.{name}") if isinstance(value, dict) else [])
     return keys
 
 

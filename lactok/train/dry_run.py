@@ -17,7 +17,7 @@ from lactok.train.config import DataConfig, TrainConfig
 from lactok.train.precision import resolve
 from lactok.train.recipe import Recipe
 from lactok.train.simulate import StepCost, recomputed_as_on_cuda, step_cost
-from lactok.weights import missing_weights
+from lactok.weights import WeightsSource, missing_weights
 
 DECODED = 8
 """Images of data.root that are opened, spread over the folder."""
@@ -136,7 +136,11 @@ def describe(config: TrainConfig, recipe_class: type[Recipe]) -> Iterator[str]:
     """The report on networks, a step and weights, line by line as it is found."""
     yield f"{config.name}: a dry run; nothing is trained, fetched or written"
     yield from _described(plan(config, recipe_class), config)
-    sources = recipe_class.sources(config.options)
+    yield from described_weights(recipe_class.sources(config.options))
+
+
+def described_weights(sources: Sequence[WeightsSource]) -> Iterator[str]:
+    """How many of the files are here, and how to get the others."""
     missing = missing_weights(sources, download=False)
     if sources:
         yield f"{'weights':<12}{len(sources) - len(missing)} of {len(sources)} files are here"

@@ -7,6 +7,7 @@ it first, and written whole; the same command, in as many processes as one likes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -31,8 +32,9 @@ from lactok.data.token_shards import INDEX, ShardIndex, ShardRecord, pack_texts,
 from lactok.files import explained, write_atomically
 from lactok.images.decode import ImageError, decode, read_bytes
 from lactok.interface import Tokenizer, Tokens
-from lactok.locks import LockHeld, sole_lock
+from lactok.locks import LockHeld, Owner, sole_lock
 from lactok.progress import Meter
+from lactok.train.dry_run import described_weights
 from lactok.train.precision import resolve
 from lactok.train.run_folder import RunFolderError
 from lactok.weights import LocalWeights, WeightsSource, identity_of, locate, locate_all
@@ -94,13 +96,14 @@ class TokenExtraction:
         self.config, self.options, self.folder = config, config.options, config.folder
         self.check_held_out = check_held_out
         locate_all(self.sources(self.options))
+        if self.options.text != NONE and self.options.clean:
+            _require_cleaning()
         self.images = list_captioned(config.data.roots[0])
         plugin, chosen = _plugin(self.options)
-        (first, *_) = plugin.weights(chosen) or (None,)
-        self.tokenizer_identity = " ".join(
-            [self.options.tokenizer, *(identity_of(source) for source in plugin.weights(chosen))]
-        )
-        self.vq = tensors_sha256(locate(first)) if isinstance(first, LocalWeights) else ""
+        sources = plugin.weights(chosen)
+        self.tokenizer_identity = " ".join([self.options.tokenizer, *(identity_of(source) for source in sources)])
+        alone = sources[0] if len(sources) == 1 else None  # of several files, none is the encoder's alone
+        self.vq = tensors_sha256(locate(alone)) if isinstance(alone, LocalWeights) else ""
         self.text_identity = " ".join(identity_of(source) for source in _text_sources(self.options))
         self._claim()
 
@@ -117,7 +120,14 @@ class TokenExtraction:
         path = self.folder / "config.json"
         try:
             seen = json.loads(path.read_bytes())
+            if not isinstance(seen, dict):
+                raise ValueError(f"it holds a {type(seen).__name__}")
         except FileNotFoundError:
+            if shards := sorted(self.folder.glob("tokens-*.safetensors")):
+                raise RunFolderError(
+                    f"{self.folder} has {shards[0].name}, but no {path.name} that says of what: put a copy of it back, "
+                    "name another out=, or delete the folder"
+                ) from None
             write_atomically(path, (json.dumps(wanted, indent=1) + "\n").encode())
             return
         except (OSError, ValueError) as error:
@@ -142,26 +152,36 @@ class TokenExtraction:
         parts = self._parts
         waiting = {number: part for number, part in enumerate(parts) if not self._path(number).is_file()}
         encoder: _Encoder | None = None
-        total = len(self.images)
+        total, told = len(self.images), False
         done = total - sum(map(len, waiting.values()))
         with Meter(total, "extracting tokens", done=done) as meter:
             while waiting:
-                before = len(waiting)
+                held: LockHeld | None = None
                 for number, part in list(waiting.items()):
-                    lock = self.folder / f".{self._path(number).name}.lock"
-                    try:
-                        with explained(lock), sole_lock(lock):
-                            if not self._path(number).is_file():
-                                encoder = encoder or _Encoder(self)
-                                self._make(number, part, encoder, meter, done)
-                    except LockHeld:
-                        continue
+                    with contextlib.ExitStack() as lock:
+                        try:
+                            self._lock(number, lock)
+                        except LockHeld as error:
+                            held = error
+                            continue
+                        if not self._path(number).is_file():
+                            encoder = encoder or _Encoder(self)
+                            self._make(number, part, encoder, meter, done)
                     del waiting[number]
                     done += len(part)
                     meter.at(done)
-                if len(waiting) == before:
+                if held and not told:
+                    told = True
+                    print(f"waiting for {len(waiting)} shard(s) of {_name(held.owner)}", file=sys.stderr)
+                if held:
                     time.sleep(POLL)
         return self._index(len(parts))
+
+    def _lock(self, number: int, until: contextlib.ExitStack) -> None:
+        """Hold a shard's lock for as long as the stack is open. Raises LockHeld, WriteError."""
+        lock = self.folder / f".{self._path(number).name}.lock"
+        with explained(lock):
+            until.enter_context(sole_lock(lock))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"tokens-{number:05d}.safetensors"
@@ -243,7 +263,24 @@ class TokenExtraction:
 def _plugin(options: TokensOptions) -> tuple[type[Tokenizer], Any]:
     """The tokenizer's class and its options. Raises RegistryError for a name that is none."""
     plugin = registry.load("tokenizers", options.tokenizer)
-    return plugin, plugin.Options(**({"weights": options.tokenizer_weights} if options.tokenizer_weights else {}))
+    try:
+        return plugin, plugin.Options(**({"weights": options.tokenizer_weights} if options.tokenizer_weights else {}))
+    except TypeError as error:
+        raise DataError(f"options.tokenizer_weights: {options.tokenizer} takes no file of weights") from error
+
+
+def _require_cleaning() -> None:
+    """Raises DataError where what cleans captions is not installed."""
+    from lactok.generators.captions import clean_caption
+
+    try:
+        clean_caption("")
+    except ModuleNotFoundError as error:
+        raise DataError(f"options.clean=true: {error}") from error
+
+
+def _name(owner: Owner | None) -> str:
+    return "another process" if owner is None else f"process {owner.pid} on {owner.host}"
 
 
 def _info(options: TokensOptions) -> Any:
@@ -282,6 +319,8 @@ class _Encoder:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.device = PartialState(cpu=config.device == "cpu").device
+        if config.device == "cuda" and self.device.type != "cuda":
+            raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
         plugin, chosen = _plugin(options)
         self.tokenizer = plugin(chosen, self.device)
         info = self.tokenizer.info
@@ -321,9 +360,27 @@ def report(index: ShardIndex, folder: Path) -> Iterator[str]:
         yield f"  left out: {count:,} ({reason}); see {folder}/left-out-*.json"
 
 
+def describe(config: TrainConfig) -> Iterator[str]:
+    """What a dry run says: the weights and the images. Raises DataError."""
+    yield f"{config.name}: a dry run; nothing is extracted, fetched or written"
+    yield from described_weights(TokenExtraction.sources(config.options))
+    for root in config.data.roots:
+        count = len(list_captioned(root))
+        shards = -(-count // config.options.shard_size)
+        yield f"{'data':<12}{count:,} captioned images below {root}, for {shards:,} shards"
+
+
 def extract(config: TrainConfig, check_held_out: bool = True) -> int:
-    """Make all shards; the exit status. Raises what `TokenExtraction` raises."""
-    extraction = TokenExtraction(config, check_held_out)
-    for line in report(extraction.run(), config.folder):
-        print(line, file=sys.stdout)
+    """Make all shards, or describe that for a dry run; the exit status. Raises what `TokenExtraction` raises."""
+    try:
+        lines = describe(config) if config.dry_run else _made(config, check_held_out)
+        for line in lines:
+            print(line, file=sys.stdout)
+    except KeyboardInterrupt:
+        print("stopped (SIGINT); the same command resumes")
+        return 130
     return 0
+
+
+def _made(config: TrainConfig, check_held_out: bool) -> Iterator[str]:
+    return report(TokenExtraction(config, check_held_out).run(), config.folder)

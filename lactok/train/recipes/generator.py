@@ -8,12 +8,13 @@ of `recipe=tokens`. With `words` a small text encoder learns with the GPT; else 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from lactok import registry
@@ -74,6 +75,9 @@ class GeneratorOptions:
 
     def __post_init__(self) -> None:
         self.sampling()
+        CaptionedGPTConfig(self.model, self.words)  # they must fit
+        if not 0 <= self.model.class_dropout_prob < 1:
+            raise ValueError(f"model.class_dropout_prob={self.model.class_dropout_prob}: expected 0 or more, below 1")
         if self.start is not None and self.words is not None:
             raise ValueError("start and words: published weights go with flan-t5-xl's states; leave one of them out")
 
@@ -112,14 +116,19 @@ class GeneratorRecipe(Recipe):
                 "data.root has no states of captions: extract them (recipe=tokens options.text=flan-t5-xl), or set "
                 "options.words, a text encoder that learns"
             )
-        if options.words is None and index.caption_dim != options.model.caption_dim:
-            width = options.model.caption_dim
-            raise DataError(f"data.root has states of width {index.caption_dim}: options.model.caption_dim is {width}")
+        seen = index.positions, index.caption_dim
+        if options.words is None and seen != (expected := (options.model.cls_token_num, options.model.caption_dim)):
+            raise DataError(
+                f"data.root has states of {seen[0]} positions and width {seen[1]}: options.model has cls_token_num "
+                f"{expected[0]} and caption_dim {expected[1]}"
+            )
         return data
 
     @classmethod
     def described_data(cls, data: DataConfig) -> Iterator[str]:
         """Of a dry run: what the shards hold. Raises DataError."""
+        if not data.roots:
+            yield f"{'data':<12}not looked at: name data.root=DIR"
         for root in data.roots:
             index = ShardIndex.read(Path(root).expanduser())
             text = index.text_encoder.split()[0] if index.text_encoder else "captions alone"
@@ -157,6 +166,10 @@ class GeneratorRecipe(Recipe):
     def exported(self) -> tuple[nn.Module, Mapping[str, Tensor]]:
         return self.model, self.model.state_dict()
 
+    def checkpoint_activations(self, function: Callable[..., Tensor] | None = None) -> None:
+        super().checkpoint_activations(function)
+        self.model.gpt.checkpoint_activations(function)
+
     @property
     def image_size(self) -> int:
         return self.options.image_size
@@ -165,20 +178,35 @@ class GeneratorRecipe(Recipe):
         """What made the ids and the states stands in the file."""
         assert isinstance(data, TokenData)
         index = data.index
-        self.model.config = replace(self.model.config, tokenizer=index.tokenizer, text_encoder=index.text_encoder)
+        states_of = "" if self.model.words is not None else index.text_encoder
+        self.model.config = replace(self.model.config, tokenizer=index.tokenizer, text_encoder=states_of)
         self._made_with = {ENCODER: index.vq} if index.vq else {}
 
     def _decoded(self, ids: Tensor, seeds: Sequence[int]) -> Tensor:
         if self._tokenizer is None:
-            plugin, chosen = _decoder(self.options)
-            self._tokenizer = plugin(chosen, ids.device)
+            self._tokenizer = self._fitting_decoder(ids.device)
         with torch.autocast(ids.device.type, enabled=False):
             return self._tokenizer.decode(Tokens(ids), list(seeds)).float()
 
+    def _fitting_decoder(self, device: torch.device) -> Tokenizer:
+        """The tokenizer that decodes. Raises DataError for one of other ids."""
+        plugin, chosen = _decoder(self.options)
+        tokenizer = plugin(chosen, device)
+        seen = tokenizer.info.tokens_per_image, tokenizer.info.codebook_size
+        model = self.options.model
+        if seen != (model.block_size, model.vocab_size):
+            raise DataError(
+                f"options.decoder={self.options.decoder} takes {seen[0]} ids of {seen[1]} an image: options.model has "
+                f"block_size {model.block_size} and vocab_size {model.vocab_size}"
+            )
+        return tokenizer
+
     def _conditions(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        if batch.states is not None and batch.seen is not None:
-            return batch.states, batch.seen
-        return self.model.conditions(batch.captions)
+        if self.model.words is not None:
+            return self.model.conditions(batch.captions)
+        assert batch.states is not None, "`open_data` lets no samples without states pass"
+        assert batch.seen is not None, "states come with where they are"
+        return batch.states, batch.seen
 
     def _losses(self, batch: TokenBatch, drop: Tensor | None = None) -> Tensor:
         """Cross entropy of each sample in nats an id, (B,)."""
@@ -190,7 +218,8 @@ class GeneratorRecipe(Recipe):
 
     def forward(self, batch: TokenBatch) -> Losses:
         kind = batch.ids.device.type
-        self._dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        if kind != "meta":  # which has no autocast
+            self._dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         share = self.options.model.class_dropout_prob
         drop = uniform(batch.seeds, batch.ids.device, DROP) < share
         states, seen = self._conditions(batch)
@@ -221,14 +250,14 @@ class GeneratorRecipe(Recipe):
         return {name: torch.cat(found).mean().item() for name, found in values.items()}
 
     def rates(self, images_per_second: float) -> dict[str, float]:
-        """Ids a second, and the share of what one large matrix product reaches on this device in this dtype."""
+        """Ids a second, and the share of what one large matrix product reaches on these devices in this dtype."""
         device = self.model.gpt.output.weight.device
         if self._matrix_rate is None:
             self._matrix_rate = matrix_rate(device, self._dtype)
         flops = images_per_second * training_flops(self.options.model)
         return {
             "tokens_per_second": images_per_second * self.options.model.block_size,
-            "matrix_share": flops / self._matrix_rate,
+            "matrix_share": flops / (self._matrix_rate * PartialState().num_processes),
         }
 
     def export(self, path: Path, provenance: Provenance) -> None:
@@ -242,7 +271,10 @@ def _start(start: str) -> WeightsSource:
 
 def _decoder(options: GeneratorOptions) -> tuple[type[Tokenizer], object]:
     plugin = registry.load("tokenizers", options.decoder)
-    return plugin, plugin.Options(**({"weights": options.decoder_weights} if options.decoder_weights else {}))
+    try:
+        return plugin, plugin.Options(**({"weights": options.decoder_weights} if options.decoder_weights else {}))
+    except TypeError as error:
+        raise DataError(f"options.decoder_weights: {options.decoder} takes no file of weights") from error
 
 
 def training_flops(config: GPTConfig) -> int:
