@@ -145,7 +145,7 @@ def assemble(name: str, runs: Sequence[Found], protocol: str | None = None) -> P
     return PaperTable(
         name=name,
         title=suite.title,
-        model=suite.task.replace("reconstruction", "tokenizer").replace("generation", "generator"),
+        model="generator" if suite.task == "generation" else "tokenizer",
         protocol=f"{chosen[0].run.protocol['name']}, hash {chosen_hash}" if chosen else "nothing measured",
         columns=[(suite.datasets.get(c.dataset, "seconds"), c.shown) for c in shown.columns],
         rows=lines,
