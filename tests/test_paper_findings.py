@@ -69,7 +69,7 @@ def test_gpt_sizes():
 
 def test_a_figure_that_changes_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys):
     cells = dict(findings._cells())
-    key = (3, "Show-o", "coco-val2017", "ImageReward")
+    key = (3, "Show-o", "coco-captions", "ImageReward")
     cells[key] = dataclasses.replace(cells[key], printed="0.85", value=0.85)
     monkeypatch.setattr(findings, "_cells", lambda: cells)
     assert main(["lint-paper"]) == 1

@@ -26,7 +26,7 @@ from evals.cli.report import main as report
 from evals.record import read
 from evals.report.paper import NOT_MEASURED
 from evals.run import main as evals
-from evals.suites.catalog import PAPER_TABLES, suites
+from evals.suites.catalog import suites
 from lactok.conformance import CaseFolder
 from lactok.feature_extractors import inception, lpips
 from lactok.models.autoencoder import AutoencoderConfig
@@ -184,7 +184,7 @@ def reported(path: Path) -> tuple[list[str], list[str], list[str]]:
     return rows, [c.strip() for c in header.strip("|").split("|")][2:], [c for line in split for c in line[2:]]
 
 
-@pytest.mark.parametrize("name", PAPER_TABLES)
+@pytest.mark.parametrize("name", SIDES)
 def test_one_command_makes_the_papers_table(
     name: str, out: Path, twin: dict[str, Path], checkpoints: dict[str, str], capsys: pytest.CaptureFixture[str]
 ):

@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from evals.metrics.plan import metric_class
 from evals.published.tables import COLUMNS, SECOND_HAND, TABLES, PublishedError, PublishedFigure, parse, published
 from evals.suites.catalog import PAPER_TABLES
 from lactok import registry
 
 LINE = '1,TiTok,titok,imagenet-val,rFID,2.32,2.32,measured,,"arXiv 2503.08377, Table 1",'
-DATASETS = {"GenEval": "geneval"} | {
-    printed: name for suite in PAPER_TABLES.values() for name, printed in suite.datasets.items()
+DATASETS = {
+    str(suite.table): {printed: name for name, printed in suite.datasets.items()} for suite in PAPER_TABLES.values()
 }
 METRICS = {
     "Two Obj": "GenEval two objects", "Position": "GenEval position", "Color Attri": "GenEval colour attribution",
     "Overall": "GenEval overall", "IR": "ImageReward",
 }  # fmt: skip
-"""Ours by the paper's."""
+"""Ours by the paper's; of datasets by table."""
 
 
 def text(*lines: str, header: str = ",".join(COLUMNS)) -> str:
@@ -43,8 +44,8 @@ def test_every_table_parses_and_says_where_each_figure_stands(table: int):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_our_rows_are_tokenizers_that_exist(table: int):
-    known = registry.entries("tokenizers")
+def test_our_rows_are_models_that_exist(table: int):
+    known = registry.entries("generators" if table in (3, 6) else "tokenizers")
     assert {f.tokenizer.split("[")[0] for f in published(table)} - {""} <= set(known)
 
 
@@ -57,7 +58,13 @@ def test_every_cell_of_the_paper_is_held_as_printed_and_in_its_order():
     cells = paper_cells()
     assert len(cells) == 226
     printed = [
-        (int(c["table"]), c["row"], DATASETS[c["dataset"]], METRICS.get(c["metric"], c["metric"]), c["printed"])
+        (
+            int(c["table"]),
+            c["row"],
+            DATASETS[c["table"]][c["dataset"]],
+            METRICS.get(c["metric"], c["metric"]),
+            c["printed"],
+        )
         for c in cells
     ]
     held = [f for t in TABLES for f in published(t) if f.origin != SECOND_HAND]
@@ -105,8 +112,18 @@ def test_scores_that_selected_the_training_pairs_say_so():
             assert "selected LacTokGen's training pairs (section 4.4)" in figure.footnote
         (figure,) = figures(3, row=row, metric="HPSv2")
         assert "held out" in figure.footnote
-    assert all("ambiguous" in f.footnote for f in figures(3, row="LacTokGen-H", dataset="coco-val2017"))
+    assert all("ambiguous" in f.footnote for f in figures(3, row="LacTokGen-H", dataset="coco-captions"))
     assert not [f for f in figures(3, row="Show-o") if "selected" in f.footnote]
+    assert all(("selected LacTokGen's" in f.footnote) == (f.metric != "HPSv2") for f in published(6))
+
+
+def test_each_figure_of_the_generation_tables_is_of_a_row_and_column_of_ours():
+    held = [f for t in (3, 6) for f in published(t) if f.origin != SECOND_HAND]
+    assert all(f.tokenizer for f in held)
+    columns = {column.name for name in registry.entries("metrics") for column in metric_class(name).columns}
+    assert {f.column for f in held} <= columns
+    hpsv2 = [f for f in held if f.metric == "HPSv2"]
+    assert all(f.column == "HPSv2-2.1" and "does not say which HPSv2" in f.footnote for f in hpsv2)
 
 
 def test_lactoks_lpips_says_that_it_is_its_training_loss():

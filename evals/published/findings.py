@@ -97,7 +97,7 @@ def _of(row: str, dataset: str, metric: str) -> PublishedFigure:
 
 def _score(row: str, metric: str) -> PublishedFigure:
     """A cell of Table 3."""
-    return _figure(3, row, "geneval" if metric in GENEVAL else "coco-val2017", metric)
+    return _figure(3, row, "geneval" if metric in GENEVAL else "coco-captions", metric)
 
 
 def _sign(metric: str, one: PublishedFigure, other: PublishedFigure) -> str:

@@ -22,6 +22,16 @@ ORIGINS = ("cited", "measured", "unclear", SECOND_HAND)
 COLUMNS = (
     "table", "row", "tokenizer", "dataset", "metric", "printed", "value", "origin", "footnote", "source", "missing"
 )  # fmt: skip
+OURS = {
+    "LPIPS": "LPIPS-alex",
+    "HPSv2": "HPSv2-2.1",
+    "GenEval two objects": "GenEval-two_object",
+    "GenEval position": "GenEval-position",
+    "GenEval colour attribution": "GenEval-color_attr",
+    "GenEval overall": "GenEval",
+}
+"""Our columns by the paper's metrics, where names differ. The paper names neither LPIPS's network (AlexNet is the
+default of the `lpips` package) nor HPSv2's version (2.1 is the newer one)."""
 
 
 class PublishedError(ValueError):
@@ -60,9 +70,8 @@ class PublishedFigure:
 
     @property
     def column(self) -> str:
-        """The column of ours that it is set beside. The paper does not name LPIPS's network: AlexNet, the default of
-        the `lpips` package."""
-        return "LPIPS-alex" if self.metric == "LPIPS" else self.metric
+        """The column of ours that it is set beside."""
+        return OURS.get(self.metric, self.metric)
 
 
 @cache

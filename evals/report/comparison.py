@@ -1,26 +1,39 @@
 """Comparison with published figures: the difference, and whether the measurement's interval covers it.
 
-Only what can be compared is: published weights on all of the paper's images under the protocol `paper-1024`.
+Only what can be compared is: published weights on all of the paper's images or prompts, under the protocol that stands
+for the paper's (`paper-1024` of reconstruction, `as-generated` of generation).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals.metrics.intervals import RFID_EVIDENCE, RFID_EVIDENCE_N
 from evals.published.tables import PublishedFigure, published
 from evals.record import RowRecord, RunRecord, Value
-from evals.tasks.protocol import ReconstructionProtocol
+from evals.suites.catalog import PAPER_TABLES, Suite
+from evals.tasks.protocol import Conventions, GenerationProtocol, ReconstructionProtocol
 from lactok import registry
 
-# The reconstruction tables; Tables 3 and 6 are of text-to-image systems.
-RECONSTRUCTION = (1, 2, 4, 5)
-# How many images the paper's datasets have.
-IMAGES = {"imagenet-val": 50_000, "coco-val2017": 5_000, "mjhq-5k": 5_000, "flux-5k": 5_000}
+if TYPE_CHECKING:
+    from lactok.interface import Model
+
+# How many images, or prompts, the paper's datasets have, by task.
+ITEMS = {
+    "reconstruction": {"imagenet-val": 50_000, "coco-val2017": 5_000, "mjhq-5k": 5_000, "flux-5k": 5_000},
+    "generation": {"geneval": 553, "coco-captions": 5_000},
+}
+# The protocol that stands for the paper's, by task.
+PROTOCOLS: dict[str, tuple[str, type[Conventions]]] = {
+    "reconstruction": ("paper-1024", ReconstructionProtocol),
+    "generation": ("as-generated", GenerationProtocol),
+}
+# Images of each prompt, where the benchmark says how many.
+IMAGES_A_PROMPT = {"geneval": 4}
 # Datasets whose images the paper drew or made itself, without saying which: ours are others of the same kind.
 OTHER_IMAGES = ("mjhq-5k", "flux-5k")
 
@@ -37,69 +50,97 @@ class Comparison:
 
 
 @cache
-def paper_protocol() -> ReconstructionProtocol:
-    """The protocol that stands for the paper's."""
+def paper_protocol(task: str = "reconstruction") -> Conventions:
+    """The protocol that stands for the paper's. task: a key of PROTOCOLS."""
     from importlib.resources import files
 
     from omegaconf import OmegaConf
 
-    fields = OmegaConf.to_container(
-        OmegaConf.create((files("evals.conf") / "protocol" / "paper-1024.yaml").read_text())
-    )
+    name, kind = PROTOCOLS[task]
+    fields = OmegaConf.to_container(OmegaConf.create((files("evals.conf") / "protocol" / f"{name}.yaml").read_text()))
     assert isinstance(fields, dict)
-    return ReconstructionProtocol(**{str(name): value for name, value in fields.items()})
+    return kind(**{str(key): value for key, value in fields.items()})
 
 
-def row_key(row: RowRecord) -> str:
-    """A row's label without the options that only say where its weights lie: what published figures are named by."""
-    paths = _path_options(row)
-    shown = ",".join(f"{k}={v}" for k, v in row.options.items() if k not in paths)
+def row_key(row: RowRecord, suite: Suite | None = None, dataset: str = "") -> str:
+    """What published figures name a row by: its label without the options that only say where its weights lie.
+
+    suite, dataset: of a table; the options that it sets on that dataset (`Suite.options_on`) are left out as well, and
+    a row with other values of them is another row.
+    """
+    usual = suite.options_on(dataset).get(row.name, {}) if suite else {}
+    if not row.options and not usual:
+        return row.name
+    model = _model(row)
+    paths = model.path_options if model else ("weights",)  # a plugin that is no longer installed
+    values = {k: v for k, v in row.options.items() if k not in paths}
+    values |= {k: getattr(model.Options(), k, None) for k in usual if model and k not in values}
+    shown = ",".join(f"{k}={v}" for k, v in values.items() if k not in usual or v != usual[k])
     return row.name + (f"[{shown}]" if shown else "")
 
 
-def _path_options(row: RowRecord) -> tuple[str, ...]:
-    if not row.options:
-        return ()
+def _model(row: RowRecord) -> type[Model] | None:
+    """The class of a row's model; None where it is not installed."""
     for group in ("tokenizers", "generators", "calibration"):
         try:
-            return registry.load(group, row.name).path_options
+            found: type[Model] = registry.load(group, row.name)
+            return found
         except registry.RegistryError:
             continue
-    return ("weights",)  # a plugin that is no longer installed
+    return None
+
+
+def images_a_prompt(run: RunRecord) -> int:
+    """How many images of each prompt a run of generation has; 1 of reconstruction."""
+    return int(run.config.get("seeds", 1)) if run.task == "generation" else 1
 
 
 def incomparable_run(run: RunRecord) -> str:
     """Why no row of a run compares with the paper, "" where rows may."""
     if run.scale != "paper" or run.config.get("weights") != "paper":
         return "a miniature"
-    if run.task != "reconstruction":
-        return f"task {run.task}; published figures are compared for reconstruction alone"
-    if run.protocol_hash != paper_protocol().hash:
-        return f"protocol {run.protocol['name']} ({run.protocol_hash}), not paper-1024 ({paper_protocol().hash})"
+    if run.task not in PROTOCOLS:
+        return f"task {run.task}; the paper has figures of {' and '.join(PROTOCOLS)}"
+    protocol, items = paper_protocol(run.task), ITEMS[run.task]
+    if run.protocol_hash != protocol.hash:
+        return f"protocol {run.protocol['name']} ({run.protocol_hash}), not {protocol.name} ({protocol.hash})"
     if run.parameters:
         return ", ".join(f"{name}={value}" for name, value in run.parameters.items())
-    if run.dataset not in IMAGES:
-        return f"dataset {run.dataset} is none of the paper's ({', '.join(IMAGES)})"
-    if run.items != IMAGES[run.dataset]:
-        return f"{run.items:,} {run.unit} of {run.dataset}; the paper has {IMAGES[run.dataset]:,}"
+    if run.dataset not in items:
+        return f"dataset {run.dataset} is none of the paper's ({', '.join(items)})"
+    if run.items != items[run.dataset]:
+        return f"{run.items:,} {run.unit} of {run.dataset}; the paper has {items[run.dataset]:,}"
+    wanted, made = IMAGES_A_PROMPT.get(run.dataset), images_a_prompt(run)
+    if wanted and made != wanted:
+        return f"{images_text(made)} of each prompt of {run.dataset}, which asks for {wanted} (seeds={wanted})"
     if run.dataset in OTHER_IMAGES:
         return f"which images the paper's {run.dataset} holds is not known"
     return ""
 
 
+def images_text(count: int) -> str:
+    """ "1 image", "4 images"."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
 def incomparable_row(row: RowRecord) -> str:
     """Why a row compares with no published figure, "" where it may."""
-    named = [key for key in _path_options(row) if row.options.get(key) is not None]
+    model = _model(row) if row.options else None
+    paths = model.path_options if model else ("weights",)
+    named = [key for key in paths if row.options.get(key) is not None]
     if named:
         return f"its weights were named by {' and '.join(named)}, so they may not be the published ones"
     return ""
 
 
-def published_comparisons(run: RunRecord, row: RowRecord) -> dict[str, Comparison]:
-    """By column name, a row's figures compared with the paper's; empty where nothing can be compared."""
+def published_comparisons(run: RunRecord, row: RowRecord, suite: Suite | None = None) -> dict[str, Comparison]:
+    """By column name, a row's figures compared with the paper's; empty where nothing can be compared.
+
+    suite: the table to compare with; by default the run's own, then the others of its task.
+    """
     if row.status != "ok" or incomparable_run(run) or incomparable_row(row):
         return {}
-    figures = {figure.column: figure for figure in figures_of(row_key(row), run.dataset).values()}
+    figures = {f.column: f for f in figures_of(row, run.dataset, [suite] if suite else _tables(run)).values()}
     return {
         name: compared(value, figures[name])
         for name, value in row.cells.items()
@@ -107,14 +148,23 @@ def published_comparisons(run: RunRecord, row: RowRecord) -> dict[str, Compariso
     }
 
 
-def figures_of(key: str, dataset: str, tables: Iterable[int] = RECONSTRUCTION) -> dict[str, PublishedFigure]:
+def _tables(run: RunRecord) -> Sequence[Suite]:
+    """The paper's tables of a run's task, the one that it was made for first."""
+    tables = [suite for suite in PAPER_TABLES.values() if suite.task == run.task]
+    return sorted(tables, key=lambda suite: suite.name != run.suite)
+
+
+def figures_of(row: RowRecord, dataset: str, tables: Iterable[Suite]) -> dict[str, PublishedFigure]:
     """By metric, the first table's published figures of a row on a dataset, those with a value before those without."""
     found: dict[str, PublishedFigure] = {}
-    for figure in (f for table in tables for f in published(table)):
-        if (figure.tokenizer, figure.dataset) == (key, dataset):
-            kept = found.get(figure.metric)
-            if kept is None or (kept.value is None and figure.value is not None):
-                found[figure.metric] = figure
+    for suite in tables:
+        assert suite.table is not None
+        key = row_key(row, suite, dataset)
+        for figure in published(suite.table):
+            if (figure.tokenizer, figure.dataset) == (key, dataset):
+                kept = found.get(figure.metric)
+                if kept is None or (kept.value is None and figure.value is not None):
+                    found[figure.metric] = figure
     return found
 
 

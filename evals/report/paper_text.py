@@ -39,17 +39,29 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("evals.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"cell": cell, "tex": tex, "html": html.escape, "figure": figure_text}
+    environment.filters |= {"cell": cell, "tex": tex, "html": html.escape, "sentence": sentence}
+    environment.filters |= {"figure": figure_text, "published": published_text}
     return environment
 
 
 def figure_text(one: PaperCell) -> str:
-    """A cell's figures on one line, without footnotes: "2.41 ±0.05 (published 2.32: +0.09, beyond the interval)"."""
+    """A cell's figures on one line, without footnotes: "2.41 ±0.05 (published 2.32: +0.09, beyond the interval)"; of a
+    table with figures of several origins "0.41 (published 0.43, cited: −0.02, no interval)"."""
     text = " ".join(filter(None, (one.text, one.interval)))
     if not one.published:
         return text
     found = ", ".join(filter(None, (one.difference, one.verdict)))
-    return f"{text} (published {one.published}{': ' if found else ''}{found})"
+    return f"{text} (published {published_text(one)}{': ' if found else ''}{found})"
+
+
+def published_text(one: PaperCell) -> str:
+    """A cell's published figure with its origin, where that is told: "0.43, cited"."""
+    return ", ".join(filter(None, (one.published, one.origin)))
+
+
+def sentence(text: str) -> str:
+    """A line as a sentence: its first letter in upper case, a full stop at its end."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def tex(text: str) -> str:

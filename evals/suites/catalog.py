@@ -5,10 +5,11 @@ Other packages add a `Suite` under the entry-point group `lactok.suites`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from lactok import registry
 
@@ -39,6 +40,27 @@ class Suite:
     table: int | None = None
     datasets: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
+
+    def options_on(self, dataset: str) -> dict[str, dict[str, Any]]:
+        """By model, the options that its rows on one of the table's datasets all have.
+
+        They are part of what is measured there, so no row is told apart by them. Several values make rows that differ;
+        such an option is none of these.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for key, text in self.of_dataset.get(dataset, {}).items():
+            if key.startswith("options.") and not text.startswith("["):
+                model, option = key.removeprefix("options.").rsplit(".", 1)
+                found.setdefault(model, {})[option] = _value(text)
+        return found
+
+
+def _value(text: str) -> Any:
+    """A setting's value: a number, true, false or null, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 IMAGENET = {"imagenet-val": "ImageNet"}
