@@ -19,6 +19,7 @@ Exits 2 without a CUDA device, 1 when something could not be measured or a check
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -54,6 +55,7 @@ class Part:
     def measure(self, session: Session) -> None:
         """Imported late, so that a part that can't be imported costs itself alone."""
         call: Callable[[Session], None] = import_module(f"benchmarks.gpu_parts.{self.module}").measure
+        gc.freeze()  # what is imported is no garbage: collections between networks take no time for it
         call(session)
 
 

@@ -14,7 +14,7 @@ import re
 import sysconfig
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +117,10 @@ def load(group: str, name: str) -> Any:
     name = canonical(group, name)
     if name not in known:
         raise UnknownName(unknown(_kind(group), name, list(known)))
-    (point,) = {p.value: p for p in entry_points(group=f"lactok.{group}", name=name)}.values()
+    entry = known[name]
     try:
-        return point.load()
+        return EntryPoint(name, entry.target, f"lactok.{group}").load()
     except (Exception, SystemExit) as error:  # a plugin may fail in any way; it must not take the others with it
-        entry = known[name]
         raise BrokenPlugin(
             f"{_kind(group)} {name!r} of package {entry.distribution} can't be imported from {entry.target}: "
             f"{type(error).__name__}: {error}"

@@ -5,10 +5,14 @@ One test alone, or a debugger: `pytest --numprocesses=0 tests/test_x.py`.
 
 import gc
 import os
+import sys
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+# hundreds of processes import these modules: each is compiled once, also where Python is told to keep nothing of it
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 LONG = (
     "test_paper_run.py", "test_ranks.py", "test_gpu_benchmark.py", "test_workers.py", "test_check.py",

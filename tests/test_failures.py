@@ -50,7 +50,8 @@ def test_broken_tokenizers_are_named_and_the_others_come(tmp_path: Path, folder:
     bad = install_plugin(tmp_path / "bad", "badplugin", "import a_module_that_is_not_here\n", {"unimportable": "X"})
     names = ",".join([*NAMES, "unimportable"])
     out = tmp_path / "out"
-    done = evals(f"tokenizers=[{names}]", "dataset=folder", f"dataset.root={folder}", f"out={out}", plugins=(good, bad))
+    given = f"tokenizers=[{names}]", "metrics=[psnr]", "dataset=folder", f"dataset.root={folder}", f"out={out}"
+    done = evals(*given, plugins=(good, bad))
     assert done.returncode == 1, done.stderr
     rows = {r.label: r for r in read(the_run(out) / "run.json").rows}
     assert rows["toy"].status == rows["identity"].status == "ok"

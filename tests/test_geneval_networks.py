@@ -335,9 +335,8 @@ def test_what_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_a_missing_package_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(
-        WeightsError, match=r"open_clip can't be imported .*; run `pip install open_clip_torch==3\.3\.0`"
-    ):
+    told = r"open_clip can't be imported .*; run `pip install open_clip_torch==3\.3\.0`"
+    with pytest.raises(WeightsError, match=told):
         colours.skeleton()
 
 

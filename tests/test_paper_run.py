@@ -54,7 +54,7 @@ LACTOK = dataclasses.replace(  # the published factor of 16 between images and t
     ladd_support.SMALL,
     vq=VQConfig(64, 4, z_channels=8, ch=8, norm_num_groups=4),
     decoder=LatentDecoderConfig(ladd_support.UNET, 4, (4, 8), text_positions=5, pixels_per_latent=16),
-    autoencoder=AutoencoderConfig(block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1, norm_num_groups=4),
+    autoencoder=AutoencoderConfig(block_out_channels=(4, 4, 4, 8, 8), layers_per_block=1, norm_num_groups=4),
 )
 
 

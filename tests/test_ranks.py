@@ -55,7 +55,7 @@ def arguments(data: Path, *more: object) -> list[str]:
     """Five chunks of two rows and their calibration, pixel metrics and the codebook's use."""
     return [
         "tokenizers=[toy,noisy]", "metrics=[psnr,ssim,colour,codes]", "dataset=folder", f"dataset.root={data}",
-        *map(str, more),
+        "protocol.eval_size=64", *map(str, more),
     ]  # fmt: skip
 
 

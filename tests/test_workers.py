@@ -56,7 +56,7 @@ def arguments(data: Path, out: Path, count: object = 2) -> list[str]:
     """Five chunks of two rows."""
     return [
         "tokenizers=[toy,noisy]", "metrics=[psnr,codes]", "seeds=2", "batch_size=8", "dataset=folder",
-        f"dataset.root={data}", f"out={out}", f"workers={count}", "device=cpu",
+        f"dataset.root={data}", f"out={out}", f"workers={count}", "device=cpu", "protocol.eval_size=64",
     ]  # fmt: skip
 
 

@@ -84,10 +84,7 @@ def _precision() -> list[Callable[[], None]]:
 def _numerics() -> list[Callable[[], None]]:
     flags = [(module, name, getattr(module, name)) for module, name in FLAGS]
     attention = [(name, getattr(torch.backends.cuda, f"{name}_sdp_enabled")()) for name in ATTENTION]
-    deterministic = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    deterministic = _deterministic()
     casts = [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in DEVICES]
 
     def put_back() -> None:
@@ -96,12 +93,17 @@ def _numerics() -> list[Callable[[], None]]:
                 setattr(module, name, value)
         for name, enabled in attention:
             getattr(torch.backends.cuda, f"enable_{name}_sdp")(enabled)
-        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        if _deterministic() != deterministic:  # setting it imports torch's compiler, which takes two seconds
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         for device, enabled, dtype in casts:
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)
 
     return [put_back]
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def _defaults() -> list[Callable[[], None]]:
