@@ -13,7 +13,7 @@ from evals.cli.report import main as report
 from evals.config import compose_config, compose_runs
 from evals.engine.rows import Row, Wanted, resolve_rows
 from evals.metrics.base import ImageMetric
-from evals.metrics.judges.geneval.logic import TASKS
+from evals.metrics.judges.geneval.logic import TASKS, Verdict
 from evals.metrics.judges.geneval.score import GenEvalScore
 from evals.published.tables import SECOND_HAND, published
 from evals.record import ColumnRecord, RowRecord, RunRecord, Speed, Value
@@ -304,8 +304,8 @@ class Bright(GenEvalScore):
 
     summary, prefix = "brightness", "GenEval"
 
-    def correct(self, images, metadata):
-        return [bool(image.float().mean() > 100) for image in images]
+    def verdicts(self, images, metadata):
+        return [Verdict(bool(image.float().mean() > 100), ()) for image in images]
 
 
 @pytest.fixture

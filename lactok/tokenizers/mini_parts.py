@@ -57,7 +57,7 @@ FEW_STEP_LORA_FILES = {
 
 FIRST_STAGE = Miniature(
     "vq-ladd-mini.safetensors",
-    sha256="ef3c64ddfb16dc7ffe500386f2e7029cde1d56ccf9fe52feb1305f5148a02d9b",
+    sha256="40d114d45116cd4e6b3504232c0551af0da7025aa191a8f478753cba3f885e2b",
     command=_COMMAND.format("diffusion"),
 )
 """The trainable copy after the paper's stage 1."""
@@ -65,12 +65,12 @@ FIRST_STAGE = Miniature(
 SECOND_STAGE = {
     "hypersd": Miniature(
         "lactok-h-mini.safetensors",
-        sha256="fcd82d834d0bb4a9ab4bb6d3caa9491bd75df7b78686502dab53693cb718f847",
+        sha256="cff684e6a4385eb214ee4e368a3aa3a457bc37e00e3189809246af28ceb2cafe",
         command=_COMMAND.format("pixel accelerator=hypersd"),
     ),
     "tlcm": Miniature(
         "lactok-t-mini.safetensors",
-        sha256="09c09c7156bac3c60c5d552aac8f0b208c67f3f8ec7395e0aaeecef214a4f2c7",
+        sha256="d4e90eebf4d0744363d7058abb497ff952749ec745fc1d60086a0ed0c5448442",
         command=_COMMAND.format("pixel accelerator=tlcm"),
     ),
 }

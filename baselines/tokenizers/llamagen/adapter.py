@@ -19,7 +19,7 @@ from lactok.weights import HubWeights, WeightsSource, load_state_dict, locate, o
 
 MINI = Miniature(
     "llamagen-mini.safetensors",
-    sha256="41537c9090876e0e21a8614d9ca88e5af7907451cde93bd8ef8c66ed93671c68",
+    sha256="9e3590dd7da922b75c669556e0a8953bcc2dd75c90e5e2702632e341412f2b83",
     command="python -m lactok.train recipe=vq scale=mini data.root=DIR",
 )
 
