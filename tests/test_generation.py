@@ -18,7 +18,8 @@ from evals.suites.catalog import Suite
 from lactok.interface import Generator, GeneratorInfo, ItemsRefused, Recorded, RecordedInfo
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
-SUITE = Suite("paint", "colours from prompts", task="generation", settings={"dataset": "prompts", "metrics": "[judge]"})
+SUITE = Suite("paint", "colours from prompts", task="generation", generators=("painter", "grey", "old"),
+              settings={"dataset": "prompts", "metrics": "[judge]", "calibration": "false"})
 
 
 def colour_of(item):

@@ -410,7 +410,7 @@ def test_a_folder_of_images_is_no_folder_of_shards(shards: Path, tmp_path: Path,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("scale", "million"), [("mini", "3."), ("paper", "777.")])
+@pytest.mark.parametrize(("scale", "million"), [("mini", "1.81"), ("paper", "777.")])
 def test_a_dry_run_needs_no_weights(
     scale: str, million: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -438,7 +438,7 @@ def test_words_of_the_command_line(tmp_path: Path):
         ["recipe=generator", "data.root=x", "options.words.vocabulary=[a,red,cat]", "options.words.layers=1"]
     )
     assert recipe is GeneratorRecipe
-    assert config.options.words == WordEncoderConfig(("a", "red", "cat"), layers=1)
+    assert config.options.words == WordEncoderConfig(("a", "red", "cat"), dim=96, layers=1, ffn_dim=256)
     paper, _ = compose_config(
         [
             *("recipe=generator", "scale=paper", "data.root=x", "options.start=null"),

@@ -296,7 +296,7 @@ def test_prompts_that_can_not_be_taken_are_refused(files: dict[str, str], genera
         generator.generate(items, [0] * 4, [1] * 4)
     assert error.value.reasons == {
         1: "the prompt holds <pad>, which the text model reads as a control token",
-        2: "the prompt is no valid Unicode at character 2: surrogates not allowed",
+        2: r"the prompt 'a \ud800 ball' is no valid Unicode at character 2: surrogates not allowed",
     }
     alone = SmallHart(HartOptions(**files, dtype="float32", system_prompt=False), CPU)
     with pytest.raises(ItemsRefused) as error:

@@ -399,7 +399,7 @@ from lactok.interface import Generator, GeneratorInfo
 from lactok.weights import LocalWeights
 from tests import judge_support
 
-SUITE = Suite("gen", "greys", task="generation", settings={"dataset": "prompts"})
+SUITE = Suite("gen", "greys", task="generation", settings={"dataset": "prompts", "calibration": "false"})
 FILE = LocalWeights(str(Path(__file__).parent / "tiny.safetensors"))
 
 

@@ -255,7 +255,7 @@ def test_prompts_that_can_not_be_taken_are_refused(generator: SmallShowo):
         generator.generate(items, [0, 0, 0], [1, 2, 3])
     assert error.value.reasons == {
         1: "the prompt holds <|soi|>, which Show-o reads as a control token",
-        2: "the prompt is no valid Unicode at character 2: surrogates not allowed",
+        2: r"the prompt 'a \ud800 ball' is no valid Unicode at character 2: surrogates not allowed",
     }
     with pytest.raises(ValueError, match="1 seeds for 2 images"):
         generator.generate(items[:2], [0, 0], [1])

@@ -116,7 +116,9 @@ def test_prompts_that_are_no_text_are_refused(gpt: Path):
     generator = make("llamagen-t2i-mini", gpt=str(gpt))
     with pytest.raises(ItemsRefused) as caught:
         generator.generate([Item("0", "0", "x", "fine"), Item("1", "1", "x", "half \ud83e")], [0, 0], [1, 2])
-    assert caught.value.reasons == {1: "the prompt is no valid Unicode at character 5: surrogates not allowed"}
+    assert caught.value.reasons == {
+        1: r"the prompt 'half \ud83e' is no valid Unicode at character 5: surrogates not allowed"
+    }
     with pytest.raises(ValueError, match="1 seeds for 2 images"):
         generator.generate(items(["a", "b"]), [0, 0], [1])
 

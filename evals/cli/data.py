@@ -59,7 +59,9 @@ class Command:
 
     def published(self) -> type[PaperDataset] | type[PublishedPrompts]:
         """The dataset that is named, of images or of prompts. Raises DatasetError."""
-        return self._named(_published())
+        images = paper_datasets()
+        begun = [name for name in images if self.words and name.startswith(self.words[0])]
+        return self._named(images if len(begun) == 1 and self.words[0] not in prompt_datasets() else _published())
 
     def _named(self, known: Mapping[str, T]) -> T:
         from evals.datasets.base import DatasetError

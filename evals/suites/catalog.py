@@ -90,7 +90,7 @@ BUILT_IN: dict[str, Suite] = {
             "generate",
             "generation: an image of every prompt by every generator, kept and shown; metrics=[NAME,...] scores them",
             task="generation",
-            settings={"dataset": "prompts", "scale": "paper"},
+            settings={"dataset": "prompts", "scale": "paper", "calibration": "false"},
         ),
         Suite(
             "geneval",

@@ -12,6 +12,8 @@ from lactok.tokenizers.checks import require_seeds
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What an option `dtype` may name."""
+SHOWN = 60
+"""Characters of a prompt in a message."""
 
 
 def require_dtype(name: str) -> None:
@@ -44,5 +46,6 @@ def _unreadable(prompt: str, why_not: Callable[[str], str | None]) -> str | None
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"the prompt is no valid Unicode at character {error.start}: {error.reason}"
+        shown = ascii(prompt[:SHOWN]) + ("..." if len(prompt) > SHOWN else "")
+        return f"the prompt {shown} is no valid Unicode at character {error.start}: {error.reason}"
     return why_not(prompt)
