@@ -38,7 +38,8 @@ class Work:
             run = lambda: tokenizer.encode(images)  # noqa: E731
         else:
             if self._encoded is None:
-                self._encoded = tokenizer.encode(self.image)
+                with precision(self.settings.precision, self.settings.device):  # as the weights may be held in it
+                    self._encoded = tokenizer.encode(self.image)
             encoded, seeds = type(self._encoded).cat([self._encoded] * batch), list(range(batch))
             run = lambda: tokenizer.decode(encoded, seeds)  # noqa: E731
 

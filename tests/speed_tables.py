@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md that hold what results/gpu/h200.json holds, made from that file.
+"""The tables of docs/speed.md that hold what results/gpu/h200.json and h100.json hold, made from these files.
 
 python -m tests.speed_tables        write them into the page, each in place of the table with the same head
 """
@@ -21,9 +21,9 @@ NAMES = {
 }
 
 
-def results(kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def results(kind: str, card: str = "h200") -> Iterator[tuple[int, dict[str, Any]]]:
     """(number of the run, from 1; result) of one kind, in the order of measuring."""
-    for number, run in enumerate(json.loads((ROOT / "results/gpu/h200.json").read_text())["runs"], 1):
+    for number, run in enumerate(json.loads((ROOT / f"results/gpu/{card}.json").read_text())["runs"], 1):
         for part in run["parts"]:
             yield from ((number, result) for result in part["results"] if result["kind"] == kind)
 
@@ -139,10 +139,33 @@ def training() -> str:
     return table(f"| stage | side | s/step | share | peak, GiB | {names} | run |", rows)
 
 
+def coding_h100() -> str:
+    found = sorted((row for _, row in results("Coded", "h100")), key=lambda row: list(NAMES).index(row["tokenizer"]))
+    rows = [
+        [
+            NAMES[row["tokenizer"]], row["part"], str(row["batch"]), digits(row["images_per_second"]),
+            percent(row["share"]), gib(row["peak_bytes"]),
+        ]
+        for row in found
+    ]  # fmt: skip
+    return table("| tokenizer, on an H100 | part | batch | images/s | share of the matrix rate | peak, GiB |", rows)
+
+
+def generation_h100() -> str:
+    rows = [
+        [
+            row["way"], str(row["batch"]), digits(row["ids_per_second"]), digits(row["images_per_second"]),
+            digits(row["bandwidth_limit"]), percent(row["share"]), gib(row["peak_bytes"]),
+        ]
+        for _, row in results("Generated", "h100")
+    ]  # fmt: skip
+    return table("| way | prompts | ids/s | images/s | allowed by bandwidth, ids/s | share | peak, GiB |", rows)
+
+
 def rewritten(page: str) -> str:
     """The page with each of these tables made anew. Raises ValueError where it has none of the same head."""
     lines = page.splitlines()
-    for made in (coding(), steps(), kernels(), metrics(), training()):
+    for made in (coding(), steps(), kernels(), metrics(), training(), coding_h100(), generation_h100()):
         new = made.splitlines()
         start = lines.index(new[0])
         end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))

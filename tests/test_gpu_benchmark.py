@@ -218,3 +218,11 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, capsys: pyt
     assert gpu.main(["--quick", "--only", "card", "--out", str(tmp_path)]) == 2
     assert "is no file of this script" in capsys.readouterr().err
     assert (tmp_path / "gpu.json").read_text() == "[]"
+
+
+def test_a_decode_is_timed_again_with_its_weights_held_in_bfloat16(session: Session):
+    """Tokens to decode are made in the run's precision: weights that are held in it take no other."""
+    halves = Session(dataclasses.replace(QUICK, precision="bf16"), session.record, session.out)
+    for _ in range(2):  # the second finds the FLOPs counted, before which the weights were float32
+        built = coding.Built(halves, "llamagen")
+        assert coding.timed(halves, built, "decode", 1).weights == coding.HELD
