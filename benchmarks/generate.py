@@ -44,7 +44,7 @@ from torch import Tensor
 from benchmarks.device_weights import draw_weights
 from benchmarks.measuring import DTYPES, Settings, call_times, copy_rate, gib, machine, matrix_rate, peak_bytes
 from evals.engine.environment import choose_device, precision
-from lactok.models.gpt import GPT, SIZES, GPTConfig, padding_mask, turns
+from lactok.models.gpt import GPT, SIZES, GPTConfig, padding_mask, rotary_table
 from lactok.models.gpt_generation import IdGenerator, Prompt, gather
 from lactok.models.gpt_sampling import Sampling, guide, probabilities
 from lactok.state_dict import meta_skeleton
@@ -191,7 +191,7 @@ def plain_loop(model: GPT, condition: Tensor, seen: Tensor, sampling: Sampling) 
     A batch at a time, keys and values concatenated with those so far, draws from torch's global generator.
     """
     config, batch = model.config, len(condition)
-    table = turns(config, condition.device)[:, None]
+    table = rotary_table(config).to(condition.device)[:, None]
     nothing = torch.ones(batch, dtype=torch.bool, device=condition.device)
     x = torch.cat([model.prefix(condition), model.prefix(condition, nothing)])
     seen = seen.bool().repeat(2, 1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lactok.models.gpt import CLASS, GPT, GPTConfig, padding_mask
+from lactok.models import gpt_generation
+from lactok.models.gpt import CLASS, GPT, GPTConfig, padding_mask, rotary_table, rotate
 from lactok.models.gpt_cache import Cache, text_weights
 from lactok.models.gpt_generation import IdGenerator, Prompt, generate
 from lactok.models.gpt_sampling import Sampling, draw, guide, probabilities, prompt_numbers
@@ -186,6 +188,29 @@ def test_a_compiled_step_gives_the_same_ids():
     found = dict(generator.stream(given))
     torch._dynamo.reset()
     assert torch.equal(torch.stack([found[place] for place in range(7)]), generate(model, given, DRAWN))
+
+
+def test_blocks_are_compiled_once_for_all_and_each_length():
+    made: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        made.append(len(graph.graph.nodes))
+        return graph.forward
+
+    model = seeded(dataclasses.replace(SMALL, n_layer=5))
+    generator = IdGenerator(model, 3, DRAWN, compiled=True, backend=count)
+    list(generator.stream(prompts(SMALL)))
+    torch._dynamo.reset()
+    assert 1 <= len(made) <= gpt_generation.LENGTHS
+
+
+def test_turning_is_the_same_compiled_and_not():
+    """Complex numbers are no good to a compiler, so that it gets the products written out."""
+    turn = rotary_table(SMALL)[-5:, None, None]
+    x = torch.randn(5, 3, 4, 2 * turn.shape[-2])
+    compiled = torch.compile(rotate, backend="eager", dynamic=False)
+    assert torch.allclose(compiled(x, turn), rotate(x, turn), rtol=0, atol=1e-6)
+    torch._dynamo.reset()
 
 
 def test_what_can_not_be_is_refused():

@@ -21,7 +21,7 @@ from lactok.generators.captioned_gpt import ENCODER, CaptionedGPT, CaptionedGPTC
 from lactok.generators.text_encoder import TextEncoder, text_encoder_sources
 from lactok.interface import Generator, GeneratorInfo, Item, Tokenizer, Tokens, TrainingCompute
 from lactok.models.gpt import GPT, GPTConfig
-from lactok.models.gpt_generation import Prompt, generate
+from lactok.models.gpt_generation import IdGenerator, Prompt
 from lactok.models.gpt_sampling import Sampling
 from lactok.models.gpt_state_dict import NESTED, GPTStateDict
 from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
@@ -47,7 +47,8 @@ class SamplingOptions:
     """How ids are drawn; a generator's options are these and its decoder's.
 
     gpt: a local checkpoint of the GPT. guidance_scale: at most 1 means no guidance; temperature; top_k: 0 for all ids;
-    top_p: see `lactok.models.gpt_sampling.Sampling`. together: prompts in the GPT at a time.
+    top_p: see `lactok.models.gpt_sampling.Sampling`. together: prompts in the GPT at a time. compile: torch.compile of
+    the GPT's blocks, which takes a minute once and pays off over many images; ids may differ where two logits are close.
     """
 
     gpt: str | None = None
@@ -56,6 +57,7 @@ class SamplingOptions:
     top_k: int = 1000
     top_p: float = 1.0
     together: int = 16
+    compile: bool = False
 
 
 class TokenGenerator(Generator):
@@ -75,6 +77,7 @@ class TokenGenerator(Generator):
         )
         if options.together < 1:
             raise ValueError(f"together {options.together}: expected at least 1")
+        self._drawing: IdGenerator | None = None
         locate_all(self.weights(options))  # all that is missing is told together
         self.model, self._training = self._load()
         self.model.eval().requires_grad_(False).to(device)
@@ -128,7 +131,17 @@ class TokenGenerator(Generator):
         """The ids of each prompt's image, int64 (B, N)."""
         states, seen = self._conditions(prompts)
         given = [Prompt(state, mask, seed) for state, mask, seed in zip(states, seen, seeds)]
-        return generate(self.model.gpt, given, self.sampling, self.options.together)
+        if self._drawing is None:  # its cache and its recorded steps serve every call
+            recorded = self.model.gpt.output.weight.is_cuda
+            self._drawing = IdGenerator(
+                self.model.gpt,
+                self.options.together,
+                self.sampling,
+                compiled=self.options.compile,
+                recorded=recorded,
+            )
+        found = dict(self._drawing.stream(given))
+        return torch.stack([found[place] for place in range(len(given))])
 
     @torch.no_grad()
     def generate(self, items: Sequence[Item], seed_indices: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:

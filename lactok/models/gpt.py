@@ -142,18 +142,18 @@ def rotary_table(config: GPTConfig) -> Tensor:
     return torch.cat([prefix, torch.stack([grid.cos(), grid.sin()], -1)])
 
 
-def turns(config: GPTConfig, device: torch.device) -> Tensor:
-    """`rotary_table` as complex64 (L + N, head_dim / 2) on a device."""
-    return torch.view_as_complex(rotary_table(config)).to(device)
-
-
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Vectors (..., heads, head_dim) whose neighbours (2i, 2i + 1) are pairs, turned in float32, in their dtype.
 
-    turn: complex64, broadcast against (..., heads, head_dim / 2).
+    turn: float32 cosines and sines, broadcast against (..., heads, head_dim / 2, 2). As complex numbers it takes the
+    fewest kernels; torch.compile, which generates no code for these, gets the products written out.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        (a, b), (cosine, sine) = pairs.unbind(-1), turn.unbind(-1)
+        return torch.stack([a * cosine - b * sine, a * sine + b * cosine], -1).flatten(-2).type_as(x)
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(turn)
+    return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
 def padding_mask(text: Tensor, length: int) -> Tensor:
@@ -209,7 +209,7 @@ class Attention(nn.Module):
         return turned[..., :queries, :], turned[..., queries:, :], joint[..., queries + self.config.kv_heads :, :]
 
     def forward(self, x: Tensor, turn: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, T, dim); turn (T, 1, head_dim / 2); mask bool (B, 1, T, T), None for a causal one."""
+        """x (B, T, dim); turn (T, 1, head_dim / 2, 2); mask bool (B, 1, T, T), None for a causal one."""
         q, k, v = (part.transpose(1, 2) for part in self.project(x, turn))
         dropout = self.config.attn_dropout_p if self.training else 0.0
         grouped = self.config.kv_heads != self.config.n_head
@@ -365,7 +365,7 @@ class GPT(nn.Module):
         if tokens.shape[1] > self.config.block_size:
             raise ValueError(f"{tokens.shape[1]} ids of an image that has {self.config.block_size}")
         x = self.tok_dropout(torch.cat([self.prefix(condition, drop), self.tok_embeddings(tokens)], 1))
-        turn = turns(self.config, x.device)[: x.shape[1], None]
+        turn = rotary_table(self.config).to(x.device)[: x.shape[1], None]
         for layer in self.layers:
             inputs = x, turn, None if mask is None else mask[:, None]
             x = layer(*inputs) if self._again is None or not self.training else self._again(layer, *inputs)

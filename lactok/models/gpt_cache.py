@@ -9,13 +9,14 @@ prefix itself, attention is a running mean.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lactok.models.gpt import GPT, Block, turns
+from lactok.models.gpt import GPT, Block, rotary_table
 
 TEXT_SLOTS = 2
 """Slots that the prefix takes. The second holds the same mean, with the weight that rounding log n in bf16 leaves."""
@@ -77,34 +78,56 @@ def prefill(model: GPT, cache: Cache, rows: Tensor, prefix: Tensor, seen: Tensor
     return model.logits(x[:, -1])
 
 
-def step(model: GPT, cache: Cache, tokens: Tensor, at: Tensor, turn: Tensor, length: int) -> Tensor:
+BlockStep = Callable[[Block, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""`block_step`, or what torch.compile made of it."""
+
+
+def step(
+    model: GPT, cache: Cache, tokens: Tensor, at: Tensor, turn: Tensor, length: int, through: BlockStep | None = None
+) -> Tensor:
     """Feed one id to the first R rows; float32 logits (R, vocab_size) of the ids that follow.
 
-    tokens: int64 (R,); at: int64 (R,), the place of each in its image. turn: complex64 (N, head_dim / 2), the table of
-    ids. length: slots that attention reads, above TEXT_SLOTS + every place.
+    tokens: int64 (R,); at: int64 (R,), the place of each in its image. turn: float32 (N, head_dim / 2, 2), `id_turns`.
+    length: slots that attention reads, above TEXT_SLOTS + every place. through: in place of `block_step`.
     """
-    count, config = len(tokens), model.config
-    rows, slots = torch.arange(count, device=tokens.device), TEXT_SLOTS + at
+    count, through = len(tokens), through or block_step
+    slots = TEXT_SLOTS + at
     bias = torch.zeros(count, length, dtype=cache.text.dtype, device=tokens.device)
     bias.masked_fill_(torch.arange(length, device=tokens.device) > slots[:, None], -torch.inf)
     bias[:, :TEXT_SLOTS] = cache.text[:count]
     bias, turned = bias[:, None, None], turn[at][:, None]
-    x, grouped = model.tok_embeddings(tokens), config.kv_heads != config.n_head
+    x = model.tok_embeddings(tokens)
     for number, layer in enumerate(_blocks(model)):
-        q, k, v = layer.attention.project(layer.attention_norm(x), turned)
-        keys, values = cache.keys[number, :count], cache.values[number, :count]
-        keys[rows, :, slots] = k.to(keys.dtype)
-        values[rows, :, slots] = v.to(values.dtype)
-        mixed = F.scaled_dot_product_attention(
-            q[:, :, None].to(keys.dtype), keys[:, :, :length], values[:, :, :length], bias, enable_gqa=grouped
-        )
-        x = _rest(layer, x, mixed.flatten(1).to(x.dtype))
+        x = through(layer, x, cache.keys[number, :count], cache.values[number, :count], slots, turned, bias)
     return model.logits(x)
 
 
+def block_step(
+    layer: Block, x: Tensor, keys: Tensor, values: Tensor, slots: Tensor, turned: Tensor, bias: Tensor
+) -> Tensor:
+    """One block's part of `step`: x (R, dim) to (R, dim), its keys and values written into their slots.
+
+    keys, values: (R, kv heads, slots, head width), of the cache; slots: int64 (R,); bias: (R, 1, 1, length), added to
+    the scores.
+    """
+    config, rows = layer.attention.config, torch.arange(len(x), device=x.device)
+    length = bias.shape[-1]
+    q, k, v = layer.attention.project(layer.attention_norm(x), turned)
+    keys[rows, :, slots] = k.to(keys.dtype)
+    values[rows, :, slots] = v.to(values.dtype)
+    mixed = F.scaled_dot_product_attention(
+        q[:, :, None].to(keys.dtype),
+        keys[:, :, :length],
+        values[:, :, :length],
+        bias,
+        enable_gqa=config.kv_heads != config.n_head,
+    )
+    return _rest(layer, x, mixed.flatten(1).to(x.dtype))
+
+
 def id_turns(model: GPT) -> Tensor:
-    """complex64 (N, head_dim / 2): the rotary table of ids, on the model's device."""
-    return turns(model.config, model.output.weight.device)[model.config.cls_token_num :]
+    """float32 (N, head_dim / 2, 2): the rotary table of ids, on the model's device."""
+    return rotary_table(model.config)[model.config.cls_token_num :].to(model.output.weight.device)
 
 
 def _blocks(model: GPT) -> list[Block]:

@@ -9,14 +9,14 @@ half has the caption's mask.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lactok.models.gpt import GPT, TEXT
-from lactok.models.gpt_cache import MULTIPLE, TEXT_SLOTS, Cache, id_turns, prefill, step
+from lactok.models.gpt_cache import MULTIPLE, TEXT_SLOTS, BlockStep, Cache, block_step, id_turns, prefill, step
 from lactok.models.gpt_sampling import Sampling, draw, guide, probabilities, prompt_numbers
 
 LENGTHS = 4
@@ -46,8 +46,9 @@ Source = Iterable[Prompt | None]
 class IdGenerator:
     """Generates ids with one cache, kept from call to call.
 
-    batch: most prompts at a time. compiled: torch.compile takes the step. recorded: CUDA graphs of the step are
-    recorded and replayed, at the full batch; on CUDA alone (ValueError elsewhere). backend: of torch.compile.
+    batch: most prompts at a time. compiled: torch.compile takes the blocks' part of the step. recorded: CUDA graphs of
+    the step are recorded and replayed, at the full batch; on CUDA alone (ValueError elsewhere). backend: of
+    torch.compile.
 
     Raises ValueError for guidance of a model that has no unconditional embedding.
     """
@@ -80,9 +81,9 @@ class IdGenerator:
         slots = math.ceil(self.cache.slots / LENGTHS / MULTIPLE) * MULTIPLE if self._fixed else MULTIPLE
         self._lengths = [*range(slots, self.cache.slots, slots), self.cache.slots]
         self._graphs: dict[int, torch.cuda.CUDAGraph] | None = {} if recorded else None
-        self._step: Callable[[int, int], None] = self._advance
-        if compiled:
-            self._step = torch.compile(self._advance, dynamic=False, backend=backend)
+        self._through: BlockStep = block_step
+        if compiled:  # a block, not the step: all blocks are alike, and are compiled once for each length
+            self._through = torch.compile(block_step, dynamic=False, backend=backend)
 
     @torch.no_grad()
     def stream(self, prompts: Source) -> Iterator[tuple[int, Tensor]]:
@@ -163,7 +164,7 @@ class IdGenerator:
         fed, place = self._ids[rows, at], at
         if self.halves == 2:
             fed, place = fed.repeat_interleave(2), at.repeat_interleave(2)
-        logits = step(self.model, self.cache, fed, place, self._turn, length)
+        logits = step(self.model, self.cache, fed, place, self._turn, length, self._through)
         self._ids[rows, at + 1] = self._draw(logits, self._numbers[rows, at + 1], at)
         self._at[:count] = at + 1
 
@@ -172,7 +173,7 @@ class IdGenerator:
         length = next(length for length in self._lengths if length >= TEXT_SLOTS + latest)
         count = self.batch if self._fixed else count
         if self._graphs is None:
-            self._step(count, length)
+            self._advance(count, length)
         else:
             if length not in self._graphs:
                 self._graphs[length] = self._record(count, length)
@@ -185,12 +186,12 @@ class IdGenerator:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self._step(count, length)
+                self._advance(count, length)
                 self._at.copy_(state)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._step(count, length)
+            self._advance(count, length)
         return graph
 
 
