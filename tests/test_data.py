@@ -1,6 +1,7 @@
 """Training data: which files count, how one is decoded, what is refused, and that batches depend on their key alone."""
 
 import os
+import pickle
 import shutil
 import time
 from pathlib import Path
@@ -55,6 +56,16 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"no image among the 1 file.*1 \.txt"):
         list_images(tmp_path)
+
+
+def test_a_process_that_gets_a_new_pack_reads_it(tmp_path: Path):
+    """The one that made it, too, has it under its last name, by which the others map it."""
+    folder = tmp_path / "data"
+    pictures(folder, count=3)
+    pack = open_pack([folder], tmp_path / "run", side=64)
+    there = pickle.loads(pickle.dumps(pack))
+    assert all((there[i] == pack[i]).all() for i in range(len(pack)))
+
 
 
 def test_the_pack_is_decoded_as_evaluation_decodes(tmp_path: Path):

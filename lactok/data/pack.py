@@ -135,9 +135,9 @@ def _made(
     partial = folder / f".{DATA}.tmp"
     try:
         index = _write(paths, counts, fingerprint, side, check_held_out, workers, partial)
-        data = np.memmap(partial, np.uint8, mode="r")
         (folder / INDEX).unlink(missing_ok=True)  # from here on the old data file has no index
         os.replace(partial, folder / DATA)
+        data = np.memmap(folder / DATA, np.uint8, mode="r")  # by this name a process that gets the pack maps it, too
     finally:
         partial.unlink(missing_ok=True)
     write_atomically(folder / INDEX, json.dumps(asdict(index)).encode())
