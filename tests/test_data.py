@@ -67,7 +67,6 @@ def test_a_process_that_gets_a_new_pack_reads_it(tmp_path: Path):
     assert all((there[i] == pack[i]).all() for i in range(len(pack)))
 
 
-
 def test_the_pack_is_decoded_as_evaluation_decodes(tmp_path: Path):
     """One decoder: a 16-bit grey sample is scaled, one that is marked transparent is white, and alpha is over white."""
     folder = tmp_path / "data"
