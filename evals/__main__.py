@@ -9,6 +9,9 @@ from evals.streams import spell_standard_streams
 
 COMMANDS = {
     "run": ("evals.run", "measure tokenizers: python -m evals run suite=recon tokenizers=all"),
+    "score": ("evals.cli.score", "images that exist against references or prompts: score references=DIR images=DIR"),
+    "export": ("evals.cli.export", "a run's images, tokens and per-image figures as files: export RUN out=DIR"),
+    "runs": ("evals.cli.runs", "finished runs and their store: runs list, name, merge, prune"),
     "list": ("evals.cli.list", "tokenizers, datasets, suites and metrics: what each needs and whether it is here"),
     "data": ("evals.cli.data", "the paper's datasets: data list, data get NAME, data verify NAME, data make-flux"),
     "check": (
