@@ -39,9 +39,12 @@ Exit status: 0 all rows measured; 1 a row or a metric failed; 2 the command or t
 """
 # Keys that this command sets itself, with what says the same here.
 TAKEN = {
-    "suite": "references or prompts", "tokenizers": "images", "generators": "images", "dataset": "references or prompts",
+    "suite": "references or prompts",
+    "tokenizers": "images",
+    "generators": "images",
+    "dataset": "references or prompts",
     "dataset.root": "references or prompts",
-}  # fmt: skip
+}
 OWN = ("references", "prompts", "images", "pair", "resize", "unpaired")
 # Names of each kind that an error lists.
 LISTED = 20

@@ -87,6 +87,22 @@ def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float) -> Finish
     return Finished(record, folder, {row.label: values for row, values in finished if row.status == "ok"}, job)
 
 
+def reopen(config: RunConfig, rates: Sequence[float]) -> Job:
+    """The job of a run that was made, its rows identified, so that its store can be read again; nothing is measured.
+
+    rates: the bits an image of its models under test, for each of which calibration rows may have joined. Raises as
+    `run` does.
+    """
+    job = _plan(config, Ranks())
+    _add_references(job, rates, config.weights)
+    for run in job.runs:
+        if run.status == "ok":
+            run.identify()
+        if run.status == "ok":
+            run.find_info(job.cache)
+    return job
+
+
 def require_inputs(configs: Sequence[RunConfig]) -> None:
     """Raises MissingInputs with all that any of several runs of the same rows lacks, before the first one begins."""
     config = configs[0]

@@ -1,4 +1,4 @@
-"""Which image of one folder belongs to which reference of another: by name, by stem, or by a table. Imports no torch."""
+"""Which image of one folder belongs to which reference of another: by name, by stem, or by a table. No torch here."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Pairing:
         if listing.unlisted:
             raise PairingError("; ".join(f"{error.path}: {error.reason}" for error in listing.unlisted))
         if not listing.images:
-            raise PairingError(f"{printable(folder.absolute())} holds no images; found {listing.aside_counts or 'nothing'}")
+            found = listing.aside_counts or "nothing"
+            raise PairingError(f"{printable(folder.absolute())} holds no images; found {found}")
         table = {} if how in (NAME, STEM) else _read_table(how)
         made = cls(folder, how, listing.images, table)
         for identifier in listing.images:
@@ -88,7 +89,6 @@ class Pairing:
         if wanted not in self.images:
             raise Unpaired(f"there is no image {wanted}")
         return wanted
-
 
     def several(self, references: Iterable[str]) -> list[str]:
         """The images that `find` can't choose between for one of the references, with pair=stem."""
