@@ -19,7 +19,7 @@ COMMANDS = {
         "re-run a small subset and compare with committed figures: check results/mini/recon.json",
     ),
     "compare": ("evals.cli.compare", "paired tests between two tokenizers of one run or of two: compare RUN_A RUN_B"),
-    "power": ("evals.cli.power", "how many images or prompts tell a given difference: power RUN --row A B"),
+    "power": ("evals.cli.power", "how many images or prompts tell a given difference: power RUN row=A,B"),
     "report": ("evals.cli.report", "a table of the paper from the newest runs that fit each other: report table1"),
     "lint-paper": ("evals.cli.lint_paper", "where the paper disagrees with itself or its release, computed anew"),
     "judges": (
@@ -48,4 +48,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from lactok.pipes import run_command
+
+    sys.exit(run_command(main))

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
         reason = f"unknown {wrong[0]}" if wrong else "name one run's folder and out=DIR, the new folder"
         print(f"error: {reason}; python -m evals export RUN out=DIR [rows=NAME,NAME]", file=sys.stderr)
         return 2
+    from evals.cli.arguments import listed
     from evals.cli.compare import NotComparable
     from evals.config import ConfigError
     from evals.datasets.base import DatasetError
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
     from lactok.files import WriteError
     from lactok.registry import RegistryError
 
-    out, rows = Path(given["out"]).expanduser(), _rows(given.get("rows", ""))
+    out, rows = Path(given["out"]).expanduser(), listed(given.get("rows", ""))
     try:
         exported = export(Path(runs[0]), out, rows)
     except (ExportError, NotComparable, RecordError, ConfigError, DatasetError, RegistryError) as error:
@@ -64,18 +65,6 @@ def main(argv: list[str]) -> int:
         print("\nstopped; nothing was written", file=sys.stderr)
         return 130
     return _told(exported, out)
-
-
-def _rows(text: str) -> list[str]:
-    """Labels between commas; a comma within brackets is a label's own."""
-    labels, depth = [""], 0
-    for letter in text:
-        depth += {"[": 1, "]": -1}.get(letter, 0)
-        if letter == "," and not depth:
-            labels.append("")
-        else:
-            labels[-1] += letter
-    return [label.strip() for label in labels if label.strip()]
 
 
 def _told(rows: list[Exported], out: Path) -> int:
