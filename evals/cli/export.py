@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     from evals.cli.compare import NotComparable
     from evals.config import ConfigError
     from evals.datasets.base import DatasetError
+    from evals.engine.reopen import NotReopened
     from evals.record import RecordError
     from evals.report.export import ExportError, export
     from lactok.files import WriteError
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     out, rows = Path(given["out"]).expanduser(), listed(given.get("rows", ""))
     try:
         exported = export(Path(runs[0]), out, rows)
-    except (ExportError, NotComparable, RecordError, ConfigError, DatasetError, RegistryError) as error:
+    except (ExportError, NotReopened, NotComparable, RecordError, ConfigError, DatasetError, RegistryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (WriteError, OSError) as error:

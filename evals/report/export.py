@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 
 from evals.cli.compare import load
-from evals.config import DatasetConfig, RunConfig, SlurmConfig
+from evals.config import RunConfig
 from evals.engine.environment import code_revision, package_versions
 from evals.engine.job import Chunk, Job
 from evals.engine.load import load_ahead
 from evals.engine.models import ModelRun, stop
-from evals.engine.run import reopen
+from evals.engine.reopen import is_same, reopened
 from evals.engine.store import Entry
-from evals.record import RowRecord, RunRecord
+from evals.record import RunRecord
 from evals.tasks.base import Images, Outputs, unpack_images
 from lactok.files import explained
 from lactok.images.decode import has_image_ending
@@ -73,7 +73,7 @@ def export(folder: Path, out: Path, wanted: Sequence[str] = ()) -> list[Exported
         raise ExportError(f"out={printable(out)} {what}: name a folder that does not exist yet, or an empty one")
     run = load(folder)
     _check_wanted(run.record, wanted)
-    job = _reopened(folder, run.record)
+    job = reopened(folder, run.record)
     temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
     try:
         with explained(out):
@@ -103,47 +103,6 @@ def _check_wanted(found: RunRecord, wanted: Sequence[str]) -> None:
         raise ExportError("the run has no row with figures")
 
 
-def _reopened(folder: Path, found: RunRecord) -> Job:
-    """The run's job over the store beside it. Raises ExportError where it would not be what was measured."""
-    again = f"run it again: {found.command} save_images=true"
-    out = folder.absolute().parent.parent
-    if not (out / "cache").is_dir():
-        raise ExportError(f"the store {out / 'cache'} of {folder} is not here, so its images are gone: {again}")
-    try:
-        fields = dict(found.config) | {
-            "dataset": DatasetConfig(**found.config["dataset"]),
-            "slurm": SlurmConfig(**found.config["slurm"]),
-            "out": str(out),
-        }
-        config = RunConfig(**fields)
-    except (TypeError, KeyError) as error:
-        raise ExportError(f"{folder}/run.json has settings of another version of lactok ({error}): {again}") from error
-    models = [row for row in found.rows if row.calibration is None and row.status == "ok"]
-    rates = sorted({row.bits_per_image for row in models if row.bits_per_image is not None}, reverse=True)
-    job = reopen(config, rates)
-    seen = (job.task.protocol.hash, job.dataset.fingerprint)
-    for what, now, then in zip(("protocol", "dataset"), seen, (found.protocol_hash, found.dataset_fingerprint)):
-        if now != then:
-            raise ExportError(f"{folder}: the {what} is another now ({now[:12]}, measured: {then[:12]}): {again}")
-    return job
-
-
-def _same(job: Job, run: ModelRun, row: RowRecord) -> bool:
-    """Whether the row's artifacts have the keys under which it was measured: same model, code, device, images.
-
-    A row without figures has none; the store then has its images under the present ones, or the export stops.
-    """
-    if not row.keys and job.task.keeps_images:
-        return True
-    for plan in job.metrics.image:
-        keys = [job.scores(run, c, s, plan).key for s in run.seed_indices(job.seeds) for c in job.chunks]
-        if row.keys.get(f"scores-{plan.name}") == keys:
-            return True
-    artifacts = [job.task.tokens(run, chunk) for chunk in job.chunks]
-    keys = [artifact.key for artifact in artifacts if artifact is not None]
-    return bool(keys) and keys in row.keys.values()
-
-
 class _Exporter:
     """names: a file below a row's folder for each item, in the dataset's order, which is the names' own."""
 
@@ -167,7 +126,7 @@ class _Exporter:
                 run = runs.get(row.label)
                 if row.status != "ok":
                     exported[-1].why = f"it has no figures ({row.status}): {row.error}"
-                elif run is None or run.status != "ok" or not _same(self.job, run, row):
+                elif run is None or run.status != "ok" or not is_same(self.job, run, row):
                     reason = "it is no row of its command" if run is None else run.error or "its model, code or device"
                     exported[-1].why = f"it is not what was measured ({reason} changed since): run it again"
                 else:
