@@ -104,12 +104,12 @@ def _list(out: Path) -> int:
         items = f"{run.items:,} {run.unit} of {run.dataset}, {run.protocol['name']}"
         line = [folder.name, f"{run.suite}, {run.scale}", items, run.started, rows, _size(bytes_of(folder))]
         found.append((run.started, line))
-    for _, line in sorted(found, reverse=True):
-        shown.add_row(*line)
+    for _, cells in sorted(found, reverse=True):
+        shown.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
     print(f"\n{len(found)} runs in {out / 'runs'}; store {out / 'cache'}: {_size(bytes_of(out / 'cache'))}")
-    for line in bad:
-        print(line, file=sys.stderr)
+    for reason in bad:
+        print(reason, file=sys.stderr)
     return 0
 
 
@@ -213,8 +213,8 @@ def _referred(out: Path) -> set[Path]:
     if unknown:
         listed = "".join(f"\n  {line}" for line in unknown)
         raise RunsError(
-            f"it can't be told what {len(unknown)} run(s) refer to, so nothing is removed; run their commands again, or "
-            f"move their folders away:{listed}"
+            f"it can't be told what {len(unknown)} run(s) refer to, so nothing is removed; run their commands again, "
+            f"or move their folders away:{listed}"
         )
     return found
 
@@ -243,11 +243,5 @@ def bytes_of(folder: Path) -> int:
 
 def _size(count: int) -> str:
     """Bytes for people: 12.3 MB."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            break
-        amount /= 1000
-    else:
-        unit = "TB"
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+    power = min(4, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
