@@ -23,7 +23,9 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         sys.stdout.flush()
         return status
     except SystemExit as done:
-        return done.code if isinstance(done.code, int) else int(done.code is not None)
+        if isinstance(done.code, str):
+            raise
+        return done.code or 0
 
 
 class _Output:

@@ -10,6 +10,7 @@ import pytest
 
 from evals import record
 from evals.cli.compare import main as compare
+from evals.cli.export import main as export
 from evals.cli.runs import main as runs
 from evals.run import main as run
 from tests.support import pictures, the_run
@@ -70,7 +71,7 @@ def test_a_run_gets_a_name(out: Path, capsys: pytest.CaptureFixture[str]):
         assert said in capsys.readouterr().err
 
 
-def test_rows_of_two_runs_are_one_table(out: Path, tmp_path: Path):
+def test_rows_of_two_runs_are_one_table(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The same table as one run of both rows, its figures as they were; the merged run can be compared."""
     folders = [str(folder_of(out, label)) for label in ("mean-colour", "resize-64")]
     assert runs(["merge", *folders, f"out={tmp_path / 'both'}"]) == 0
@@ -82,6 +83,8 @@ def test_rows_of_two_runs_are_one_table(out: Path, tmp_path: Path):
     assert table.loc["resize-64", "PSNR"] == alone[1]["PSNR"].value
     assert (tmp_path / "both" / "report.md").is_file()
     assert compare([str(tmp_path / "both"), "all=true"]) == 0
+    assert export([str(tmp_path / "both"), f"out={tmp_path / 'files'}"]) == 2
+    assert "is merged from other runs" in capsys.readouterr().err
     assert runs(["merge", str(tmp_path / "both"), folders[0], f"out={tmp_path / 'again'}"]) == 0, "the same row once"
     assert len(record.read(tmp_path / "again" / "run.json").rows) == 2
 

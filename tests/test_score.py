@@ -129,6 +129,27 @@ def test_a_run_that_is_not_what_was_measured_is_not_exported(
     assert f"left out: {found.rows[0].label}: it is not what was measured" in capsys.readouterr().err
 
 
+def test_stored_images_are_taken_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The model is not built; a broken record and images that changed since are told."""
+    images, out = pictures(tmp_path / "pictures"), tmp_path / "out"
+    asked = ["tokenizers=mean-colour", "calibration=false", "dataset=folder", f"dataset.root={images}"]
+    assert run([*asked, "save_images=true", f"out={out}", *FAST]) == 0
+    made = the_run(out)
+    assert export([str(made), f"out={tmp_path / 'files'}"]) == 0
+    assert "4 images in mean-colour (from the store), ids.npz" in capsys.readouterr().out
+    (pixels,) = {
+        tuple(np.unique(np.asarray(Image.open(tmp_path / "files" / "mean-colour" / "picture 00.png"))[..., 0]))
+    }
+    assert len(pixels) == 1, "one colour"
+    (images / "picture 00.png").write_bytes((images / "picture 01.png").read_bytes())
+    assert export([str(made), f"out={tmp_path / 'more'}"]) == 2
+    assert "the dataset is another now" in capsys.readouterr().err
+    (made / "run.json").write_text('{"suite": "recon", "rows": [], "schema": 99}')
+    assert export([str(made), f"out={tmp_path / 'more'}"]) == 2
+    assert "written by a newer version of lactok" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+
 def test_names_of_files_are_different_and_sorted():
     def named(*ids: str) -> list[str]:
         names = file_names([Item(i, i, i) for i in ids])

@@ -184,8 +184,7 @@ def _referred(out: Path) -> set[Path]:
     """The entries of the store that a run refers to. Raises RunsError naming each run of which it can't be told."""
     from evals.config import ConfigError
     from evals.datasets.base import DatasetError
-    from evals.engine.reopen import NotReopened, artifacts_of, is_same, reopened
-    from evals.report.merge import MERGED
+    from evals.engine.reopen import MERGED, NotReopened, artifacts_of, is_same, reopened
     from lactok.registry import RegistryError
 
     found: set[Path] = set()

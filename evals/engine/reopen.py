@@ -11,6 +11,9 @@ from evals.engine.models import ModelRun
 from evals.engine.run import reopen
 from evals.record import RowRecord, RunRecord
 
+MERGED = "python -m evals runs merge"
+"""How the command of a merged run begins: it refers to no store of its own."""
+
 
 class NotReopened(Exception):
     """A run's store can't be read as it was written; the message says why and the way out. Exit status 2."""
@@ -18,6 +21,8 @@ class NotReopened(Exception):
 
 def reopened(folder: Path, found: RunRecord) -> Job:
     """The run's job over the store beside it. Raises NotReopened where it would not be what was measured."""
+    if found.command.startswith(MERGED):
+        raise NotReopened(f"{folder} is merged from other runs ({found.command}): name these, each for itself")
     again = f"run it again: {found.command} save_images=true"
     out = folder.absolute().parent.parent
     if not (out / "cache").is_dir():

@@ -19,9 +19,6 @@ from evals.report.markdown import write_report
 from lactok.files import explained
 from lactok.images.folder import printable
 
-MERGED = "python -m evals runs merge"
-"""How the command of a merged run begins: it refers to no store of its own."""
-
 
 def merge(folders: Sequence[Path], out: Path, command: str) -> RunRecord:
     """Write the rows of several runs as one to the new folder `out`, whole or not at all; row order is that given.
