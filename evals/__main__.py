@@ -9,6 +9,9 @@ from evals.streams import spell_standard_streams
 
 COMMANDS = {
     "run": ("evals.run", "measure tokenizers: python -m evals run suite=recon tokenizers=all"),
+    "score": ("evals.cli.score", "images that exist against references or prompts: score references=DIR images=DIR"),
+    "export": ("evals.cli.export", "a run's images, tokens and per-image figures as files: export RUN out=DIR"),
+    "runs": ("evals.cli.runs", "finished runs and their store: runs list, name, merge, prune"),
     "list": ("evals.cli.list", "tokenizers, datasets, suites and metrics: what each needs and whether it is here"),
     "data": ("evals.cli.data", "the paper's datasets: data list, data get NAME, data verify NAME, data make-flux"),
     "check": (
@@ -16,7 +19,7 @@ COMMANDS = {
         "re-run a small subset and compare with committed figures: check results/mini/recon.json",
     ),
     "compare": ("evals.cli.compare", "paired tests between two tokenizers of one run or of two: compare RUN_A RUN_B"),
-    "power": ("evals.cli.power", "how many images or prompts tell a given difference: power RUN --row A B"),
+    "power": ("evals.cli.power", "how many images or prompts tell a given difference: power RUN row=A,B"),
     "report": ("evals.cli.report", "a table of the paper from the newest runs that fit each other: report table1"),
     "lint-paper": ("evals.cli.lint_paper", "where the paper disagrees with itself or its release, computed anew"),
     "judges": (
@@ -45,4 +48,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from lactok.pipes import run_command
+
+    sys.exit(run_command(main))

@@ -114,4 +114,6 @@ def publish(finished: Finished, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from lactok.pipes import run_command
+
+    sys.exit(run_command(main))

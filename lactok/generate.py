@@ -251,4 +251,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from lactok.pipes import run_command
+
+    sys.exit(run_command(main))

@@ -191,11 +191,17 @@ class GeneratorInfo:
 
 @dataclass(frozen=True)
 class RecordedInfo:
-    """The facts of images that were made elsewhere. deterministic: False where there are several of an item."""
+    """The facts of images that were made elsewhere.
+
+    deterministic: False where there are several of an item. any_size: whether, in reconstruction, an image that has
+    neither its reference's size nor the evaluation image's is resized by the protocol's back_filter, as what a
+    tokenizer decodes is; otherwise it is refused.
+    """
 
     family: str
     deterministic: bool = True
     training: TrainingCompute | None = None
+    any_size: bool = False
 
 
 ModelInfo = TokenizerInfo | GeneratorInfo | RecordedInfo
@@ -245,6 +251,11 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
         """The checkpoints that it loads with these options, in order; () where nothing was trained."""
         return ()
+
+    @classmethod
+    def label(cls, options: Any) -> str | None:
+        """What its row is called with these options; None: its registered name with the options that differ."""
+        return None
 
     @classmethod
     def at_rate(cls, bits: float) -> Mapping[str, Any] | None:

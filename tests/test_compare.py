@@ -260,7 +260,7 @@ def test_power_says_how_many_sources_tell_a_difference(tmp_path: Path, capsys):
     assert power([run, "--row", "a", "--difference", "0.5"]) == 0
     assert "PSNR: " in capsys.readouterr().out
     for wrong, said in (
-        (["--row", "a"], "name the --difference"),
+        (["--row", "a"], "name the difference=D"),
         (["--row", "a", "z"], "has no row 'z'; with figures: a, b, c"),
         (["--row", "a", "b", "--metric", "LPIPS"], "no per-image metric 'LPIPS'; it has PSNR, perc, dl"),
         (["--row", "a", "c", "--metric", "dl"], "the difference is 0"),

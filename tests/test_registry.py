@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lactok import registry
-from lactok.interface import Tokenizer
+from lactok.interface import Recorded, Tokenizer
 from tests.support import TOY, install_plugin
 
 
@@ -27,7 +27,7 @@ def put_on_path(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str) -> N
 def test_own_plugins_are_registered():
     assert registry.entries("tokenizers")["llamagen"].target == "baselines.tokenizers.llamagen.adapter:LlamaGen"
     for name in ("llamagen", "llamagen-t2i", "llamagen-mini"):
-        assert issubclass(registry.load("tokenizers", name), Tokenizer)
+        assert issubclass(registry.load("tokenizers", name), (Tokenizer, Recorded))
     assert callable(registry.load("conformance", "llamagen_vq"))
 
 
@@ -73,7 +73,7 @@ def test_third_party_package_joins_and_its_broken_plugin_is_named(monkeypatch, t
     failures = {}
     for name in known:
         try:
-            assert issubclass(registry.load("tokenizers", name), Tokenizer)
+            assert issubclass(registry.load("tokenizers", name), (Tokenizer, Recorded))
         except registry.BrokenPlugin as error:
             failures[name] = str(error)
     assert set(failures) == {"toy-broken", "toy-exits", "toy-lacks"}

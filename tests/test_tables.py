@@ -485,6 +485,7 @@ def test_a_table_names_the_machine_that_measured_not_the_one_that_reports():
     ],
 )
 def test_what_can_not_be_made_exits_2(tmp_path: Path, capsys, arguments: list[str], message: str):
+    (tmp_path / "runs").mkdir()
     assert main([*arguments, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from evals.cli.arguments import as_options
 from evals.engine.store import write_atomically
 from evals.record import RecordError
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from evals.engine.run import Finished
 
 HELP = """\
-usage: python -m evals check FILE [--update] [key=value ...]
+usage: python -m evals check FILE [update=true] [key=value ...]
 
 Runs what FILE names, in a cache of its own, and compares: PSNR within 2e-4 dB, SSIM within 1e-5, shifts of colour and
 brightness within 1e-4, top-1 and GenEval within one image, other figures within 1e-4 relative, at least 99.9 % of all
@@ -29,7 +31,7 @@ tokens equal, hashes of protocol, items and weights exactly. Prints what moved. 
 something did, 2 it could not be run.
 
     python -m evals check results/mini/engine.json            in a CI
-    python -m evals check results/mini/engine.json --update   write the present figures, after a wanted change
+    python -m evals check results/mini/engine.json update=true   write the present figures, after a wanted change
 """
 
 # By how a column's name starts: (absolute tolerance, relative tolerance). Columns that follow from the tokens alone are
@@ -80,8 +82,10 @@ _SNAPSHOT = TypeAdapter(Snapshot)
 
 def read(path: Path) -> Snapshot:
     """A file of this command. Raises RecordError for another one; OSError when it can't be read."""
+    content = path.read_bytes()
+    _refuse_a_run(path, content)
     try:
-        return _SNAPSHOT.validate_json(path.read_bytes())
+        return _SNAPSHOT.validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -89,6 +93,23 @@ def read(path: Path) -> Snapshot:
             f"{path} is no file of this command: {where + ': ' if where else ''}{first['msg']} "
             f"({error.error_count()} such); a file that holds its config alone is filled by --update"
         ) from error
+
+
+def _refuse_a_run(path: Path, content: bytes) -> None:
+    """Raises RecordError, with the way to this command's own file, for the run.json of a run."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return
+    if not (isinstance(found, dict) and {"suite", "rows", "schema"} <= set(found)):
+        return
+    words = shlex.split(str(found.get("command", "")))[3:]
+    config = [word for word in words if not word.startswith(("-", "out=", "workers="))]
+    raise RecordError(
+        f"{path} is the record of a run; this command reads a file of its own. Write its settings alone into one, then "
+        f"fill it by update=true:\n  echo {shlex.quote(json.dumps({'config': config}))} > check.json\n"
+        "  python -m evals check check.json update=true"
+    )
 
 
 @dataclass(frozen=True)
@@ -110,6 +131,7 @@ def main(argv: list[str]) -> int:
     if any(a in ("-h", "--help") for a in argv):
         print(HELP, end="")
         return 0
+    argv = as_options(argv, flags=("update",))
     files = [a for a in argv if not a.startswith("--") and "=" not in a]
     flags = {a for a in argv if a.startswith("--")}
     if len(files) != 1 or flags - {"--update"}:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import record
+from evals.cli.arguments import as_options
 from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Value
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ distances, have no paired test; both are shown. RUN_A and RUN_B are folders of r
 and the same.
 
     python -m evals compare RUN_A RUN_B                         every row that both runs have
-    python -m evals compare RUN_A RUN_B --row llamagen          one of them
-    python -m evals compare RUN RUN --row llamagen titok        titok against llamagen
-    python -m evals compare RUN --all                           every pair, p-values adjusted for their number
+    python -m evals compare RUN_A RUN_B row=llamagen            one of them
+    python -m evals compare RUN RUN row=llamagen,titok          titok against llamagen
+    python -m evals compare RUN all=true                        every pair, p-values adjusted for their number
 
+A row is named as in its run's table, or as on the command line: llamagen is llamagen-mini where the run has that alone.
 Exit status: 0 compared, 2 they can't be compared (another protocol, other items).
 """
 
@@ -86,7 +88,21 @@ def load(folder: Path) -> Run:
             f"{folder}/per_image.parquet has columns {', '.join(values)}: expected {', '.join(expected)} and one a "
             "metric; run its command again"
         )
+    _check_values(folder, found, values)
     return Run(folder, found, values)
+
+
+def _check_values(folder: Path, found: RunRecord, values: pd.DataFrame) -> None:
+    """Raises NotComparable where the values are of another run than the record."""
+    names = [column.name for column in found.columns if column.per_image]
+    counts = values.groupby("row")["item"].nunique() if len(values) else {}
+    for row in found.rows if names else ():
+        empty = bool(row.cells) and all(row.cells.get(name, Value(0.0)).value is None for name in names)
+        if row.status == "ok" and not empty and (seen := int(counts.get(row.label, 0))) != found.items:
+            raise NotComparable(
+                f"{folder}/per_image.parquet is not of this run.json: it has {seen:,} {found.unit} of the row "
+                f"{row.label}, the record {found.items:,}; run its command again"
+            )
 
 
 def same_conditions(a: RunRecord, b: RunRecord) -> None:
@@ -101,14 +117,32 @@ def same_conditions(a: RunRecord, b: RunRecord) -> None:
 
 
 def row_of(run: Run, label: str) -> RowRecord:
-    """A measured row by its label. Raises NotComparable for an unknown one and one without figures."""
-    for row in run.record.rows:
-        if row.label == label:
-            if row.status != "ok":
-                raise NotComparable(f"{label} has no figures in {run.folder}: {row.status}: {row.error}")
-            return row
-    known = ", ".join(r.label for r in run.record.rows if r.status == "ok") or "none"
-    raise NotComparable(f"{run.folder} has no row {label!r}; with figures: {known}")
+    """A measured row by its label, or by the name that a command line has for it where that is one row alone.
+
+    Raises NotComparable for an unknown or ambiguous one and one without figures.
+    """
+    found = [row for row in run.record.rows if row.label == label] or _meant(run.record.rows, label)
+    if len(found) > 1:
+        raise NotComparable(f"{run.folder}: {label!r} is {' or '.join(row.label for row in found)}: name one of them")
+    if not found:
+        known = ", ".join(r.label for r in run.record.rows if r.status == "ok") or "none"
+        raise NotComparable(f"{run.folder} has no row {label!r}; with figures: {known}")
+    (row,) = found
+    if row.status != "ok":
+        raise NotComparable(f"{row.label} has no figures in {run.folder}: {row.status}: {row.error}")
+    return row
+
+
+def _meant(rows: Sequence[RowRecord], label: str) -> list[RowRecord]:
+    """The rows of a model by another of its names: an alias, the miniature's without its ending, without options."""
+    from lactok.registry import canonical
+
+    names = {canonical("tokenizers", label), label}
+    names |= {f"{name}-mini" for name in names}
+    bracket = label.partition("[")
+    if bracket[1]:
+        return [row for row in rows if row.label == f"{bracket[0]}-mini[{bracket[2]}"]
+    return [row for row in rows if row.name in names or row.label in names]
 
 
 def row_values(frame: pd.DataFrame, label: str) -> pd.DataFrame:
@@ -264,11 +298,11 @@ def all_pairs(run: Run) -> str:
 def _chosen(a: Run, b: Run, names: list[str] | None) -> list[tuple[str, str]]:
     """The pairs of labels to compare. Raises NotComparable."""
     if names:
-        return [(names[0], names[-1])]
+        return [(row_of(a, names[0]).label, row_of(b, names[-1]).label)]
     ok = {r.label for r in b.record.rows if r.status == "ok"}
     shared = [(r.label, r.label) for r in a.record.rows if r.status == "ok" and r.label in ok]
     if not shared:
-        raise NotComparable("the runs share no row with figures: name two by --row A_NAME B_NAME")
+        raise NotComparable("the runs share no row with figures: name two by row=A_NAME,B_NAME")
     return shared
 
 
@@ -278,7 +312,7 @@ def main(argv: list[str]) -> int:
         prog="python -m evals compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_a", type=Path, metavar="RUN_A")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="by default RUN_A, with --all")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="by default RUN_A, with all=true")
     parser.add_argument("--all", action="store_true", help="every pair of RUN_A's rows, with Holm-adjusted p-values")
     parser.add_argument(
         "--row",
@@ -289,13 +323,13 @@ def main(argv: list[str]) -> int:
         help="a row of both runs, or one of RUN_A and one of RUN_B",
     )
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(as_options(argv, lists=("row", "tokenizer"), flags=("all",)))
         if args.row and len(args.row) > 2:
-            parser.error(f"--row: {len(args.row)} names: expected one or two")
+            parser.error(f"row: {len(args.row)} names: expected one or two")
         if args.all and (args.row or args.run_b):
-            parser.error("--all compares all rows of one run: leave RUN_B and --row out")
+            parser.error("all=true compares all rows of one run: leave RUN_B and row out")
         if not args.all and args.run_b is None:
-            parser.error("RUN_B is missing: name a second run, or the same one, or --all")
+            parser.error("RUN_B is missing: name a second run, or the same one, or all=true")
     except SystemExit as done:
         return int(done.code or 0)
     try:

@@ -34,6 +34,7 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
                           dataset.root=DIR runs on one alone (docs/paper_tables.md)
   scale=mini|paper        a preset of weights, features, dataset and protocol; each can also be set alone   [mini]
   tokenizers=all          of reconstruction: a name, [a,b], or all; `python -m evals list` shows them        [all]
+                          (folder: images that exist; `python -m evals score` makes such rows)
   generators=all          of generation: the same                                                            [all]
   calibration=true|false  add the calibration rows, which say what the figures mean                         [true]
   round_trips=N           how often an image passes through the tokenizer before it is scored                 [1]

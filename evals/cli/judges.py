@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from evals.cli.agreement import DESCRIPTION, METADATA
+from evals.cli.arguments import as_options
 from evals.cli.failures import DESCRIPTION as FAILURES
 from evals.cli.failures import MOST
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     converting.add_argument("file", metavar="FILE", type=Path, help="the released checkpoint")
     converting.add_argument("--out", metavar="FILE", type=Path, help="where to save [where metrics=[mps] looks]")
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(as_options(argv, ("out", "most", "detections"), ("row",)))
     except SystemExit as done:
         return int(done.code or 0)
     if args.command == "failures":

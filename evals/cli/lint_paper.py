@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evals.cli.arguments import as_options
+
 if TYPE_CHECKING:
     from evals.published.facts import Fact
 
@@ -25,7 +27,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--page", type=Path, default=PAGE, help="the page that shows the findings [docs/paper.md]")
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(as_options(argv, ("page",)))
     except SystemExit as done:
         return int(done.code or 0)
 

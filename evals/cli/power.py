@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals import record
+from evals.cli.arguments import as_options
 from evals.cli.compare import NotComparable, load, row_of, row_values
 
 DESCRIPTION = """\
@@ -16,9 +17,9 @@ finds a mean difference of that size with a probability of 0.8. The variance is 
 differences between two rows, or, with one row, of twice its own (two systems whose values have nothing in common, the
 worst case).
 
-    python -m evals power RUN --row llamagen-mini lactok-h-mini                  for the difference that was seen
-    python -m evals power RUN --row llamagen-mini lactok-h-mini --difference 0.01
-    python -m evals power RUN --row lactokgen-t-mini --metric GenEval-small-images --difference 0.05
+    python -m evals power RUN row=llamagen,lactok-h                              for the difference that was seen
+    python -m evals power RUN row=llamagen,lactok-h difference=0.01
+    python -m evals power RUN row=lactokgen-t-mini metric=GenEval-small-images difference=0.05
 
 Exit status: 0 computed, 2 it can't be (no such row or metric, fewer than three sources).
 """
@@ -60,7 +61,7 @@ def needs(folder: Path, labels: list[str], metric: str | None, difference: float
         wanted = abs(difference if difference is not None else seen or 0.0)
         if not wanted:
             if metric or difference is not None:
-                raise NotComparable(f"{name}: the difference is 0; name one by --difference")
+                raise NotComparable(f"{name}: the difference is 0; name one by difference=D")
             continue  # equal rows: nothing to tell
         found.append(Need(name, deviation, seen, wanted, items_needed(deviation, wanted), len(means)))
     return found
@@ -76,11 +77,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--metric", help="one per-image column; default: all")
     parser.add_argument("--difference", type=float, help="that is to be told; default: the one between both rows")
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(as_options(argv, ("metric", "difference"), ("row",)))
         if len(args.row) > 2:
-            parser.error(f"--row: {len(args.row)} names: expected one or two")
+            parser.error(f"row: {len(args.row)} names: expected one or two")
         if len(args.row) == 1 and args.difference is None:
-            parser.error("with one row name the --difference that is to be told")
+            parser.error("with one row name the difference=D that is to be told")
     except SystemExit as done:
         return int(done.code or 0)
     try:

@@ -6,11 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from evals.cli.arguments import as_options
+
 DESCRIPTION = """\
 Puts a table of the paper together from the newest paper-scale runs in OUT/runs that share a protocol, in the paper's
 layout, each figure compared with the published one; what is missing stands there as "not measured", with the command
 that measures it. Writes OUT/tables/TABLE.md, .tex and .html. Exit status: 0 all measured, 1 something is missing, 2 it
 could not be made.
+
+    python -m evals report table1 out=results [protocol=HASH]
 """
 
 
@@ -29,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), help="the folder of cache and runs [results]")
     parser.add_argument("--protocol", metavar="HASH", help="take this protocol instead of the newest run's")
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(as_options(argv, ("out", "protocol")))
     except SystemExit as done:
         return int(done.code or 0)
 
@@ -55,6 +59,8 @@ def write(name: str, out: Path, protocol: str | None = None) -> int:
     from evals.report.paper import assemble, read_runs
     from evals.report.paper_text import render, write_paper_table
 
+    if not (out / "runs").is_dir():
+        raise ReportError(f"{out} holds no runs (absolute: {out.absolute()}): name the folder that runs had as out=DIR")
     runs, unreadable = read_runs(out)
     if unreadable and not runs:
         raise ReportError("\n".join(unreadable))

@@ -88,7 +88,11 @@ def resolve_rows(wanted: Wanted) -> list[Row]:
             registry.unknown(f"{wanted.group[:-1]} in options", sorted(unused)[0], list(rows))
             + " (the rows of this run)"
         )
-    return sorted((row for found in rows.values() for row in found), key=_table_order)
+    ordered = sorted((row for found in rows.values() for row in found), key=_table_order)
+    labels = [row.label for row in ordered]
+    if doubled := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
+        raise ConfigError(f"several rows would be called {', '.join(doubled)}: give each a name of its own")
+    return ordered
 
 
 def references_at(rows: Sequence[Row], rates: Iterable[float], preset: str) -> dict[str, list[Row]]:
@@ -220,7 +224,7 @@ def _row(name: str, cls: type[Model], options: Any, usual: dict[str, Any], short
     values = plain_options(options)
     shown = {k: v for k, v in values.items() if v != plain[k]}
     told = {k: Path(v).name if short and k in cls.path_options and isinstance(v, str) else v for k, v in shown.items()}
-    label = name + (f"[{','.join(f'{k}={v}' for k, v in told.items())}]" if told else "")
+    label = cls.label(options) or name + (f"[{','.join(f'{k}={v}' for k, v in told.items())}]" if told else "")
     return Row(label, name, cls, options, shown | {k: values[k] for k in usual})
 
 

@@ -40,6 +40,7 @@ from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
 from evals.tasks.build import make_task, task_class
 from lactok.interface import Generator
+from lactok.weights import offline
 
 # Images on the contact sheet.
 SHOWN = 8
@@ -85,6 +86,23 @@ def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float) -> Finish
     record.seconds = round(time.time() - started, 2)
     record.complete = True
     return Finished(record, folder, {row.label: values for row, values in finished if row.status == "ok"}, job)
+
+
+def reopen(config: RunConfig, rates: Sequence[float]) -> Job:
+    """The job of a run that was made, its rows identified, so that its store can be read again; nothing is measured.
+
+    rates: the bits an image of its models under test, for each of which calibration rows may have joined. Raises as
+    `run` does.
+    """
+    job = _plan(config, Ranks())
+    _add_references(job, rates, config.weights)
+    with offline(True):  # what has to be downloaded is not what was measured here
+        for run in job.runs:
+            if run.status == "ok":
+                run.identify()
+            if run.status == "ok":
+                run.find_info(job.cache)
+    return job
 
 
 def require_inputs(configs: Sequence[RunConfig]) -> None:

@@ -28,11 +28,13 @@ Images = Tensor | list[Tensor]
 @dataclass(frozen=True)
 class Batch:
     """A chunk, ready for models. references: uint8 (B, 3, H, W) on the run's device, None where the task has none;
-    sources: the decoded source images, uint8 (H, W, 3), only where the protocol makes native images from them."""
+    sources: the decoded source images, uint8 (H, W, 3), only where the protocol makes native images from them; sizes:
+    height and width in pixels of each reference's source."""
 
     chunk: Chunk
     references: Tensor | None = None
     sources: Sequence[np.ndarray] = ()
+    sizes: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)

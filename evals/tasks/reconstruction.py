@@ -23,13 +23,14 @@ from evals.engine.models import Called, ModelRun
 from evals.engine.store import Cache
 from evals.tasks.base import Batch, Outputs, Task, plain
 from evals.tasks.protocol import Filter, ReconstructionProtocol
-from lactok.interface import Item, Latents, Recorded, Tokenizer, TokenizerInfo, Tokens
+from lactok.interface import Item, ItemsRefused, Latents, Recorded, RecordedInfo, Tokenizer, TokenizerInfo, Tokens
 from lactok.items import item_seed
 
 # Versions of the steps: raise one when the same inputs give another result.
 EVALUATION_STEP = 1  # source to evaluation image
 ENCODE_STEP = 1  # evaluation image to tokens
 DECODE_STEP = 1  # tokens to uint8 reconstruction
+RECORDED_STEP = 2  # an image that was made elsewhere to uint8
 # Pillow's decoding and resizing release the interpreter's lock.
 THREADS = 4
 
@@ -72,12 +73,14 @@ class Reconstruction(Task):
 
     def load(self, chunk: Chunk) -> Batch:
         read = list(self._pool.map(self._read, chunk.items))
-        sources = [source for _, source in read if source is not None]
-        return Batch(chunk, to_tensor([evaluation for evaluation, _ in read]), sources)
+        sources = [source for _, source, _ in read if source is not None]
+        return Batch(chunk, to_tensor([evaluation for evaluation, _, _ in read]), sources, [size for *_, size in read])
 
-    def _read(self, item: Item) -> tuple[np.ndarray, np.ndarray | None]:
+    def _read(self, item: Item) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
+        """The evaluation image, the source where it is needed later, and the source's height and width."""
         source = self.dataset.read(item)
-        return evaluation_image(source, self.protocol), source if self.protocol.native_from == "source" else None
+        kept = source if self.protocol.native_from == "source" else None
+        return evaluation_image(source, self.protocol), kept, (source.shape[0], source.shape[1])
 
     def tokens(self, run: ModelRun, chunk: Chunk) -> Artifact | None:
         info = run.info
@@ -91,7 +94,7 @@ class Reconstruction(Task):
         params: dict[str, Any] = {
             "backward": self.protocol.backward_fields,
             "noise": run.noise(seed_index),
-            "step": DECODE_STEP,
+            "step": RECORDED_STEP if isinstance(run.info, RecordedInfo) else DECODE_STEP,
         }
         images = self.inputs(chunk)
         for _ in range(self.round_trips):
@@ -191,21 +194,23 @@ class Reconstruction(Task):
         return _outputs(called, batch.references, encoded.refused | called.refused, called.timed)
 
     def _recorded(self, run: ModelRun, batch: Batch, seed_index: int) -> Outputs:
-        model, items = run.built(), batch.chunk.items
+        model, items, info = run.built(), batch.chunk.items, run.info
         assert isinstance(model, Recorded)
+        assert isinstance(info, RecordedInfo)
         assert batch.references is not None
 
-        def consume(result: Any, count: int) -> Tensor:
-            images = check_image_list(result, count, "images")
-            return torch.cat([scored_images(image[None], self.protocol) for image in images])
+        def images(wanted: list[int]) -> list[Tensor]:
+            found = model.images([items[p] for p in wanted], [seed_index] * len(wanted))
+            checked = check_image_list(found, len(wanted), "images")
+            sized = [
+                recorded_image(image, batch.sizes[p], self.protocol, info.any_size)
+                for image, p in zip(checked, wanted, strict=True)
+            ]
+            if wrong := {place: image for place, image in enumerate(sized) if isinstance(image, str)}:
+                raise ItemsRefused(wrong)
+            return [image for image in sized if isinstance(image, Tensor)]
 
-        called = run.call(
-            "images",
-            items,
-            range(len(items)),
-            lambda wanted: model.images([items[p] for p in wanted], [seed_index] * len(wanted)),
-            consume,
-        )
+        called = run.call("images", items, range(len(items)), images, lambda result, _: torch.stack(result))
         return _outputs(called, batch.references, called.refused, called.timed)
 
     def _seeds(self, run: ModelRun, chunk: Chunk, seed_index: int) -> list[int]:
@@ -291,6 +296,28 @@ def scored_images(output: Tensor, protocol: ReconstructionProtocol) -> Tensor:
     images = resize(output.float().clamp(0, 1), protocol.eval_size, protocol.back_filter, protocol.back_antialias)
     scaled = images.clamp(0, 1) * 255
     return (scaled + 0.5 if protocol.rounding == "half_up" else scaled).floor().byte()
+
+
+def recorded_image(
+    image: Tensor, source: tuple[int, int], protocol: ReconstructionProtocol, any_size: bool
+) -> Tensor | str:
+    """An image that was made elsewhere as the uint8 (3, E, E) that metrics see, or why it is refused.
+
+    image: float (3, H, W) in [0, 1]. One of the evaluation size is taken as it is; one of its reference's size (source:
+    height, width) goes the reference's own way to the evaluation size, by Pillow; any other is refused or, with
+    any_size, resized as a tokenizer's output is. Its 8 bits are kept, whichever way outputs are rounded.
+    """
+    size = (image.shape[1], image.shape[2])
+    exact = dataclasses.replace(protocol, rounding="half_up")
+    if size == source and size != (protocol.eval_size, protocol.eval_size):
+        pixels = ((image.float().clamp(0, 1) * 255) + 0.5).floor().byte().permute(1, 2, 0).cpu().numpy()
+        return to_tensor([evaluation_image(pixels, protocol)])[0].to(image.device)
+    if any_size or size == (protocol.eval_size, protocol.eval_size):
+        return scored_images(image[None], exact)[0]
+    return (
+        f"the image has {size[1]} x {size[0]} pixels: expected its reference's {source[1]} x {source[0]} or the "
+        f"evaluation image's {protocol.eval_size} x {protocol.eval_size}"
+    )
 
 
 def resize(images: Tensor, size: int, filter: Filter, antialias: bool) -> Tensor:

@@ -168,6 +168,16 @@ def holds_image(path: str | os.PathLike) -> bool:
         return False
 
 
+def size_of(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height in pixels of the upright image in a file, from its header alone. Raises ImageError."""
+    try:
+        with Image.open(path, formats=formats()) as image:
+            turned = image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else (image.width, image.height)
+    except Exception as error:  # Pillow's plugins raise nearly every built-in error on files that are none of theirs
+        raise ImageError(os.fspath(path), f"can't be read: {str(error) or type(error).__name__}") from error
+
+
 def _decode(data: bytes, name: str, how: Decoding) -> Decoded:
     if not data:
         raise ImageError(name, "the file is empty (0 bytes)")

@@ -88,4 +88,6 @@ def _fail(message: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from lactok.pipes import run_command
+
+    sys.exit(run_command(main))

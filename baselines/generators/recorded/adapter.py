@@ -12,6 +12,7 @@ from torch import Tensor
 
 from baselines.generators.recorded.layout import Layout, read_layout
 from lactok.images.decode import MAX_PIXELS, Decoding, ImageError, decode
+from lactok.images.pairing import split_name
 from lactok.interface import Item, ItemsRefused, Recorded, RecordedInfo
 from lactok.weights import LocalFiles, WeightsSource
 
@@ -20,7 +21,8 @@ from lactok.weights import LocalFiles, WeightsSource
 class ImageFolderOptions:
     """Which images.
 
-    root: a folder in GenEval's layout, or a table of prompts and files (baselines/generators/recorded/layout.py).
+    root: a folder in GenEval's layout, or a table of prompts and files (baselines/generators/recorded/layout.py);
+    NAME=ROOT names the row.
     missing: "stop" with the list of all files that are missing, or "refuse" their prompts, which are then counted and
     not scored, as are prompts that root does not have. max_pixels: images with more are refused.
     """
@@ -46,6 +48,11 @@ class ImageFolder(Recorded):
         """Raises WeightsError for a root that is none."""
         super().__init__(options, device)
         self.layout = _layout(options)
+
+    @classmethod
+    def label(cls, options: Any) -> str | None:
+        """NAME of root=NAME=DIR."""
+        return None if options.root is None else split_name(options.root)[0]
 
     @classmethod
     def weights(cls, options: Any) -> tuple[WeightsSource, ...]:
@@ -97,4 +104,4 @@ class _NotHere(Exception):
 
 
 def _layout(options: Any) -> Layout:
-    return read_layout(Path(options.root).expanduser())
+    return read_layout(Path(split_name(options.root)[1]).expanduser())

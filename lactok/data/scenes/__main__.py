@@ -79,4 +79,6 @@ def _size(value: str) -> int | tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from lactok.pipes import run_command
+
+    sys.exit(run_command(main))

@@ -1,0 +1,174 @@
+"""Finished runs are listed, named and merged, and their store is pruned of what none refers to."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from evals import record
+from evals.cli.compare import main as compare
+from evals.cli.export import main as export
+from evals.cli.runs import main as runs
+from evals.run import main as run
+from tests.support import pictures, the_run
+from tests.test_compare import make
+
+FAST = ["workers=1", "metrics=[psnr,fd-effnet]", "calibration=false"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two runs on the same images."""
+    folder = tmp_path_factory.mktemp("made")
+    images = pictures(folder / "pictures")
+    for row in ("mean-colour", "resize-64"):
+        asked = ["dataset=folder", f"dataset.root={images}", f"tokenizers={row}", f"out={folder / 'out'}", *FAST]
+        assert run([*asked, "--quiet"]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def out(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "out"))
+
+
+def folder_of(out: Path, label: str) -> Path:
+    (found,) = [path.parent for path in out.glob("runs/*/run.json") if record.read(path).rows[0].label == label]
+    return found
+
+
+def test_runs_are_listed_and_what_is_none_is_named(out: Path, capsys: pytest.CaptureFixture[str]):
+    (out / "runs" / "foreign").mkdir()
+    (out / "runs" / "foreign" / "run.json").write_text('{"suite": "recon", "rows": [], "schema": 99}')
+    assert runs(["list", f"out={out}"]) == 0
+    told = capsys.readouterr()
+    assert (
+        len(re.findall(r"recon-mini-\w+ +recon, mini +4 images of folder, mini-128 +\S+ +1 of 1 +[\d.]+ kB", told.out))
+        == 2
+    )
+    assert re.search(r"2 runs in .*; store .*: [\d.]+ [kM]B", told.out)
+    assert "foreign: no run that can be read" in told.err
+    assert "written by a newer version" in told.err
+    assert runs(["list", f"out={out / 'typo'}"]) == 2
+
+
+def test_a_run_gets_a_name(out: Path, capsys: pytest.CaptureFixture[str]):
+    folder = folder_of(out, "resize-64")
+    assert runs(["name", str(folder), "half"]) == 0
+    assert folder_of(out, "resize-64").name == "half"
+    assert compare([str(out / "runs" / "half"), str(out / "runs" / "half")]) == 0
+    other = str(folder_of(out, "mean-colour"))
+    for words, said in (
+        ([other, "half"], "exists already"),
+        ([other, "../x"], "NAME is '../x': expected letters"),
+        ([str(out), "y"], "holds no run.json"),
+        ([other], "expected RUN and NAME"),
+    ):
+        assert runs(["name", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_rows_of_two_runs_are_one_table(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The same table as one run of both rows, its figures as they were; the merged run can be compared."""
+    folders = [str(folder_of(out, label)) for label in ("mean-colour", "resize-64")]
+    assert runs(["merge", *folders, f"out={tmp_path / 'both'}"]) == 0
+    both = record.read(tmp_path / "both" / "run.json")
+    assert [row.label for row in both.rows] == ["resize-64", "mean-colour"], "as calibration rows stand in a table"
+    alone = [record.read(Path(folder) / "run.json").rows[0].cells for folder in folders]
+    assert [row.cells for row in both.rows] == alone[::-1]
+    table = pd.read_csv(tmp_path / "both" / "table.csv", index_col=0)
+    assert table.loc["resize-64", "PSNR"] == alone[1]["PSNR"].value
+    assert (tmp_path / "both" / "report.md").is_file()
+    assert compare([str(tmp_path / "both"), "all=true"]) == 0
+    assert export([str(tmp_path / "both"), f"out={tmp_path / 'files'}"]) == 2
+    assert "is merged from other runs" in capsys.readouterr().err
+    assert runs(["merge", str(tmp_path / "both"), folders[0], f"out={tmp_path / 'again'}"]) == 0, "the same row once"
+    assert len(record.read(tmp_path / "again" / "run.json").rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"protocol_hash": "q", "protocol": {"fit": "crop"}}, "fit: squash and crop"),
+        ({"dataset_fingerprint": "g"}, "the images differ"),
+        ({"parameters": {"round_trips": 2}, "scale": "paper"}, "scale: mini and paper; parameters: {} and"),
+        ({"config": {"seed": 1}}, "seed: 0 and 1"),
+        ({"sha": "b" * 64}, "both have a row a, with other figures"),
+    ],
+)
+def test_runs_that_do_not_fit_are_not_merged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, said: str
+):
+    a, b = make(tmp_path / "a", 0.0), make(tmp_path / "b", 0.0, **changes)
+    assert runs(["merge", a, b, f"out={tmp_path / 'both'}"]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_other_clusters_are_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    a, b = make(tmp_path / "a", 0.0), make(tmp_path / "b", 0.0)
+    path = tmp_path / "b" / "per_image.parquet"
+    pd.read_parquet(path).assign(cluster="one").to_parquet(path)
+    assert runs(["merge", a, b, f"out={tmp_path / 'both'}"]) == 2
+    assert "clusters: intervals resample other groups" in capsys.readouterr().err
+
+
+def entries(out: Path) -> set[Path]:
+    return {path.parent for path in (out / "cache").glob("*/*/meta.json")}
+
+
+def test_pruning_removes_what_no_run_refers_to_and_nothing_else(out: Path, capsys: pytest.CaptureFixture[str]):
+    before = entries(out)
+    assert runs(["prune", f"out={out}", "days=0", "yes=true"]) == 0
+    assert entries(out) == before, "two runs refer to all of it"
+    shutil.rmtree(folder_of(out, "resize-64"))
+    assert runs(["prune", f"out={out}", "days=0"]) == 0
+    assert "dry run: " in capsys.readouterr().out
+    assert runs(["prune", f"out={out}", "yes=true"]) == 0
+    assert entries(out) == before, "work of the last day stays"
+    capsys.readouterr()
+    assert runs(["prune", f"out={out}", "days=0", "yes=true"]) == 0
+    assert "scores: 2 entries" in capsys.readouterr().out
+    assert entries(out) < before
+    folder = the_run(out)
+    words = record.read(folder / "run.json")
+    kept = {path: path.stat().st_mtime_ns for path in entries(out)}
+    again = ["dataset=folder", f"dataset.root={words.config['dataset']['root']}", "tokenizers=mean-colour"]
+    assert run([*again, f"out={out}", *FAST, "--quiet"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in entries(out)} == kept, "nothing had to be done again"
+
+
+def test_nothing_is_pruned_where_a_run_can_not_be_told(out: Path, capsys: pytest.CaptureFixture[str]):
+    folder = folder_of(out, "resize-64")
+    found = record.read(folder / "run.json")
+    (row,) = found.rows
+    changed = replace(found, rows=[replace(row, keys={name: ["0" * 32] for name in row.keys})])
+    (folder / "run.json").write_text(record.to_json(changed))
+    (out / "runs" / "foreign").mkdir()
+    before = entries(out)
+    assert runs(["prune", f"out={out}", "days=0", "yes=true"]) == 2
+    told = capsys.readouterr().err
+    assert "it can't be told what 2 run(s) refer to" in told
+    assert f"{folder.name}: resize-64: the model, code or device changed since" in told
+    assert "foreign: " in told
+    assert entries(out) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lst"], "unknown command 'runs lst': did you mean 'runs list'"),
+        (["list", "yes=true"], "runs list takes no yes=: expected out"),
+        (["merge", "a", "out=b"], "expected two runs or more"),
+        (["prune", "days=-1"], "holds no runs"),
+    ],
+)
+def test_a_command_that_can_not_be_used_exits_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+):
+    monkeypatch.chdir(tmp_path)
+    assert runs(words) == 2
+    assert said in capsys.readouterr().err
