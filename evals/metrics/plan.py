@@ -118,14 +118,19 @@ def metric_class(name: str) -> type[Metric]:
 def identity(cls: type[Metric], protocol: Conventions) -> dict[str, Any]:
     """What determines a metric's values: its weights and code too. Raises lactok.weights.WeightsError, one
     MissingWeights for all files that are missing."""
+    if strange := [name for name in cls.protocol_fields if not hasattr(protocol, name)]:
+        raise UnusableMetric(f"it reads protocol.{', protocol.'.join(strange)}, which this task's protocol has not")
+    settings = protocol.subset(*cls.protocol_fields)
+    backend = cls.backend(settings)
     locate_all(cls.weights())
-    return {
+    found = {
         "name": cls.name,
         "version": cls.version,
-        "protocol": protocol.subset(*cls.protocol_fields),
+        "protocol": settings,
         "weights": [identity_of(source) for source in cls.weights()],
         "source": registry.source_hash(cls),
     }
+    return found | ({"backend": backend} if backend else {})
 
 
 def metric_classes(wanted: Any, features: str) -> dict[str, type[Metric]]:
