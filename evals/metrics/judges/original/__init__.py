@@ -1,1 +1,1 @@
-"""The judges' published packages, each run by the Python of an environment of its own, as a cross-check of the ports."""
+"""The judges' published packages, each run by the Python of its own environment, as a cross-check of the ports."""

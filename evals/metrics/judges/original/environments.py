@@ -101,7 +101,7 @@ ENVIRONMENTS: dict[str, Environment] = {
                 "timm==0.6.13", "fairscale==0.4.13", "openai-clip==1.0.1", "ftfy==6.3.1", "regex==2025.9.18",
                 "requests==2.32.5", "setuptools==69.5.1", *_COMMON,
             ),
-            210,
+            270,
             "imagereward",
         ),
         Environment(
@@ -162,7 +162,9 @@ def install(
     """Make the environment, or go on where an earlier call stopped; gives its folder at once where it is complete.
 
     folder: where, in place of `Environment.folder`, which then links to it. versions: imports the packages of an
-    environment, given its name and Python, and gives their versions. Progress goes to stderr. Raises InstallError, lactok.files.WriteError.
+    environment, given its name and Python, and gives their versions. Progress goes to stderr.
+
+    Raises InstallError, lactok.files.WriteError.
     """
     if environment.manifest() is not None and folder in (None, environment.folder.resolve()):
         _say(f"{environment.name}: complete in {environment.folder}")

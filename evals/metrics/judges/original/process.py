@@ -80,7 +80,8 @@ class OriginalProcess:
         return file
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         line = ""
         with contextlib.suppress(OSError, ValueError):  # it is gone; why, its stderr says
             print(json.dumps(request), file=self._process.stdin, flush=True)

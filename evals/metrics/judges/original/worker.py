@@ -22,7 +22,7 @@ import os
 import sys
 import tempfile
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 
 class ImageReward:
@@ -33,7 +33,7 @@ class ImageReward:
     """
 
     distributions = ("image-reward", "transformers", "timm", "fairscale", "torch", "numpy", "pillow")
-    config = {
+    config: ClassVar[dict[str, Any]] = {
         "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "hidden_size": 768,
         "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12, "vocab_size": 30524,
         "max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0, "layer_norm_eps": 1e-12,
@@ -88,7 +88,8 @@ class MmDet:
     """mmdetection's Mask2Former (Swin-S, COCO) by its own `init_detector` and `inference_detector`.
 
     mmcv-lite has no compiled operators; a placeholder stands for them, which raises when one is called, and the
-    deformable attention is mmcv's own in PyTorch on every device.
+    deformable attention is mmcv's own in PyTorch on every device. Images are resized as bytes, as in mmdetection 2,
+    which GenEval runs; mmdetection 3's settings of this model resize them as floats.
     """
 
     distributions = ("mmdet", "mmengine", "mmcv-lite", "opencv-python-headless", "torch", "numpy")
@@ -104,6 +105,7 @@ class MmDet:
         self.model = self.apis.init_detector(
             os.path.join(package, ".mim", "configs", "mask2former", self.settings), device=device
         )
+        self.model.cfg.test_dataloader.dataset.pipeline[0].to_float32 = False
         constants = ("relative_position_index", "criterion.empty_weight")
         found = self.model.load_state_dict(tensors, strict=False)
         missing = [name for name in found.missing_keys if not name.endswith(constants)]
