@@ -142,25 +142,35 @@ class _Uncompiled(types.ModuleType):
 PACKAGES: dict[str, Any] = {"image-reward": ImageReward, "mmdet": MmDet}
 
 
+def _read(file: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def _write(tensors: dict[str, Any], file: str) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+
+
 def main(package: str) -> None:
     """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a package prints is no answer
-    from safetensors.torch import load_file, save_file
-
     backend: Any = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
             backend = backend or PACKAGES[package]()
-            tensors = load_file(request["tensors"]) if "tensors" in request else {}
+            tensors = _read(request["tensors"]) if "tensors" in request else {}
             answer: dict[str, Any] = {}
             more = {k: v for k, v in request.items() if k not in ("do", "tensors", "answer")}
             if request["do"] == "load":
                 backend.load(tensors, **more)
             elif request["do"] == "score":
                 images = [tensors[str(place)] for place in range(len(tensors))]
-                save_file(backend.score(images, **more), request["answer"])
+                _write(backend.score(images, **more), request["answer"])
             if request["do"] != "score":
                 answer["versions"] = {name: importlib.metadata.version(name) for name in backend.distributions}
         except Exception as error:
