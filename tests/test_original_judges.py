@@ -22,6 +22,7 @@ from evals.metrics.judges.original.judges import OriginalDetector, OriginalImage
 from evals.metrics.judges.original.process import OriginalError, OriginalProcess
 from evals.metrics.plan import identity, metric_class
 from evals.tasks.protocol import GenerationProtocol
+from lactok.conformance import CaseFolder
 from lactok.seeded import TensorSpec, seeded_state_dict
 from lactok.weights import LocalWeights, MissingWeights, WeightsError
 from tests.judge_support import WORDS, items, noise
@@ -155,7 +156,7 @@ def test_a_missing_environment_is_told_with_its_command(cache: Path, name: str, 
 
 @pytest.mark.parametrize("name", ["mps", "mps-fp16", "hpsv2-2.0", "hpsv2-2.1"])
 def test_a_judge_without_a_package_is_no_port_instead(name: str):
-    with pytest.raises(WeightsError, match="judges.backend=original: this judge's package is not among those"):
+    with pytest.raises(WeightsError, match=r"judges\.backend=original: this judge's package is not among those"):
         identity(metric_class(name), ORIGINAL)
 
 

@@ -47,7 +47,7 @@ class ImageReward:
 
     def load(self, tensors: dict[str, Any], device: str, vocabulary: str) -> None:
         """Strictly, which the package itself is not."""
-        blip = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
+        blip: Any = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
         blip.init_tokenizer = lambda: self._tokenizer(vocabulary)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "med_config.json")
@@ -98,7 +98,8 @@ class MmDet:
     def __init__(self) -> None:
         sys.modules["mmcv._ext"] = _Uncompiled("mmcv._ext")
         self.apis = importlib.import_module("mmdet.apis")
-        importlib.import_module("mmcv.ops.multi_scale_deform_attn").IS_CUDA_AVAILABLE = False
+        attention: Any = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
+        attention.IS_CUDA_AVAILABLE = False
 
     def load(self, tensors: dict[str, Any], device: str) -> None:
         package = os.path.dirname(importlib.import_module("mmdet").__file__ or "")
