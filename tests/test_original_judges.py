@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evals.cli.judges import main
 from evals.config import ConfigError, compose_config
+from evals.engine import missing
 from evals.engine.job import Artifact
 from evals.metrics.judges.geneval.metric import GenEval
 from evals.metrics.judges.image_reward import ImageReward
@@ -131,6 +132,7 @@ def test_instances_are_sorted_and_cut(monkeypatch: pytest.MonkeyPatch):
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in the place of ~/.cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path / "cache"
 
 
@@ -147,6 +149,7 @@ def test_a_missing_environment_is_told_with_its_command(cache: Path, name: str, 
     with pytest.raises(MissingWeights, match=f"run `python -m evals judges install {package}`") as error:
         identity(metric_class(name), ORIGINAL)
     assert str(cache / "lactok" / "judges" / package) in str(error.value)
+    assert "hf download" in str(error.value) or "curl -L" in str(error.value)  # its files, in the same message
     complete(package, {})
     file = ENVIRONMENTS[package].folder / "environment.json"
     file.write_text(json.dumps({"pins": "of other versions"}))
@@ -184,6 +187,14 @@ def test_the_protocol_of_a_run_holds_the_backend():
         compose_config(["suite=geneval", "judges.backend=theirs"])
     with pytest.raises(ConfigError, match="is of images of prompts, and suite=recon has none"):
         compose_config(["judges.backend=original"])
+
+
+def test_a_run_of_the_papers_scale_lists_what_the_backend_lacks(cache: Path):
+    lines = missing._of_metrics([compose_config(["suite=geneval", "scale=paper", "judges.backend=original"])])
+    assert any(line.startswith("metric geneval: the environment of the package mmdet is not here") for line in lines)
+    assert any("743b7d99.pth" in line for line in lines)
+    usual = missing._of_metrics([compose_config(["suite=geneval", "scale=paper"])])
+    assert not any("environment" in line for line in usual)
 
 
 def test_the_backend_chooses_who_builds(monkeypatch: pytest.MonkeyPatch):
