@@ -24,7 +24,7 @@ COMMANDS = {
     "lint-paper": ("evals.cli.lint_paper", "where the paper disagrees with itself or its release, computed anew"),
     "judges": (
         "evals.cli.judges",
-        "a judge and people: judges agreement FOLDER; MPS made safe: judges convert-mps FILE",
+        "agreement with people, failures of a run, convert-mps FILE, the published packages: judges install mmdet",
     ),
     "conformance": ("evals.cli.conformance", "run ports on golden cases: conformance FOLDER..."),
 }

@@ -50,6 +50,14 @@ class SlurmConfig:
 
 
 @dataclass
+class JudgesConfig:
+    """backend: whose code scores generated images: "ported", or "original", the published packages in environments of
+    their own (`python -m evals judges install`)."""
+
+    backend: str = "ported"
+
+
+@dataclass
 class RunConfig:
     """All of a run's settings, resolved. evals/cli/help.py explains each key."""
 
@@ -64,6 +72,7 @@ class RunConfig:
     round_trips: int = 1
     calibration: bool = True
     metrics: Any = "default"
+    judges: JudgesConfig = field(default_factory=JudgesConfig)
     limit: int | None = None
     seed: int = 0
     seeds: int = 1
@@ -101,7 +110,7 @@ class RunConfig:
         from lactok.images.decode import VERSION
 
         try:
-            protocol = kind(**self.protocol)
+            protocol = kind(**self._with_judges())
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
         if isinstance(protocol, ReconstructionProtocol) and protocol.decode != VERSION:
@@ -110,6 +119,14 @@ class RunConfig:
                 f"expected {VERSION}"
             )
         return protocol
+
+    def _with_judges(self) -> dict[str, Any]:
+        """The protocol's fields, the judges' backend among them where it is not the usual one."""
+        backend = self.judges.backend
+        if backend == JudgesConfig.backend:
+            return self.protocol
+        name = f"{self.protocol.get('name', '')} with judges={backend}"
+        return self.protocol | {"judges": backend, "name": name}
 
 
 @dataclass(frozen=True)
@@ -307,6 +324,13 @@ def _check(config: RunConfig) -> None:
         value = getattr(config, name)
         if value not in choices:
             raise ConfigError(f"{name}={value}: expected {' or '.join(choices)}")
+    if config.judges.backend not in ("ported", "original"):
+        raise ConfigError(f"judges.backend={config.judges.backend}: expected ported or original")
+    if config.judges.backend != JudgesConfig.backend and config.task != "generation":
+        raise ConfigError(
+            f"judges.backend={config.judges.backend} is of images of prompts, and suite={config.suite} has none: "
+            "leave it out, or name a suite of generation"
+        )
     for name in POSITIVE:
         value = getattr(config, name)
         if value is not None and value < 1:

@@ -3,16 +3,21 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pandas as pd
 import pytest
 
+from evals.engine import space
+from evals.engine.job import Job
+from evals.engine.store import StoreError
 from tests.commands import Command, evals
 from tests.support import environment, install_plugin, table, the_run
 
 PAINT = """
 import torch
-from collections.abc import Mapping
+from pathlib import Path
 from evals.metrics.base import Column, ImageMetric
 from evals.suites.catalog import Suite
 from lactok.interface import Generator, GeneratorInfo, ItemsRefused, Recorded, RecordedInfo
@@ -36,6 +41,8 @@ class Painter(Generator):
         return GeneratorInfo("paint", deterministic=self.deterministic, settings={"steps": 1})
 
     def generate(self, items, seed_indices, seeds):
+        if (Path(__file__).parent / "no-more").exists():
+            raise RuntimeError("the generator was called")
         refused = {i: "no colour in it" for i, item in enumerate(items) if colour_of(item) is None}
         if refused:
             raise ItemsRefused(refused)
@@ -153,20 +160,73 @@ def test_a_refused_prompt_is_named_and_the_rest_is_scored(tmp_path: Path, plugin
     assert painter["cells"]["right"]["count"] == 40
     assert "1 of 41 items refused" in painter["cells"]["right"]["note"]
     assert "no colour in it" in (the_run(tmp_path / "out") / "report.md").read_text()
-    assert done.returncode in (0, 1)
+    assert done.returncode == 0, done.stderr  # every row was measured; any number of prompts may be refused
+
+
+BRIGHTNESS = """
+import torch
+from evals.metrics.base import Column, ImageMetric
+
+
+class Brightness(ImageMetric):
+    name, needs_reference = "brightness", False
+    columns = (Column("brightness", "higher"),)
+
+    def embed(self, images, items):
+        return images.double().mean(dim=(1, 2, 3)) / 255
+
+    def score(self, reference, embedding, items):
+        return {"brightness": embedding}
+"""
 
 
 def test_images_are_kept_and_judged_again_without_the_generator(tmp_path: Path, plugin: Path, prompts: Path):
-    assert run(prompts, tmp_path / "out", plugin).returncode == 0
-    first = table(tmp_path / "out")
-    source = (plugin / "paintplugin.py").read_text()
-    harsher = source.replace(
-        'name, summary, needs_reference = "judge"', 'version = 2\n    name, summary, needs_reference = "judge"'
-    )
-    (plugin / "paintplugin.py").write_text(harsher.replace("class Painter(Generator):", "class Painter(Generator):"))
-    again = run(prompts, tmp_path / "out", plugin)
+    """The second run's metric is new, and the generator fails in it if it is called at all, as the third run shows."""
+    later = install_plugin(tmp_path / "later", "laterplugin", BRIGHTNESS, {"brightness": "Brightness"}, "metrics")
+    both, out = {"plugins": (plugin, later)}, tmp_path / "out"
+    command = ["suite=paint", f"dataset.root={prompts}", f"out={out}", "generators=[painter]"]
+    first = evals(*command, **both)
+    assert first.returncode == 0, first.stderr
+    assert "40 images to make take about 83.9 MB as PNG" in first.stderr  # of unknown size: as if of 1,024 pixels
+    (plugin / "no-more").touch()
+    again = evals(*command, "metrics=[judge,brightness]", **both)
     assert again.returncode == 0, again.stderr
-    assert (table(tmp_path / "out") if len(list((tmp_path / "out" / "runs").iterdir())) == 1 else first).equals(first)
+    assert "images to make" not in again.stderr
+    folder = max((out / "runs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    found = pd.read_csv(folder / "table.csv", index_col=0).loc["painter"]
+    assert found["right"] == 1
+    assert 0.3 < found["brightness"] < 0.4  # one channel of three at 0.9, and noise
+    other = evals(*command, "seed=1", **both)
+    assert other.returncode == 1
+    assert "the generator was called" in other.stdout + other.stderr
+
+
+def test_images_that_the_disk_will_not_hold_are_refused_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """40 prompts, four seeds of 512 pixels: 83.9 MB; of unknown size at the assumed 1,024 pixels: 335.5 MB."""
+    told: list[str] = []
+
+    def check(side: int | None, free: int, stored: bool = False) -> None:
+        monkeypatch.setattr(space.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        task = SimpleNamespace(image_side=lambda: side, images=lambda run, chunk, seed_index: None)
+        run = SimpleNamespace(status="ok", info=None, row=SimpleNamespace(options=None), seed_indices=range)
+        cache = SimpleNamespace(root=tmp_path, has=lambda artifact: stored)
+        job = SimpleNamespace(task=task, runs=[run], chunks=["." * 16, "." * 16, "." * 8], cache=cache, seeds=4)
+        space.check_space(cast(Job, job), told.append)
+
+    check(512, 10**9)
+    assert told[-1] == f"160 images to make take about 83.9 MB as PNG; 1.0 GB are free in {tmp_path}."
+    check(512, 100 * 10**6)
+    assert told[-1].endswith("It may not be enough: the run stops when the disk is full, and resumes.")
+    with pytest.raises(StoreError, match=r"about 83\.9 MB as PNG; 50\.0 MB are free in .*: free 33\.9 MB or more"):
+        check(512, 50 * 10**6)
+    check(None, 50 * 10**6)  # a size that is not known refuses nothing
+    assert "about 335.5 MB as PNG, where images of unknown size count as 1024 pixels a side" in told[-1]
+    assert "It may not be enough" in told[-1]
+    count = len(told)
+    check(512, 0, stored=True)
+    assert len(told) == count
 
 
 def test_kill_and_resume_give_the_table_of_a_clean_run(tmp_path: Path, plugin: Path, prompts: Path):

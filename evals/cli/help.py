@@ -43,6 +43,9 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
                                                                                                       [the scale's]
   metrics=default         default, or a list of:
 {_listed("metrics")}
+  judges.backend=ported|original   of generation: judges' networks of this project, or the published packages in
+                          environments of their own (imagereward, geneval; `python -m evals judges install`)
+                                                                                                        [ported]
   dataset=NAME            one of the following; those that do not ship need dataset.root=DIR          [the scale's]
 {_listed("datasets")}
                           `python -m evals data list` says what to place where; dataset.expect=N where DIR holds a

@@ -21,6 +21,7 @@ from evals.engine.isolation import isolated
 from evals.engine.job import Chunk, Job
 from evals.engine.load import load_ahead
 from evals.engine.models import ModelRun, stop
+from evals.engine.space import check_space
 from evals.engine.store import StoreError
 from evals.metrics.base import ImageMetric
 from evals.metrics.plan import MetricPlan
@@ -32,6 +33,8 @@ ImagePlan = MetricPlan[ImageMetric]
 
 class Progress(Protocol):
     """Where the engine reports how far it is."""
+
+    def say(self, line: str) -> None: ...
 
     def start(self, total: int) -> None: ...
 
@@ -71,7 +74,8 @@ class Scored:
 def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
     """Make every artifact of the job that the cache lacks, together with the other ranks, if any.
 
-    Failures of rows and metrics are noted in the job; StoreError and DatasetError are raised. attempt: a number that
+    Failures of rows and metrics are noted in the job; StoreError (also of a disk that will not hold the images) and
+    DatasetError are raised. attempt: a number that
     all ranks share and no earlier call of this run had.
     """
     with job.ranks.zero_first(f"rows/{attempt}"):
@@ -80,6 +84,8 @@ def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
                 run.identify()
     job.ranks.publish(begun(attempt, job.ranks.rank), True)
     active = [run for run in job.runs if run.status == "ok"]
+    if job.task.keeps_images and attempt == 0 and job.ranks.rank == 0:
+        check_space(job, progress.say)
     progress.start(len(active) * len(job.chunks))
     size = job.resident or max(1, len(active))
     for number, first in enumerate(range(0, len(active), size)):

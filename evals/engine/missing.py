@@ -88,7 +88,12 @@ def _of_row(row: Row, download: bool) -> list[MissingFile]:
 def _of_metrics(configs: Sequence[RunConfig]) -> list[str]:
     lines: dict[str, str] = {}
     for config in configs:
+        protocol = config.make_protocol()
         for name, cls in metric_classes(config.metrics, config.default_metrics).items():
+            try:
+                cls.backend(protocol.subset(*(field for field in cls.protocol_fields if hasattr(protocol, field))))
+            except WeightsError as error:
+                lines.setdefault(str(error), name)
             for line in told(_missing(cls.weights(), download=False)):
                 lines.setdefault(line, name)
     return [f"metric {name}: {line}" for line, name in lines.items()]

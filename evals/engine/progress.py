@@ -54,6 +54,9 @@ class RankProgress:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks, self.state = ranks, State()
 
+    def say(self, line: str) -> None:
+        """Rank 0 says it."""
+
     def start(self, total: int) -> None:
         self.state = State(total)
 
@@ -86,6 +89,11 @@ class LiveProgress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line of its own; nothing when quiet."""
+        if not self._quiet:
+            print(line, file=sys.stderr, flush=True)
 
     def start(self, total: int) -> None:
         """total: row-chunks of the run, those that the store already holds included."""

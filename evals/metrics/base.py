@@ -66,6 +66,12 @@ class Metric(ABC):
         """The files of the networks that it scores with; () where it has none."""
         return ()
 
+    @classmethod
+    def backend(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What else determines its values under these settings, for keys, as plain JSON; {} where its code and weights
+        are all. settings: the values of `protocol_fields`. Raises lactok.weights.WeightsError for what is not here."""
+        return {}
+
 
 class ImageMetric(Metric):
     """Scores images, batched, on one device. An image's values depend on that image, its item and its reference alone.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from evals.config import ConfigError, as_list
 from evals.tasks.protocol import Conventions
 from lactok import registry
-from lactok.weights import WeightsError, identity_of, locate_all
+from lactok.weights import MissingWeights, WeightsError, identity_of, locate_all, missing_weights
 
 if TYPE_CHECKING:
     from evals.metrics.base import Column, ImageMetric, Metric, SetMetric, TokenMetric
@@ -118,14 +118,29 @@ def metric_class(name: str) -> type[Metric]:
 def identity(cls: type[Metric], protocol: Conventions) -> dict[str, Any]:
     """What determines a metric's values: its weights and code too. Raises lactok.weights.WeightsError, one
     MissingWeights for all files that are missing."""
+    if strange := [name for name in cls.protocol_fields if not hasattr(protocol, name)]:
+        raise UnusableMetric(f"it reads protocol.{', protocol.'.join(strange)}, which this task's protocol has not")
+    settings = protocol.subset(*cls.protocol_fields)
+    backend = _backend(cls, settings)
     locate_all(cls.weights())
-    return {
+    found = {
         "name": cls.name,
         "version": cls.version,
-        "protocol": protocol.subset(*cls.protocol_fields),
+        "protocol": settings,
         "weights": [identity_of(source) for source in cls.weights()],
         "source": registry.source_hash(cls),
     }
+    return found | ({"backend": backend} if backend else {})
+
+
+def _backend(cls: type[Metric], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`cls.backend`; where that is not here, one MissingWeights names the files that are not here with it."""
+    try:
+        return cls.backend(settings)
+    except MissingWeights as error:
+        if lacking := missing_weights(cls.weights(), download=False):
+            raise MissingWeights("\n  ".join([str(error), *lacking])) from error
+        raise
 
 
 def metric_classes(wanted: Any, features: str) -> dict[str, type[Metric]]:

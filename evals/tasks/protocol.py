@@ -117,11 +117,15 @@ class GenerationProtocol(Conventions):
     image_size: side in pixels to which images are resized before they are scored; None: scored as generated.
     resize_filter: torch's antialiased filter for that, in float32, clamped to [0, 1].
     rounding: to uint8, once: "half_up" is floor(255 x + 0.5), "truncate" is floor(255 x); both clamp first.
+    judges: whose code judges have: "ported", this project's, or "original", the published packages in processes of
+        their own (judges.backend on the command line).
     """
 
     image_size: int | None = None
     resize_filter: Literal["bilinear", "bicubic"] = "bicubic"
     rounding: Literal["half_up", "truncate"] = "half_up"
+    judges: Literal["ported", "original"] = "ported"
+    later: ClassVar[tuple[str, ...]] = ("judges",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ as high as wide otherwise by 1.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from evals.metrics.base import ImageMetric
 from lactok.interface import Item
-from lactok.weights import DistributionWeights
+from lactok.weights import DistributionWeights, WeightsError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +54,13 @@ class Judge(ImageMetric):
     """
 
     needs_reference = False
+    protocol_fields = ("judges",)
     device: torch.device
+
+    @classmethod
+    def backend(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Metric.backend`; a judge with an original overrides this."""
+        return original(None, settings)
 
     @abstractmethod
     def preprocess(self, images: Tensor) -> Tensor:
@@ -93,6 +99,24 @@ class Judge(ImageMetric):
     def embed(self, images: Tensor, items: Sequence[Item]) -> Tensor:
         """The network's features of a batch. images: uint8 (B, 3, H, W) on the judge's device."""
         return self.features_of(self.preprocess(images))
+
+
+def original(package: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the published package adds to a judge's identity; {} where settings["judges"] is "ported".
+
+    package: a key of ENVIRONMENTS, None of a judge that has none. Raises lactok.weights.MissingWeights where its
+    environment is not here, WeightsError where there is none to make.
+    """
+    if settings.get("judges") != "original":
+        return {}
+    if package is None:
+        raise WeightsError(
+            "judges.backend=original: this judge's package is not among those that can be installed (imagereward and "
+            "geneval have one): leave it out of metrics=[...], or score it with judges.backend=ported"
+        )
+    from evals.metrics.judges.original.environments import ENVIRONMENTS
+
+    return ENVIRONMENTS[package].identity()
 
 
 def prompts_of(items: Sequence[Item]) -> list[str]:

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from evals.metrics.base import Column
-from evals.metrics.judges.base import WITHOUT, Judge, fill_buffers, normalised, shortest_to, torchvision_offset
+from evals.metrics.judges.base import (
+    WITHOUT,
+    Judge,
+    fill_buffers,
+    normalised,
+    original,
+    shortest_to,
+    torchvision_offset,
+)
 from lactok.state_dict import Rules, StateDictAdapter, find_state_dict, meta_skeleton, rename
 from lactok.weights import HubWeights, WeightsSource, load_tensors, locate
 
@@ -199,9 +207,20 @@ class ImageReward(Judge):
 
     @classmethod
     def build(cls, device: torch.device, settings: Mapping[str, Any]) -> ImageReward:
-        """With the published networks. Raises lactok.weights.MissingWeights, CheckpointMismatch."""
+        """With the published networks; the package image-reward itself where settings["judges"] is "original".
+
+        Raises lactok.weights.MissingWeights, CheckpointMismatch.
+        """
+        if settings.get("judges") == "original":
+            from evals.metrics.judges.original.judges import OriginalImageReward
+
+            return OriginalImageReward.build(device, settings)
         net = build(find_state_dict(load_tensors(CHECKPOINT)))
         return cls(net.to(device), tokenizer(str(locate(VOCABULARY))))
+
+    @classmethod
+    def backend(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return original("image-reward", settings)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """The shortest side to the network's, the square in the middle (Pillow's bytes), CLIP's mean and deviation."""

@@ -172,9 +172,14 @@ def build(
 
     Raises lactok.weights.CheckpointMismatch listing missing and unexpected names, and those of another shape.
     """
-    state = {rename(name, _OF_MMDET_2): tensor for name, tensor in published.items()}
-    model = DetectorStateDict().load(_bare(_network_class()(config or mask2former_config())), state)
+    bare = _bare(_network_class()(config or mask2former_config()))
+    model = DetectorStateDict().load(bare, as_in_mmdet_3(published))
     return model.eval().requires_grad_(False).to(device)
+
+
+def as_in_mmdet_3(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors under mmdetection 3's names, whichever generation wrote it."""
+    return {rename(name, _OF_MMDET_2): tensor for name, tensor in published.items()}
 
 
 def load(device: torch.device | str = "cpu") -> Mask2FormerForUniversalSegmentation:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from evals.metrics.judges.base import CLIP_VOCABULARY
+from evals.metrics.judges.base import CLIP_VOCABULARY, original
 from evals.metrics.judges.geneval import colours, detector_weights
 from evals.metrics.judges.geneval.colours import ColourClassifier
 from evals.metrics.judges.geneval.crops import crop
@@ -17,6 +17,9 @@ from evals.metrics.judges.geneval.instances import Instances
 from evals.metrics.judges.geneval.logic import DEFAULTS, Detected, Verdict, colour_questions, judge, keep
 from evals.metrics.judges.geneval.score import GenEvalScore, columns
 from lactok.weights import WeightsSource, locate_all
+
+if TYPE_CHECKING:
+    from evals.metrics.judges.original.judges import OriginalDetector
 
 MARGIN = 1e-3
 """Masks are made of pairs whose probability is above the lowest threshold less this, far more than rounding moves."""
@@ -31,9 +34,10 @@ class GenEval(GenEvalScore):
     name = "geneval"
     summary = "GenEval: objects, counts, colours and places that a prompt asks for (Ghosh et al. 2023)"
     prefix = "GenEval"
+    protocol_fields = ("judges",)
     columns = columns(prefix, "Ghosh et al. 2023, Mask2Former Swin-S and CLIP ViT-L/14")
 
-    def __init__(self, detector: Detector, classifier: ColourClassifier) -> None:
+    def __init__(self, detector: Detector | OriginalDetector, classifier: ColourClassifier) -> None:
         self.detector = detector
         self.classifier = classifier
 
@@ -43,9 +47,20 @@ class GenEval(GenEvalScore):
 
     @classmethod
     def build(cls, device: torch.device, settings: Mapping[str, Any]) -> GenEval:
-        """With the published networks. Raises one MissingWeights that names every file or package that is not here."""
+        """With the published networks; the detector is mmdetection's own where settings["judges"] is "original".
+
+        Raises one MissingWeights that names every file or package that is not here.
+        """
         locate_all(cls.weights())
+        if settings.get("judges") == "original":
+            from evals.metrics.judges.original.judges import OriginalDetector
+
+            return cls(OriginalDetector.build(device), ColourClassifier(colours.load(device)))
         return cls(Detector(detector_weights.load(device)), ColourClassifier(colours.load(device)))
+
+    @classmethod
+    def backend(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return original("mmdet", settings)
 
     @torch.no_grad()
     def verdicts(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
