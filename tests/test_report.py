@@ -300,7 +300,7 @@ def test_every_table_in_markdown_is_well_formed():
         "| a-mini | fp32 | 1 | encode | 312.0 | 16 | 2 | 640 | a processor |",
         "| a-mini | fp32 | 1 | decode | 280.0 | 8, 16 | 8 | 812 | NVIDIA H100 |",
         "| identity | – | 1 | – | – | – | – | – | – |",
-        "- d\\|toy: [traceback-d\\_toy.txt](traceback-d_toy.txt)",
+        "- d\\|toy: [errors/d\\_toy.txt](errors/d_toy.txt)",
         "- b-mini\\[steps=2\\]: PSNR 0.031",
     ],
 )
