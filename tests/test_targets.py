@@ -128,9 +128,7 @@ def test_two_ranks_and_two_processes_give_the_table_of_one(
     assert table(tmp_path / "spawned").loc["MyTok", "PSNR"] == one.cells["PSNR"].value
 
 
-def test_an_edit_of_the_file_or_of_what_it_imports_is_measured_anew(
-    own: Path, images: Path, tmp_path: Path
-) -> None:
+def test_an_edit_of_the_file_or_of_what_it_imports_is_measured_anew(own: Path, images: Path, tmp_path: Path) -> None:
     file = own / "my_tok.py"
 
     def psnr() -> float:

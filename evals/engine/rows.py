@@ -7,9 +7,10 @@ import enum
 import itertools
 import traceback
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, get_args
 
 from evals.config import ConfigError, as_list
@@ -44,9 +45,9 @@ class Row:
 class Wanted:
     """Which rows a run asks for.
 
-    group: "tokenizers" or "generators"; names: a name, FILE.py:CLASS, a list, or "all"; preset: the `weights` setting, which says what
-    a name without its ending means (`llamagen` is `llamagen-mini` under "mini") and what "all" takes; calibration:
-    whether the calibration rows join; options: by model, a list where the plugin declares a single value gives a row a
+    group: "tokenizers" or "generators"; names: a name, FILE.py:CLASS, a list, or "all"; preset: the `weights` setting,
+    which says what a name without its ending means (`llamagen` is `llamagen-mini` under "mini") and what "all" takes;
+    calibration: whether the calibration rows join; options: by model, a list where the plugin declares a single value gives a row a
     value (a rate sweep); takes: the kinds of model that the task can run.
     """
 
@@ -58,8 +59,8 @@ class Wanted:
     takes: tuple[type[Model], ...]
 
 
-def resolve_rows(wanted: Wanted) -> list[Row]:
-    """The rows of a run, in the table's order.
+def resolve_rows(wanted: Wanted, live: Mapping[str, Model] = MappingProxyType({})) -> list[Row]:
+    """The rows of a run, in the table's order. live: built models by label, which are rows too.
 
     Raises ConfigError for an unknown name (with the nearest), an option that the plugin does not declare, or a named
     model that the task can't run, or where there is no row.
@@ -67,7 +68,7 @@ def resolve_rows(wanted: Wanted) -> list[Row]:
     models, others = list(registry.entries(wanted.group)), list(registry.entries("calibration"))
     known, preset = [*models, *others], wanted.preset
     names = as_list(wanted.names)
-    if not names:
+    if not names and not live:
         raise ConfigError(f"{wanted.group} is empty: name one, a list [a,b], or all")
     targets = _targets(names, known)
     known += targets
@@ -88,7 +89,7 @@ def resolve_rows(wanted: Wanted) -> list[Row]:
             kinds = " or ".join(kind.__name__ for kind in wanted.takes)
             raise ConfigError(f"{name} is no {kinds}, which this suite runs: it is a {cls.__mro__[1].__name__}")
     rows = {name: found for name, found in loaded.items() if name in named or _belongs(found[0], wanted)}
-    if not rows:
+    if not rows and not live:
         other = "paper" if preset == "mini" else "mini"
         raise ConfigError(
             f"{wanted.group}=all: none of them is for weights={preset}; choose weights={other}, or name one of "
@@ -100,7 +101,8 @@ def resolve_rows(wanted: Wanted) -> list[Row]:
             registry.unknown(f"{wanted.group[:-1]} in options", sorted(unused)[0], list(rows))
             + " (the rows of this run)"
         )
-    return sorted((row for found in rows.values() for row in found), key=_table_order)
+    built = [Row(label, label, type(model), live=model) for label, model in live.items()]
+    return sorted([*(row for found in rows.values() for row in found), *built], key=_table_order)
 
 
 def _targets(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
@@ -112,7 +114,9 @@ def _targets(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
     for target, name in zip(found, short, strict=True):
         name = registry.short_name(target, with_place=True) if name in several else name
         if name in named or name in known:
-            raise ConfigError(f"{target} and {named.get(name, 'a registered plugin')} are both called {name}: rename one")
+            raise ConfigError(
+                f"{target} and {named.get(name, 'a registered plugin')} are both called {name}: rename one"
+            )
         named[name] = target
     return named
 
