@@ -10,6 +10,7 @@ from evals.streams import spell_standard_streams
 COMMANDS = {
     "run": ("evals.run", "measure tokenizers: python -m evals run suite=recon tokenizers=all"),
     "list": ("evals.cli.list", "tokenizers, datasets, suites and metrics: what each needs and whether it is here"),
+    "selftest": ("evals.cli.selftest", "check a tokenizer before an expensive run: selftest NAME, or FILE.py:CLASS"),
     "data": ("evals.cli.data", "the paper's datasets: data list, data get NAME, data verify NAME, data make-flux"),
     "check": (
         "evals.cli.check",
