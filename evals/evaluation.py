@@ -141,7 +141,7 @@ def _sorted_out(tokenizers: Any) -> tuple[list[str], dict[str, Any]]:
                 f"tokenizers: {kind.__name__} is no lactok.interface.Tokenizer: derive one from it"
                 + (f" that defines {', '.join(lacks)}" if lacks else "")
             )
-        label = label or getattr(found, "__name__", type(found).__name__)
+        label = str(label or getattr(found, "__name__", type(found).__name__))
         if label in given or label in names:
             raise ConfigError(f"two tokenizers are called {label!r}: give them labels, tokenizers={{'a': x, 'b': y}}")
         given[label] = found
@@ -154,11 +154,12 @@ def _built(
     """By label, built tokenizers; classes are built with their options on the run's device."""
     from evals.engine.environment import choose_device
     from evals.engine.rows import check_options
+    from lactok.interface import Tokenizer
 
-    live = {}
+    live: dict[str, Tokenizer] = {}
     for label, one in given.items():
-        if isinstance(one, type):
-            usual = dict(getattr(one, "preset_options", {}).get(config.weights, {}))
+        if isinstance(one, type) and issubclass(one, Tokenizer):
+            usual = dict(one.preset_options.get(config.weights, {}))
             one = one(
                 check_options(label, one.Options, usual | dict(options.get(label, {}))), choose_device(config.device)
             )
@@ -171,7 +172,7 @@ def _built(
 
 
 def _device_of(live: Mapping[str, Tokenizer], wanted: str) -> torch.device:
-    """The device of built tokenizers. Raises ConfigError where they lie on several, or not on the one that is wanted."""
+    """The device of built tokenizers. Raises ConfigError where they are on several, or not on the wanted one."""
     import torch
 
     devices = {}

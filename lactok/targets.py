@@ -66,7 +66,7 @@ def own_files(target: str) -> dict[str, Path]:
 
 
 _owners: dict[str, Path] = {}
-"""Of all files loaded so far: the modules beside them that they import, by name. One name is one module in a process."""
+"""Of all files loaded so far: the modules beside them that they import, by name. A name is one module in a process."""
 _digests: dict[str, str] = {}
 """By module target, the digest of its files when it was first loaded: Python keeps the module as it was then."""
 
@@ -123,8 +123,8 @@ def _of_module(target: str, where: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{where}.".startswith(f"{error.name}."):
             raise UnknownName(
-                f"{target}: there is no module {error.name!r}, neither in the working folder {Path.cwd()} nor among the "
-                "installed packages; name a file by its path: ./my_tok.py:MyTok"
+                f"{target}: there is no module {error.name!r}, neither in the working folder {Path.cwd()} nor among "
+                "the installed packages; name a file by its path: ./my_tok.py:MyTok"
             ) from error
         raise BrokenPlugin(f"{target} can't be imported: {last_line(error)}") from error
     digest = _digest(own_files(target))

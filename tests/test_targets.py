@@ -1,4 +1,4 @@
-"""Plugins named by where they are, FILE.py:CLASS or package.module:CLASS: measured, identified, and told what is wrong."""
+"""Plugins named by where they are, FILE.py:CLASS or package.module:CLASS: measured, identified, errors."""
 
 from __future__ import annotations
 

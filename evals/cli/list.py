@@ -10,8 +10,8 @@ usage: python -m evals list [tokenizers] [generators] [calibration] [datasets] [
                             [protocols] | tokenizers --markdown
 
 Shows the names that `python -m evals.run` takes, what each needs (checkpoints, data) and whether that is here.
-Nothing is downloaded. Without a word: all seven. `list tokenizers` and `list generators` also show every option with its
-type, default and meaning: options.NAME.OPTION=VALUE sets one, options.NAME.OPTION=[a,b] makes a row of each value.
+Nothing is downloaded. Without a word: all seven. `list tokenizers` and `list generators` also show every option with
+its type, default and meaning: options.NAME.OPTION=VALUE sets one, options.NAME.OPTION=[a,b] makes a row of each value.
 
     python -m evals list tokenizers --markdown > docs/tokenizers.md
 """
@@ -98,10 +98,10 @@ def _show_options(models: dict[str, Any]) -> None:
     from evals.cli.options import options_of
 
     title = "Options (options.NAME.OPTION=VALUE; a list of values is a row each)"
-    table = _table(title, "name", "option", "type", "default", "meaning")
+    table = _table(title, "option", "type", "default", "meaning")
     for name, cls in models.items():
-        for place, option in enumerate(options_of(cls.Options)):
-            table.add_row("" if place else name, option.name, option.type, option.default, option.meaning)
+        for option in options_of(cls.Options):
+            table.add_row(f"options.{name}.{option.name}", option.type, option.default, option.meaning)
     _show(table)
 
 

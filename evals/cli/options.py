@@ -1,4 +1,4 @@
-"""A plugin's options, from its Options dataclass and the docstrings: for `python -m evals list` and docs/tokenizers.md."""
+"""A plugin's options, from its Options dataclass and the docstrings: for `evals list` and docs/tokenizers.md."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from evals.typed import describe
 PAGE = """\
 # Tokenizers and their options
 
-Written by `python -m evals list tokenizers --markdown > docs/tokenizers.md` from the classes themselves; a test holds it to
-them. `options.NAME.OPTION=VALUE` sets one; a list of values is a row each: `options.flextok-mini.keep_ids=[1,16,64]`. Under
-`weights=mini` a name means its miniature (`llamagen` is `llamagen-mini`). A class of your own takes options likewise, by the
-name of the class: `tokenizers=[./my_tok.py:MyTok] options.MyTok.KEY=VALUE` ([adding-a-tokenizer.md](adding-a-tokenizer.md)).
+Written by `python -m evals list tokenizers --markdown > docs/tokenizers.md` from the classes themselves; a test holds
+it to them. `options.NAME.OPTION=VALUE` sets one; a list of values is a row each:
+`options.flextok-mini.keep_ids=[1,16,64]`. Under `weights=mini` a name means its miniature (`llamagen` is
+`llamagen-mini`). A class of your own takes options likewise, by the name of the class:
+`tokenizers=[./my_tok.py:MyTok] options.MyTok.KEY=VALUE` ([adding-a-tokenizer.md](adding-a-tokenizer.md)).
 """
 
 
@@ -58,13 +59,15 @@ def _shown(value: Any) -> str:
 
 
 def _meanings(kind: type, names: Iterable[str]) -> dict[str, str]:
-    """By field, what follows "NAME:" in the docstring of the class, of what it inherits from, or of what these name."""
-    marker = re.compile(rf"(?:^|(?<=\s)|(?<=\())({'|'.join(map(re.escape, names)) or '(?!)'}): ")
+    """By field, what follows "NAME:" or "NAME, NAME:" in the docstring of the class, of what it inherits from, or of what these name."""
+    one = "|".join(map(re.escape, names)) or "(?!)"
+    marker = re.compile(rf"(?:^|(?<=\s)|(?<=\())((?:(?:{one}), )*(?:{one})): ")
     found: dict[str, str] = {}
     for doc in _docstrings(kind):
         parts = marker.split(" ".join(doc.split()))
-        for name, text in zip(parts[1::2], parts[2::2]):
-            found.setdefault(name, text.strip().rstrip(";.").strip())
+        for together, text in zip(parts[1::2], parts[2::2]):
+            for name in together.split(", "):
+                found.setdefault(name, text.strip().rstrip(";.").strip())
     return found
 
 

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 HELP = """\
 usage: python -m evals selftest NAME [options.KEY=VALUE ...] [device=auto] [seconds=20]
 
-Builds a tokenizer (a registered name, or FILE.py:CLASS) and checks what lactok/interface.py promises of it: its facts,
-the form of its tokens and images, that the same input gives the same output whatever came before, beside it, or in which
-batch, that noise comes from the seeds alone, and how fast it is. One line a check: ok, failed or skipped, and why.
+Builds a tokenizer (a registered name, or FILE.py:CLASS) and checks what lactok/interface.py promises: its facts,
+the form of its tokens and images, that the same input gives the same output whatever came before, beside it, or
+in which batch, that noise comes from the seeds alone, and how fast it is. One line a check: ok, failed or skipped, and why.
 
     python -m evals selftest ./my_tok.py:MyTok options.grid=16
 
@@ -391,24 +392,29 @@ def _speed(subject: Subject) -> str:
     peak, began, batch = 0.0, time.monotonic(), 1
     while batch <= 64 and (batch == 1 or time.monotonic() - began < subject.seconds):
         rows = [i % IMAGES for i in range(batch)]
-        images, encoded, seeds = subject.images[rows], subject.encoded[rows], list(range(batch))
+        calls = {
+            "encode": partial(_whole, subject.encode, subject.images[rows]),
+            "decode": partial(_whole, subject.decode, subject.encoded[rows], list(range(batch))),
+        }
         try:
-            for step, call in (
-                ("encode", lambda: subject.encode(images)),
-                ("decode", lambda: subject.decode(encoded, seeds)),
-            ):
-                _, timed = Batcher(batch, subject.device).run(batch, lambda _, call=call: call())
+            for step, call in calls.items():
+                _, timed = Batcher(batch, subject.device).run(batch, call)
                 rate, peak = batch / max(timed.seconds, 1e-9), max(peak, timed.peak_mib)
                 single.setdefault(step, rate)
                 if rate > best.get(step, (0.0, 0))[0]:
                     best[step] = rate, batch
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if batch == 1 or not is_out_of_memory(error):
                 raise
             break
         batch *= 2
     rates = ", ".join(f"{s} {single[s]:,.1f} images/s at batch 1, {r:,.1f} at {b}" for s, (r, b) in best.items())
     return f"{rates}; peak memory {peak:,.0f} MiB" + (" of the process" if subject.device.type == "cpu" else "")
+
+
+def _whole(call: Callable[..., Any], *arguments: Any) -> Any:
+    """A call of the whole batch; the last argument is the slice that a Batcher asks for."""
+    return call(*arguments[:-1])
 
 
 CHECKS: tuple[tuple[str, Callable[[Subject], str]], ...] = (

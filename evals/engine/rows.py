@@ -47,8 +47,8 @@ class Wanted:
 
     group: "tokenizers" or "generators"; names: a name, FILE.py:CLASS, a list, or "all"; preset: the `weights` setting,
     which says what a name without its ending means (`llamagen` is `llamagen-mini` under "mini") and what "all" takes;
-    calibration: whether the calibration rows join; options: by model, a list where the plugin declares a single value gives a row a
-    value (a rate sweep); takes: the kinds of model that the task can run.
+    calibration: whether the calibration rows join; options: by model, a list where the plugin declares a single value
+    gives a row a value (a rate sweep); takes: the kinds of model that the task can run.
     """
 
     group: str
@@ -318,8 +318,8 @@ class Identity:
 
 
 def identify(row: Row) -> Identity:
-    """Name, version, options, checkpoints' sha256, and the sha256 of the files that define the plugin's class; of a live
-    model nothing but a number drawn for this run.
+    """Name, version, options, checkpoints' sha256, and the sha256 of the files that define the plugin's class; of a
+    live model nothing but a number drawn for this run.
 
     The last makes an edit of one of them, or of one that the class inherits from, enough to measure it anew. Finds (and
     may download) the checkpoints; raises lactok.weights.WeightsError.

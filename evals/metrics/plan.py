@@ -123,8 +123,10 @@ def metric_class(name: str) -> type[Metric]:
 
 
 def identity(cls: type[Metric], protocol: Conventions, target: str = "") -> dict[str, Any]:
-    """What determines a metric's values: its weights and code too. target: FILE.py:CLASS, of one named so. Raises lactok.weights.WeightsError, one
-    MissingWeights for all files that are missing."""
+    """What determines a metric's values: its weights and code too. target: FILE.py:CLASS, where it was named so.
+
+    Raises lactok.weights.WeightsError, one MissingWeights for all files that are missing.
+    """
     locate_all(cls.weights())
     return {
         "name": cls.name,

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EXPECTED = (
-    "a PIL image, a NumPy array (H, W, 3) or (H, W) of uint8 or of float in [0, 1], or a tensor (3, H, W) of uint8 or of "
-    "float in [0, 1]"
+    "a PIL image, a NumPy array (H, W, 3) or (H, W) of uint8 or of float in [0, 1], or a tensor (3, H, W) of uint8 or "
+    "of float in [0, 1]"
 )
 
 
