@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -114,6 +115,8 @@ def _take_over(target: str, imports: dict[str, Path]) -> None:
     for name, path in imports.items():
         _owners[name] = path
         sys.modules.pop(name, None)
+        with contextlib.suppress(OSError):  # bytecode is taken for current within a second of an edit
+            Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
     importlib.invalidate_caches()
 
 

@@ -226,7 +226,7 @@ def test_footnotes_are_shared_and_numbered_in_order():
         BIASED,
         "3 of 200 images are identical: infinite, not averaged",
         "c-mini: missing: c.safetensors is not here: run `hf download x/c`",
-        "d|toy: failed: decode gave 12 NaN values",
+        "d|toy: failed: decode gave 12 NaN values (traceback: errors/d_toy.txt)",
     ]
     assert [row.cells[3].marks for row in table.rows[:4]] == ["¹"] * 4
     assert table.rows[1].cells[0].marks == "²"

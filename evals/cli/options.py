@@ -59,7 +59,7 @@ def _shown(value: Any) -> str:
 
 
 def _meanings(kind: type, names: Iterable[str]) -> dict[str, str]:
-    """By field, what follows "NAME:" or "NAME, NAME:" in the docstring of the class, of what it inherits from, or of what these name."""
+    """By field, what follows "NAME:" or "NAME, NAME:" in the docstring of the class or of what it inherits or names."""
     one = "|".join(map(re.escape, names)) or "(?!)"
     marker = re.compile(rf"(?:^|(?<=\s)|(?<=\())((?:(?:{one}), )*(?:{one})): ")
     found: dict[str, str] = {}

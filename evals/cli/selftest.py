@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 HELP = """\
 usage: python -m evals selftest NAME [options.KEY=VALUE ...] [device=auto] [seconds=20]
 
-Builds a tokenizer (a registered name, or FILE.py:CLASS) and checks what lactok/interface.py promises: its facts,
-the form of its tokens and images, that the same input gives the same output whatever came before, beside it, or
-in which batch, that noise comes from the seeds alone, and how fast it is. One line a check: ok, failed or skipped, and why.
+Builds a tokenizer (a registered name, or FILE.py:CLASS) and checks what lactok/interface.py promises: its facts, the
+form of its tokens and images, that the same input gives the same output whatever came before, beside it, or in which
+batch, that noise comes from the seeds alone, and how fast it is. One line a check: ok, failed or skipped, and why.
 
     python -m evals selftest ./my_tok.py:MyTok options.grid=16
 

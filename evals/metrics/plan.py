@@ -197,11 +197,12 @@ class _Planner:
         """The image metric whose features `cls` reads; its own columns are shown only if it is named itself."""
         from evals.metrics.base import ImageMetric
 
-        if cls.features_of in self.image:
-            return self.image[cls.features_of]
-        source = metric_class(cls.features_of)
+        planned = self.image.get(cls.features_of)
+        source = planned.cls if planned else metric_class(cls.features_of)
         if not (issubclass(source, ImageMetric) and source.feature_dim > 0):
             raise UnusableMetric(f"it reads features of {source.name!r}, which gives none")
+        if planned:  # of FILE.py:CLASS too
+            return planned
         return MetricPlan(source, identity(source, self.protocol), columns_wanted=False)
 
     def _check_references(self, cls: type[Metric]) -> None:
