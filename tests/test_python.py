@@ -43,14 +43,15 @@ def test_the_figures_are_the_command_lines(images: Path, tmp_path: Path) -> None
     names, metrics = ["llamagen-mini", "vq-ladd-mini"], ["psnr", "ssim", "codes"]
     done = command(
         f"tokenizers=[{','.join(names)}]", f"metrics=[{','.join(metrics)}]", "dataset=folder", f"dataset.root={images}",
-        "seed=3", "limit=3", "calibration=false", f"out={tmp_path / 'command'}",
+        "seed=3", "limit=3", "calibration=false", "options.vq-ladd-mini.steps=3", f"out={tmp_path / 'command'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    results = evals.evaluate(names, images, metrics, out=tmp_path / "python", seed=3, limit=3, progress=False)
+    options, given = {"vq-ladd-mini": {"steps": 3}}, {"seed": 3, "limit": 3, "progress": False}
+    results = evals.evaluate(names, images, metrics, out=tmp_path / "python", options=options, **given)
     for name in ("table.csv", "per_image.parquet", "table.parquet"):
         ours = (the_run(tmp_path / "python") / name).read_bytes()
         assert ours == (the_run(tmp_path / "command") / name).read_bytes(), name
-    assert results.table.index.tolist() == names
+    assert results.table.index.tolist() == ["llamagen-mini", "vq-ladd-mini[steps=3]"]
     again = evals.evaluate(["llamagen-mini"], images, metrics, out=tmp_path / "command", limit=3, progress=False)
     assert psnr(again, "llamagen-mini") == psnr(results, "llamagen-mini")
 

@@ -43,7 +43,12 @@ FAULTS: dict[str, tuple[str, set[str], str]] = {
     ),
     "Negative": (
         "def decode(self, encoded, seeds): return 1 - super().decode(encoded, seeds)",
-        {"content"}, r"decode\(encode\(x\)\) is not about x \(colours are inverted\)",
+        {"content"}, r"has its colours inverted \(1 - x\)",
+    ),
+    "Swapped": (
+        "tint = torch.tensor([1.0, 0.6, 0.2]).view(1, 3, 1, 1)\n"
+        "    def decode(self, encoded, seeds): return super().decode(encoded, seeds) * self.tint.flip(1)",
+        {"content"}, "has its colours in the order BGR",
     ),
     "RandomIds": (
         "def encode(self, images): return super().encode((images + torch.rand_like(images)) / 2)",

@@ -38,6 +38,10 @@ CLOSE = 1e-3
 FEW_IDS = 0.01
 
 
+# A wrong convention of colours is told where it leaves less than this share of the squared error.
+CLEARLY = 0.7
+
+
 class Wrong(Exception):
     """What a check found; the message is in the words of the interface."""
 
@@ -229,20 +233,21 @@ def _decode(subject: Subject) -> str:
 
 
 def _content(subject: Subject) -> str:
-    """Each reconstruction is nearer to its own image than to the others, as far as colours tell."""
+    """No wrong order or sign of colours fits better; most reconstructions are nearest to their own image."""
     import torch.nn.functional as F
 
-    ours = F.adaptive_avg_pool2d(subject.decoded.clamp(0, 1), 8).flatten(1)
-    images = F.adaptive_avg_pool2d(subject.images, 8).flatten(1)
-    distances = (ours[:, None] - images[None]).square().mean(2)
+    ours = F.adaptive_avg_pool2d(subject.decoded.float().clamp(0, 1), 8)
+    images = F.adaptive_avg_pool2d(subject.images, 8)
+    error = float((ours - images).square().mean())
+    for name, other in (("inverted (1 - x)", 1 - ours), ("in the order BGR", ours.flip(1))):
+        if float((other - images).square().mean()) < CLEARLY * error:
+            raise Wrong(f"decode(encode(x)) has its colours {name}: expected RGB in [0, 1]")
+    distances = (ours[:, None] - images[None]).flatten(2).square().mean(2)
     right = int((distances.argmin(1).cpu() == _arange(len(distances))).sum())
+    said = f"{right} of {IMAGES} reconstructions are nearest to their own image"
     if right <= IMAGES // 2:
-        flipped = (1 - ours - images).square().mean() < (ours - images).square().mean()
-        raise Wrong(
-            f"{right} of {IMAGES} reconstructions are nearest to their own image: decode(encode(x)) is not about x"
-            + (" (colours are inverted)" if flipped else "")
-        )
-    return f"{right} of {IMAGES} reconstructions are nearest to their own image"
+        raise Skipped(f"{said}: can't tell, where a tokenizer keeps meaning and no pixels")
+    return said
 
 
 def _arange(count: int) -> Tensor:
