@@ -13,6 +13,7 @@ COMMANDS = {
     "export": ("evals.cli.export", "a run's images, tokens and per-image figures as files: export RUN out=DIR"),
     "runs": ("evals.cli.runs", "finished runs and their store: runs list, name, merge, prune"),
     "list": ("evals.cli.list", "tokenizers, datasets, suites and metrics: what each needs and whether it is here"),
+    "selftest": ("evals.cli.selftest", "check a tokenizer before an expensive run: selftest NAME, or FILE.py:CLASS"),
     "data": ("evals.cli.data", "the paper's datasets: data list, data get NAME, data verify NAME, data make-flux"),
     "check": (
         "evals.cli.check",

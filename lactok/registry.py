@@ -2,7 +2,8 @@
 
 Groups: tokenizers, generators, recipes, features, metrics, datasets, suites, conformance, calibration;
 the entry-point group is `lactok.<group>`.
-Nothing is imported until it is asked for, and a plugin that breaks on import is named while the rest load.
+Nothing is imported until it is asked for, and a plugin that breaks on import is named while the rest load. Where a name
+is asked for, FILE.py:CLASS or package.module:CLASS stands for a plugin that no package registers (lactok/targets.py).
 """
 
 from __future__ import annotations
@@ -89,6 +90,24 @@ def aliases_of(group: str, name: str) -> list[str]:
     return [alias for alias, target in ALIASES.get(group, {}).items() if target == name]
 
 
+def is_target(name: str) -> bool:
+    """Whether a name says where a plugin is (WHERE:CLASS); no registered name has a colon."""
+    return ":" in name
+
+
+def short_name(target: str, with_place: bool = False) -> str:
+    """What rows and options call a target: the name of its class, or PLACE-CLASS with the file's or module's name."""
+    where, _, attribute = target.rpartition(":")
+    place = Path(where).stem if names_a_file(where) else where.rpartition(".")[2]
+    name = attribute.rpartition(".")[2]
+    return re.sub(r"[^\w-]", "_", f"{place}-{name}" if with_place else name)
+
+
+def names_a_file(where: str) -> bool:
+    """Whether the part of a target before its colon is a path, and no module's name."""
+    return where.endswith(".py") or "/" in where or "\\" in where
+
+
 def _kind(group: str) -> str:
     """What one member of a group is called in a message."""
     return {"conformance": "port", "features": "feature network"}.get(group, group.removesuffix("s"))
@@ -109,10 +128,14 @@ def unknown(kind: str, name: str, candidates: list[str]) -> str:
 
 
 def load(group: str, name: str) -> Any:
-    """Import and return the target of `name`, or of what it is an alias of.
+    """Import and return the target of `name`, or of what it is an alias of; of FILE.py:CLASS or package.module:CLASS.
 
     Raises UnknownName with the nearest names, or BrokenPlugin with the plugin's own reason.
     """
+    if is_target(name):
+        from lactok.targets import load as load_target
+
+        return load_target(name)
     known = entries(group)
     name = canonical(group, name)
     if name not in known:
@@ -127,12 +150,19 @@ def load(group: str, name: str) -> Any:
         ) from error
 
 
-def source_hash(cls: type) -> str:
+def source_hash(cls: type, target: str = "") -> str:
     """16 hex digits of the content of `hashed_files`, wherever they lie; "" where there are none.
 
+    target: how the class was named where it is not registered: what its file imports from its own folder joins.
     With it in the keys of stored results, an edit of a plugin is enough to measure it anew.
     """
-    digests = [hashlib.sha256(path.read_bytes()).digest() for path in hashed_files(cls)]
+    files = hashed_files(cls)
+    if target:
+        from lactok.targets import own_files
+
+        here = {path.resolve() for path in files}
+        files += [path for path in own_files(target).values() if path.resolve() not in here]
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in files]
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16] if digests else ""
 
 
@@ -149,7 +179,7 @@ def hashed_files(cls: type) -> list[Path]:
             file = inspect.getsourcefile(ancestor)
         except (TypeError, OSError):  # a builtin, or defined in an interactive session
             continue
-        if file and (_package(ancestor) in own or not _is_installed(Path(file).resolve())):
+        if file and (_package(ancestor) in own or not is_installed(Path(file).resolve())):
             found[Path(file)] = None
     return list(found)
 
@@ -158,6 +188,7 @@ def _package(cls: type) -> str:
     return cls.__module__.partition(".")[0]
 
 
-def _is_installed(file: Path) -> bool:
+def is_installed(file: Path) -> bool:
+    """Whether a file is of the standard library or of an installed package."""
     standard = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
     return bool({"site-packages", "dist-packages"} & set(file.parts) or standard & set(file.parents))

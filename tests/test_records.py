@@ -15,7 +15,7 @@ from evals.cli.report import main as report
 from evals.engine.environment import PACKAGES, code_revision, package_versions
 from evals.engine.store import Cache
 from evals.record import SCHEMA, read
-from evals.report.markdown import traceback_name
+from evals.report.table import shown_table, traceback_name
 from evals.run import publish
 from tests.plugin_runs import plugin, rows, run
 from tests.support import TOY, pictures
@@ -105,10 +105,12 @@ def test_the_traceback_of_a_failed_row_is_kept(tmp_path: Path, data: Path, ranks
     assert "KeyError: 'no such layer'\n(in a batch of 4: picture 00.png, " in found["raises"].trace
     assert found["toy"].trace == ""
     path = finished.folder / traceback_name(found["raises"])
-    assert path.name == "traceback-raises.txt"
+    assert path == finished.folder / "errors" / "raises.txt"
     assert path.read_text() == found["raises"].trace
-    assert [p.name for p in finished.folder.glob("traceback-*")] == [path.name]
-    assert path.name in (finished.folder / "report.md").read_text()
+    assert list(path.parent.iterdir()) == [path]
+    (note,) = [n for n in shown_table(finished.record).footnotes if n.startswith("raises: failed: ")]
+    assert note.endswith("(traceback: errors/raises.txt)")
+    assert "(errors/raises.txt)" in (finished.folder / "report.md").read_text()
 
 
 def cells(folder: Path, out: Path, *more: str) -> dict[str, dict[str, float | None]]:

@@ -226,7 +226,7 @@ def test_footnotes_are_shared_and_numbered_in_order():
         BIASED,
         "3 of 200 images are identical: infinite, not averaged",
         "c-mini: missing: c.safetensors is not here: run `hf download x/c`",
-        "d|toy: failed: decode gave 12 NaN values",
+        "d|toy: failed: decode gave 12 NaN values (traceback: errors/d_toy.txt)",
     ]
     assert [row.cells[3].marks for row in table.rows[:4]] == ["¹"] * 4
     assert table.rows[1].cells[0].marks == "²"
@@ -300,7 +300,7 @@ def test_every_table_in_markdown_is_well_formed():
         "| a-mini | fp32 | 1 | encode | 312.0 | 16 | 2 | 640 | a processor |",
         "| a-mini | fp32 | 1 | decode | 280.0 | 8, 16 | 8 | 812 | NVIDIA H100 |",
         "| identity | – | 1 | – | – | – | – | – | – |",
-        "- d\\|toy: [traceback-d\\_toy.txt](traceback-d_toy.txt)",
+        "- d\\|toy: [errors/d\\_toy.txt](errors/d_toy.txt)",
         "- b-mini\\[steps=2\\]: PSNR 0.031",
     ],
 )

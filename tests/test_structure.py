@@ -37,6 +37,13 @@ ALLOWED = {
 }
 # Modules that a report or a list needs: they must not pull torch in.
 LIGHT = [
+    "evals",
+    "lactok",
+    "lactok.loaded",
+    "lactok.targets",
+    "evals.cli.selftest",
+    "evals.cli.options",
+    "evals.evaluation",
     "evals.run",
     "evals.config",
     "evals.record",
@@ -109,7 +116,18 @@ def test_naming_tokenizers_imports_no_library_of_networks():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", [["evals.run"], ["evals"], ["lactok.train"], ["lactok.data.scenes"]])
+def test_importing_the_packages_costs_nothing():
+    code = (
+        "import sys; before = set(sys.modules); import lactok, evals; "
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "['evals', 'lactok']", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["evals.run"], ["evals"], ["evals", "selftest"], ["lactok.train"], ["lactok.data.scenes"]]
+)
 def test_help_answers_at_once(command: list[str]):
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *command, "--help"], cwd=ROOT, capture_output=True, text=True)

@@ -33,7 +33,8 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
                           their datasets in turn and write the paper's table to OUT/tables; dataset=NAME
                           dataset.root=DIR runs on one alone (docs/paper_tables.md)
   scale=mini|paper        a preset of weights, features, dataset and protocol; each can also be set alone   [mini]
-  tokenizers=all          of reconstruction: a name, [a,b], or all; `python -m evals list` shows them        [all]
+  tokenizers=all          of reconstruction: a name, [a,b], or all; `python -m evals list` shows them; or
+                          [./my_tok.py:MyTok], [my_package.module:MyTok]: a class of your own, not packaged   [all]
                           (folder: images that exist; `python -m evals score` makes such rows)
   generators=all          of generation: the same                                                            [all]
   calibration=true|false  add the calibration rows, which say what the figures mean                         [true]
@@ -41,7 +42,7 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
   weights=mini|paper      miniatures that ship with the package, or published checkpoints             [the scale's]
   features=effnet|inception   whose Fréchet distance is a default metric: EfficientNet-Lite0's, or Inception's
                                                                                                       [the scale's]
-  metrics=default         default, or a list of:
+  metrics=default         default, or a list of ([./my_metric.py:MyMetric] too):
 {_listed("metrics")}
   judges.backend=ported|original   of generation: judges' networks of this project, or the published packages in
                           environments of their own (imagereward, geneval; `python -m evals judges install`)
@@ -77,7 +78,9 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
   launcher=here|slurm     slurm: submit this command as a job (pip install 'lactok[slurm]'); slurm.nodes,
                           slurm.tasks_per_node, slurm.gpus_per_node, slurm.cpus_per_task, slurm.minutes,
                           slurm.more.partition=NAME and other sbatch options                              [here]
-  options.NAME.key=value  a model's own options, e.g. options.llamagen.weights=/models/vq_ds16_c2i.pt
+  options.NAME.key=value  a model's own options, e.g. options.llamagen.weights=/models/vq_ds16_c2i.pt; NAME of
+                          ./my_tok.py:MyTok is MyTok; `python -m evals list tokenizers` shows them all
+  options.NAME.key=[a,b]  a sweep: a row of the model for each value
 
 Flags: -v also logs what is done without being asked for (workers, halved batches, retries); --quiet shows errors alone
 and no progress.

@@ -7,18 +7,21 @@ from typing import Any
 
 HELP = """\
 usage: python -m evals list [tokenizers] [generators] [calibration] [datasets] [suites] [metrics]
-                            [protocols]
+                            [protocols] | tokenizers --markdown
 
 Shows the names that `python -m evals.run` takes, what each needs (checkpoints, data) and whether that is here.
-Nothing is downloaded. Without a word: all seven.
+Nothing is downloaded. Without a word: all seven. `list tokenizers` and `list generators` also show every option with
+its type, default and meaning: options.NAME.OPTION=VALUE sets one, options.NAME.OPTION=[a,b] makes a row of each value.
+
+    python -m evals list tokenizers --markdown > docs/tokenizers.md
 """
 
 
 def main(argv: list[str]) -> int:
     """Print the asked-for lists; 2 for an unknown word, 1 when a plugin can't be imported."""
     sections = {
-        "tokenizers": lambda: _models("tokenizers"),
-        "generators": lambda: _models("generators"),
+        "tokenizers": lambda: _models("tokenizers", options="tokenizers" in argv),
+        "generators": lambda: _models("generators", options="generators" in argv),
         "calibration": lambda: _models("calibration"),
         "datasets": _datasets,
         "suites": _suites,
@@ -27,6 +30,14 @@ def main(argv: list[str]) -> int:
     }
     if any(a in ("-h", "--help") for a in argv):
         print(HELP, end="")
+        return 0
+    if "--markdown" in argv:
+        if argv != ["tokenizers", "--markdown"]:
+            print("error: --markdown is of tokenizers: python -m evals list tokenizers --markdown", file=sys.stderr)
+            return 2
+        from evals.cli.options import page
+
+        print(page(), end="")
         return 0
     for word in argv:
         if word not in sections:
@@ -53,18 +64,18 @@ def _show(table: Any) -> None:
     print()
 
 
-def _models(group: str) -> int:
-    """The models of a group of plugins: "tokenizers", "generators" or "calibration"."""
+def _models(group: str, options: bool = False) -> int:
+    """The models of a group of plugins: "tokenizers", "generators" or "calibration". options: whether theirs follow."""
     from evals.engine.rows import named
     from lactok import registry
 
     key = "tokenizers" if group == "calibration" else group
     title = f"{group.capitalize()} ({key}=NAME)"
     table = _table(title, "name", "scale", "package", "licence code / weights", "needs", "pinned by", "here")
-    broken, missing = 0, []
+    broken, missing, found = 0, [], {}
     for name, entry in registry.entries(group).items():
         try:
-            cls = registry.load(group, name)
+            cls = found[name] = registry.load(group, name)
             sources = cls.weights(cls.Options())
             needs, here, reasons = _here(sources)
             missing += [named(reason, name) for reason in reasons]
@@ -76,8 +87,22 @@ def _models(group: str) -> int:
             table.add_row(name, "?", entry.distribution, "?", "?", "?", "broken")
             missing.append(str(error))
     _show(table)
+    if options:
+        _show_options(found)
     _show_missing(missing)
     return broken
+
+
+def _show_options(models: dict[str, Any]) -> None:
+    """Every option of these classes, by name."""
+    from evals.cli.options import options_of
+
+    title = "Options (options.NAME.OPTION=VALUE; a list of values is a row each)"
+    table = _table(title, "option", "type", "default", "meaning")
+    for name, cls in models.items():
+        for option in options_of(cls.Options):
+            table.add_row(f"options.{name}.{option.name}", option.type, option.default, option.meaning)
+    _show(table)
 
 
 def _pinned(sources: Any) -> str:

@@ -75,7 +75,7 @@ def _open(config: RunConfig, cache_dir: Path) -> Dataset:
 
 def _of_row(row: Row, download: bool) -> list[MissingFile]:
     """The checkpoints that a row lacks, each with why; what is wrong otherwise is told by the row itself."""
-    if row.cls is None:
+    if row.cls is None or row.live is not None:
         return []
     try:
         with isolated():

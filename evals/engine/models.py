@@ -112,7 +112,7 @@ class ModelRun:
     def identify(self) -> None:
         """Find (and perhaps download) the checkpoints; a row whose weights are missing has status "missing"."""
         if self.row.cls is None:
-            self.status, self.error = "failed", self.row.error
+            self.status, self.error, self.trace = "failed", self.row.error, self.row.trace
             return
         try:
             self.identity = identify(self.row)
@@ -146,6 +146,9 @@ class ModelRun:
         """The model, built once."""
         if self.model is None:
             self._building_began = True
+            if self.row.live is not None:
+                self.model = self.row.live
+                return self.model
             with isolated():
                 self.model = type_of(self.row)(self.row.options, self.conditions.device)
                 if self.conditions.precision == "bf16":

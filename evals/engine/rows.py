@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
-from collections.abc import Iterable, Sequence
+import traceback
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, get_args
 
 from evals.config import ConfigError, as_list
@@ -15,15 +18,16 @@ from evals.engine.isolation import isolated
 from evals.record import WeightsRecord
 from evals.typed import typed
 from lactok import registry, weights
-from lactok.interface import Model
+from lactok.interface import Generator, Model, Tokenizer
 
 
 @dataclass(frozen=True)
 class Row:
     """One row to be measured.
 
-    label: as the table shows it; cls: the plugin's class, None where it can't be imported (then `error` says why);
-    options: an instance of cls.Options; changed: the options that differ from the defaults.
+    label: as the table shows it; cls: the plugin's class, None where it can't be imported (then `error` says why, and
+    `trace` is the traceback); options: an instance of cls.Options; changed: the options that differ from the defaults;
+    target: FILE.py:CLASS or package.module:CLASS where it was named so; live: a built model, which nothing identifies.
     """
 
     label: str
@@ -32,16 +36,19 @@ class Row:
     options: Any = None
     changed: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str = ""
+    trace: str = ""
+    target: str = ""
+    live: Model | None = None
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Which rows a run asks for.
 
-    group: "tokenizers" or "generators"; names: a name, a list, or "all"; preset: the `weights` setting, which says what
-    a name without its ending means (`llamagen` is `llamagen-mini` under "mini") and what "all" takes; calibration:
-    whether the calibration rows join; options: by model, a list where the plugin declares a single value gives a row a
-    value (a rate sweep); takes: the kinds of model that the task can run.
+    group: "tokenizers" or "generators"; names: a name, FILE.py:CLASS, a list, or "all"; preset: the `weights` setting,
+    which says what a name without its ending means (`llamagen` is `llamagen-mini` under "mini") and what "all" takes;
+    calibration: whether the calibration rows join; options: by model, a list where the plugin declares a single value
+    gives a row a value (a rate sweep); takes: the kinds of model that the task can run.
     """
 
     group: str
@@ -52,8 +59,8 @@ class Wanted:
     takes: tuple[type[Model], ...]
 
 
-def resolve_rows(wanted: Wanted) -> list[Row]:
-    """The rows of a run, in the table's order.
+def resolve_rows(wanted: Wanted, live: Mapping[str, Model] = MappingProxyType({})) -> list[Row]:
+    """The rows of a run, in the table's order. live: built models by label, which are rows too.
 
     Raises ConfigError for an unknown name (with the nearest), an option that the plugin does not declare, or a named
     model that the task can't run, or where there is no row.
@@ -61,22 +68,28 @@ def resolve_rows(wanted: Wanted) -> list[Row]:
     models, others = list(registry.entries(wanted.group)), list(registry.entries("calibration"))
     known, preset = [*models, *others], wanted.preset
     names = as_list(wanted.names)
-    if not names:
+    if not names and not live:
         raise ConfigError(f"{wanted.group} is empty: name one, a list [a,b], or all")
+    targets = _targets(names, known)
+    known += targets
+    names = [next((short for short, target in targets.items() if target == name), name) for name in names]
     given = _options_by_row(wanted.options, preset, known)
     named = [_full_name(name, preset, known, wanted.group) for name in names if name != "all"]
     optional = [*(models if "all" in names else ()), *(others if wanted.calibration else ())]
     groups = dict.fromkeys(models, wanted.group) | dict.fromkeys(others, "calibration")
     loaded = {
-        name: _rows(groups[name], name, preset, given.get(name, {})) for name in dict.fromkeys([*named, *optional])
+        name: _rows(groups.get(name, wanted.group), name, preset, given.get(name, {}), targets.get(name, ""))
+        for name in dict.fromkeys([*named, *optional])
     }
     for name in named:
         cls = loaded[name][0].cls
+        if name in targets and cls is not None:
+            _check_target(targets[name], cls, wanted.takes)
         if cls is not None and not issubclass(cls, wanted.takes):
             kinds = " or ".join(kind.__name__ for kind in wanted.takes)
             raise ConfigError(f"{name} is no {kinds}, which this suite runs: it is a {cls.__mro__[1].__name__}")
     rows = {name: found for name, found in loaded.items() if name in named or _belongs(found[0], wanted)}
-    if not rows:
+    if not rows and not live:
         other = "paper" if preset == "mini" else "mini"
         raise ConfigError(
             f"{wanted.group}=all: none of them is for weights={preset}; choose weights={other}, or name one of "
@@ -88,11 +101,42 @@ def resolve_rows(wanted: Wanted) -> list[Row]:
             registry.unknown(f"{wanted.group[:-1]} in options", sorted(unused)[0], list(rows))
             + " (the rows of this run)"
         )
-    ordered = sorted((row for found in rows.values() for row in found), key=_table_order)
+    built = [Row(label, label, type(model), live=model) for label, model in live.items()]
+    ordered = sorted([*(row for found in rows.values() for row in found), *built], key=_table_order)
     labels = [row.label for row in ordered]
     if doubled := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
         raise ConfigError(f"several rows would be called {', '.join(doubled)}: give each a name of its own")
     return ordered
+
+
+def _targets(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """By short name, the targets among `names`. Raises ConfigError where two have one name."""
+    found = list(dict.fromkeys(filter(registry.is_target, names)))
+    short = [registry.short_name(target) for target in found]
+    several = {name for name in short if short.count(name) > 1 or name in known}
+    named: dict[str, str] = {}
+    for target, name in zip(found, short, strict=True):
+        name = registry.short_name(target, with_place=True) if name in several else name
+        if name in named or name in known:
+            raise ConfigError(
+                f"{target} and {named.get(name, 'a registered plugin')} are both called {name}: rename one"
+            )
+        named[name] = target
+    return named
+
+
+def _check_target(target: str, cls: type[Model], takes: tuple[type[Model], ...]) -> None:
+    """Raises ConfigError for a class that was named by its place and can't be built; the message says what it lacks."""
+    kind = takes[0]
+    wanted = sorted(getattr(kind, "__abstractmethods__", ()))
+    if not issubclass(cls, takes):
+        lacks = [name for name in wanted if not hasattr(cls, name)]
+        raise ConfigError(
+            f"{target} is no {kind.__name__}: derive it (class {cls.__name__}({kind.__name__}), from lactok.interface)"
+            + (f" and define {', '.join(lacks)}, which it lacks" if lacks else f"; it has {', '.join(wanted)}")
+        )
+    if lacks := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise ConfigError(f"{target} does not define {', '.join(lacks)}; a {kind.__name__} has {', '.join(wanted)}")
 
 
 def references_at(rows: Sequence[Row], rates: Iterable[float], preset: str) -> dict[str, list[Row]]:
@@ -156,13 +200,19 @@ def _full_name(name: str, preset: str, known: list[str], group: str = "tokenizer
     return name
 
 
-def _rows(group: str, name: str, preset: str, given: dict[str, Any]) -> list[Row]:
+def _rows(group: str, name: str, preset: str, given: dict[str, Any], target: str = "") -> list[Row]:
     """A row for each combination of the options' values; one where none is a list."""
     try:
         with isolated():
-            cls = registry.load(group, name)
+            cls = registry.load(group, target or name)
     except registry.BrokenPlugin as error:
-        return [Row(name, name, None, error=str(error))]
+        return [Row(name, name, None, error=str(error), trace="".join(traceback.format_exception(error)))]
+    except registry.UnknownName as error:
+        raise ConfigError(str(error)) from error
+    if target and not isinstance(cls, type):
+        raise ConfigError(f"{target} is {cls!r}: expected a class")
+    if target and not issubclass(cls, Model):
+        _check_target(target, cls, (Generator,) if group == "generators" else (Tokenizer,))
     if not (isinstance(cls, type) and issubclass(cls, Model)):
         return [Row(name, name, None, error=f"{name!r} is {cls!r}: expected a subclass of lactok.interface.Model")]
     if wrong := _wrong_options(cls):
@@ -174,7 +224,7 @@ def _rows(group: str, name: str, preset: str, given: dict[str, Any]) -> list[Row
     rows = [_row(name, cls, options, usual, short=True) for options in made]
     if len({row.label for row in rows}) < len(rows):  # files of one name in several folders
         rows = [_row(name, cls, options, usual, short=False) for options in made]
-    return rows
+    return [dataclasses.replace(row, target=target) for row in rows]
 
 
 def _wrong_options(cls: type[Model]) -> str:
@@ -272,12 +322,15 @@ class Identity:
 
 
 def identify(row: Row) -> Identity:
-    """Name, version, options, checkpoints' sha256, and the sha256 of the files that define the plugin's class.
+    """Name, version, options, checkpoints' sha256, and the sha256 of the files that define the plugin's class; of a
+    live model nothing but a number drawn for this run.
 
     The last makes an edit of one of them, or of one that the class inherits from, enough to measure it anew. Finds (and
     may download) the checkpoints; raises lactok.weights.WeightsError.
     """
     assert row.cls is not None, f"{row.label} has no class"
+    if row.live is not None:
+        return Identity({"name": row.name, "live": uuid.uuid4().hex}, ())
     records = []
     with isolated():
         sources = row.cls.weights(row.options)
@@ -293,6 +346,6 @@ def identify(row: Row) -> Identity:
         "version": row.cls.version,
         "options": options,
         "weights": [r.sha256 for r in records],
-        "source": registry.source_hash(row.cls),
+        "source": registry.source_hash(row.cls, row.target),
     }
     return Identity(parts, tuple(records))

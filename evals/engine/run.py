@@ -8,9 +8,10 @@ import datetime
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from evals.metrics.plan import PlannedColumn, plan
 from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
 from evals.tasks.build import make_task, task_class
-from lactok.interface import Generator
+from lactok.interface import Generator, Model
 from lactok.weights import offline
 
 # Images on the contact sheet.
@@ -58,25 +59,28 @@ class Finished:
     job: Job
 
 
-def run(config: RunConfig, quiet: bool = False, ranks: Ranks | None = None) -> Finished:
-    """Plan, execute, reduce; as rank 0 of `ranks`, of which the others `assist`.
+def run(
+    config: RunConfig, quiet: bool = False, ranks: Ranks | None = None, live: Mapping[str, Model] | None = None
+) -> Finished:
+    """Plan, execute, reduce; as rank 0 of `ranks`, of which the others `assist`. live: built models by label, which are
+    rows too; of a process alone.
 
     Failures of rows and metrics are in the record; raises ConfigError, DatasetError, StoreError, RankError.
     """
     started, ranks = time.time(), ranks or Ranks()
     try:
         try:
-            return _run(config, quiet, ranks, started)
+            return _run(config, quiet, ranks, started, live or {})
         except ChangedImage:
             if ranks.size > 1:  # the others hold the old list
                 raise
-            return _run(config, quiet, Ranks(), started)  # the index is gone: every image is checked again
+            return _run(config, quiet, Ranks(), started, live or {})  # the index is gone: every image is checked again
     finally:
         ranks.end()
 
 
-def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float) -> Finished:
-    job = _plan(config, ranks)
+def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float, live: Mapping[str, Model]) -> Finished:
+    job = _plan(config, ranks, live)
     record = _record(config, job, started)
     folder = Path(config.out) / "runs" / f"{config.suite}-{config.scale}-{record.config_hash}"
     with LiveProgress(quiet, ranks, unit=job.task.unit) as progress:
@@ -165,10 +169,10 @@ def _wanted(config: RunConfig) -> Wanted:
     return Wanted(group, names, config.weights, config.calibration, config.options, takes)
 
 
-def _plan(config: RunConfig, ranks: Ranks) -> Job:
+def _plan(config: RunConfig, ranks: Ranks, live: Mapping[str, Model] = MappingProxyType({})) -> Job:
     device = choose_device(config.device, ranks)
     check_precision(config.precision, device)
-    rows = resolve_rows(_wanted(config))
+    rows = resolve_rows(_wanted(config), live)
     cache = Cache(Path(config.out) / "cache", process_origin(device))
     ranks.check_shared(cache.root)
     with ranks.zero_first("dataset"):

@@ -96,28 +96,37 @@ def metric_names(wanted: Any, features: str) -> list[str]:
     known = registry.entries("metrics")
     names = [n for w in as_list(wanted) for n in (DEFAULTS[features] if w == "default" else [w])]
     for name in names:
-        if name not in known:
+        if name not in known and not registry.is_target(name):
             raise ConfigError(registry.unknown("metric", name, ["default", *known]))
     return list(dict.fromkeys(names))
 
 
 def metric_class(name: str) -> type[Metric]:
-    """The registered class. Raises registry.RegistryError, or UnusableMetric for what is no metric of that name."""
+    """The class of a registered name, or of FILE.py:CLASS. Raises registry.RegistryError, or UnusableMetric for what is
+    no metric of that name."""
     from evals.metrics.base import ImageMetric, SetMetric, TokenMetric
 
     cls = registry.load("metrics", name)
     if not (isinstance(cls, type) and issubclass(cls, (ImageMetric, SetMetric, TokenMetric))):
-        raise UnusableMetric(f"{cls!r} is registered: expected a subclass of ImageMetric, SetMetric or TokenMetric")
-    if getattr(cls, "name", None) != name:
+        raise UnusableMetric(f"{name} is {cls!r}: expected a subclass of ImageMetric, SetMetric or TokenMetric")
+    if registry.is_target(name):
+        if not isinstance(getattr(cls, "name", None), str) or cls.name in registry.entries("metrics"):
+            raise UnusableMetric(
+                f"{cls.__qualname__}.name is {getattr(cls, 'name', None)!r}: expected a text that is no registered "
+                "metric's name"
+            )
+    elif getattr(cls, "name", None) != name:
         raise UnusableMetric(f"{cls.__qualname__}.name is {getattr(cls, 'name', None)!r}: expected {name!r}")
     if lacking := sorted(getattr(cls, "__abstractmethods__", ())):
         raise UnusableMetric(f"{cls.__qualname__} does not define {', '.join(lacking)}")
     return cls
 
 
-def identity(cls: type[Metric], protocol: Conventions) -> dict[str, Any]:
-    """What determines a metric's values: its weights and code too. Raises lactok.weights.WeightsError, one
-    MissingWeights for all files that are missing."""
+def identity(cls: type[Metric], protocol: Conventions, target: str = "") -> dict[str, Any]:
+    """What determines a metric's values: its weights and code too. target: FILE.py:CLASS, where it was named so.
+
+    Raises lactok.weights.WeightsError, one MissingWeights for all files that are missing.
+    """
     if strange := [name for name in cls.protocol_fields if not hasattr(protocol, name)]:
         raise UnusableMetric(f"it reads protocol.{', protocol.'.join(strange)}, which this task's protocol has not")
     settings = protocol.subset(*cls.protocol_fields)
@@ -128,7 +137,7 @@ def identity(cls: type[Metric], protocol: Conventions) -> dict[str, Any]:
         "version": cls.version,
         "protocol": settings,
         "weights": [identity_of(source) for source in cls.weights()],
-        "source": registry.source_hash(cls),
+        "source": registry.source_hash(cls, target),
     }
     return found | ({"backend": backend} if backend else {})
 
@@ -185,11 +194,11 @@ class _Planner:
         cls = metric_class(name)
         self._check_columns(cls)
         self._check_references(cls)
-        determined = identity(cls, self.protocol)
+        determined = identity(cls, self.protocol, name if registry.is_target(name) else "")
         kind: Kind = "token"
         if issubclass(cls, ImageMetric):
             kind = "image"
-            self.image[name] = MetricPlan(cls, determined)
+            self.image[cls.name] = MetricPlan(cls, determined)
         elif issubclass(cls, SetMetric):
             kind = "set"
             source = self._features(cls)
@@ -197,15 +206,18 @@ class _Planner:
             self.found.sets.append(MetricPlan(cls, determined))
         elif issubclass(cls, TokenMetric):
             self.found.tokens.append(MetricPlan(cls, determined))
-        self.found.columns += [PlannedColumn(column, kind, name) for column in cls.columns]
+        self.found.columns += [PlannedColumn(column, kind, cls.name) for column in cls.columns]
 
     def _features(self, cls: type[SetMetric]) -> MetricPlan[ImageMetric]:
         """The image metric whose features `cls` reads; its own columns are shown only if it is named itself."""
         from evals.metrics.base import ImageMetric
 
-        source = metric_class(cls.features_of)
+        planned = self.image.get(cls.features_of)
+        source = planned.cls if planned else metric_class(cls.features_of)
         if not (issubclass(source, ImageMetric) and source.feature_dim > 0):
             raise UnusableMetric(f"it reads features of {source.name!r}, which gives none")
+        if planned:  # of FILE.py:CLASS too
+            return planned
         return MetricPlan(source, identity(source, self.protocol), columns_wanted=False)
 
     def _check_references(self, cls: type[Metric]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +30,7 @@ from evals.report.table import (
     settings_text,
     shown_table,
     speed_frame,
+    traceback_name,
 )
 from evals.suites.catalog import suites
 from lactok.registry import RegistryError
@@ -91,11 +91,6 @@ def render(run: RunRecord, contact: str | None = None, rate: str | None = None) 
         bpp=lambda row: _or_nothing(bits_per_pixel(row, run), ".4f"),
     )
     return text.rstrip() + "\n"
-
-
-def traceback_name(row: RowRecord) -> str:
-    """The file in the run's folder that holds a failed row's traceback."""
-    return f"traceback-{re.sub(r'[^A-Za-z0-9._-]+', '_', row.label)}.txt"
 
 
 @cache

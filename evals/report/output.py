@@ -11,7 +11,8 @@ from evals import record
 from evals.engine.run import Finished, contact_images
 from evals.engine.store import write_atomically
 from evals.report.contact import contact_sheet
-from evals.report.markdown import traceback_name, write_report
+from evals.report.markdown import write_report
+from evals.report.table import traceback_name
 
 
 def write_run(finished: Finished, command: str) -> list[Path]:
@@ -29,6 +30,8 @@ def write_run(finished: Finished, command: str) -> list[Path]:
     else:  # none of an earlier attempt is shown in its place
         (folder / "contact.png").unlink(missing_ok=True)
     write_atomically(folder / "run.json", record.to_json(finished.record).encode())
+    for stale in folder.glob("errors/*.txt"):  # of an earlier attempt
+        stale.unlink()
     for row in finished.record.rows:
         if row.trace:
             paths.append(folder / traceback_name(row))

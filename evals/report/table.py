@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -76,7 +77,8 @@ def shown_table(run: RunRecord) -> ShownTable:
             cells, mark = [_cell(row, column, best[column.name], notes) for column in run.columns], ""
         else:
             cells = [Cell(NOTHING) for _ in run.columns]
-            mark = notes.mark(f"{row.label}: {row.status}: {one_line(row.error)}")
+            where = f" (traceback: {traceback_name(row)})" if row.trace else ""
+            mark = notes.mark(f"{row.label}: {row.status}: {one_line(row.error)}{where}")
         facts = bits_text(row) if run.unit == "images" else settings_text(row)
         rows.append(Row(row.label, row.status, facts, row.training or NOTHING, cells, mark))
     return ShownTable(model_word(run), run.columns, rows, notes.texts)
@@ -163,6 +165,11 @@ def bits_text(row: RowRecord) -> str:
 def settings_text(row: RowRecord) -> str:
     """What a generator samples with; "–" where it says nothing."""
     return ", ".join(f"{name}={value}" for name, value in row.settings.items()) or NOTHING
+
+
+def traceback_name(row: RowRecord) -> str:
+    """The file in the run's folder that holds a failed row's traceback."""
+    return f"errors/{re.sub(r'[^A-Za-z0-9._-]+', '_', row.label)}.txt"
 
 
 def one_line(text: str) -> str:

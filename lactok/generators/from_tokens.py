@@ -46,9 +46,10 @@ DECODING = 1
 class SamplingOptions:
     """How ids are drawn; a generator's options are these and its decoder's.
 
-    gpt: a local checkpoint of the GPT. guidance_scale: at most 1 means no guidance; temperature; top_k: 0 for all ids;
-    top_p: see `lactok.models.gpt_sampling.Sampling`. together: prompts in the GPT at a time. compile: torch.compile of
-    the GPT's blocks, which takes a minute once and pays off over many images; ids may differ where logits are close.
+    gpt: a local checkpoint of the GPT. guidance_scale: at most 1 means no guidance; temperature: of logits;
+    top_k: 0 for all ids; top_p: see `lactok.models.gpt_sampling.Sampling`. together: prompts in the GPT at a time.
+    compile: torch.compile of the GPT's blocks, which takes a minute once and pays off over many images; ids may differ
+    where logits are close.
     """
 
     gpt: str | None = None

@@ -212,6 +212,19 @@ def _decode(data: bytes, name: str, how: Decoding) -> Decoded:
     return Decoded(np.array(rgb, dtype=np.uint8, order="C"), tuple(note for note, applies in notes if applies))
 
 
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """An image in memory as `decode` gives its file, colour profiles ignored: uint8 (H, W, 3). Raises ValueError."""
+    image.load()
+    try:
+        rgb = _to_rgb(image)
+    except ImageError as error:
+        raise ValueError(f"an image of mode {image.mode}: {error.reason}") from error
+    orientation = image.getexif().get(_ORIENTATION_TAG)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return np.array(rgb, dtype=np.uint8, order="C")
+
+
 def _too_large(pixels: int, how: Decoding, sides: str = "") -> str:
     return f"too large: {sides}{pixels:,} pixels; at most {how.max_pixels:,} are decoded (dataset.max_pixels=N)"
 

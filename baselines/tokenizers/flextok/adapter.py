@@ -47,7 +47,7 @@ class FlexTokOptions(MemoryOptions):
 
     weights: a local model.safetensors instead of the hub's; the config.json next to it is read, else its header.
     keep_ids: how many of an image's ids are kept, from the first (1 to 256); its rate follows.
-    guidance_scale: 1 means no guidance.
+    steps: of the decoder's flow. guidance_scale: 1 means no guidance.
     posterior_seed: None takes ids from the mean of the VAE's posterior. A number takes them from a sample of it, as
         the published wrapper does by default; the sample's noise follows from this number and the image alone.
     vae_scaling_factor: of the VAE's latents, for a checkpoint whose configuration does not state it.

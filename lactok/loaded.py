@@ -1,0 +1,128 @@
+"""`lactok.load("llamagen-mini")`: a tokenizer for use from Python, on PIL images, arrays and tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lactok import registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from lactok.interface import Latents, Tokenizer, TokenizerInfo, Tokens
+
+Form = Literal["tensor", "numpy", "pil"]
+
+
+class Loaded:
+    """A built tokenizer. name: as it was asked for; tokenizer: the plugin itself; both calls track no gradients."""
+
+    def __init__(self, name: str, tokenizer: Tokenizer) -> None:
+        self.name, self.tokenizer = name, tokenizer
+
+    @property
+    def info(self) -> TokenizerInfo:
+        """Its facts: tokens an image, codebook size, native sizes, training."""
+        return self.tokenizer.info
+
+    def __repr__(self) -> str:
+        info = self.info
+        tokens = f"{info.tokens_per_image} x {info.codebook_size}" if info.tokens_per_image else "continuous"
+        return f"<{self.name}: {tokens}, {info.input_size} -> {info.output_size} pixels, {self.tokenizer.device}>"
+
+    def encode(self, images: Any, fit: Literal["crop", "squash"] | None = None) -> Tokens | Latents:
+        """Images to tokens (`.ids`: int64 (B, N)), or to latents where the tokenizer is continuous.
+
+        images: one, a batch or a list of PIL images, NumPy arrays (H, W, 3) or tensors (3, H, W); uint8, or float in
+        [0, 1]. Those of another size than info.input_size are resized as the protocols do: torch's antialiased bicubic,
+        clamped. fit: what becomes of images that are not square, the centre or the whole. Raises ValueError.
+        """
+        import torch
+
+        from lactok.images.arrays import floats, separate
+
+        size, device = self.info.input_size, self.tokenizer.device
+        ready = [_fitted(floats(image).to(device), size, fit) for image in separate(images)]
+        if len(shapes := {tuple(image.shape) for image in ready}) > 1:
+            raise ValueError(f"images of {len(shapes)} shapes: {self.name} takes any size, and one size in a batch")
+        with torch.no_grad():
+            return self.tokenizer.encode(torch.stack(ready)).owned()
+
+    def decode(
+        self, tokens: Tokens | Latents | torch.Tensor, seeds: int | Sequence[int] = 0, form: Form = "tensor"
+    ) -> torch.Tensor | np.ndarray | list[Image.Image]:
+        """Tokens (or their ids alone) to images: float32 (B, 3, H, W) in [0, 1]; form="numpy": uint8 (B, H, W, 3);
+        form="pil": a list of PIL images.
+
+        seeds: of a decoder that draws noise: one an image, or an int from which they count up. Raises ValueError.
+        """
+        import torch
+
+        from lactok.interface import Tokens
+
+        if form not in ("tensor", "numpy", "pil"):
+            raise ValueError(f"form={form!r}: expected tensor, numpy or pil")
+        encoded = Tokens(tokens) if isinstance(tokens, torch.Tensor) else tokens
+        given = list(range(seeds, seeds + len(encoded))) if isinstance(seeds, int) else list(seeds)
+        if len(given) != len(encoded):
+            raise ValueError(f"{len(given)} seeds for {len(encoded)} images: expected one each, or an int")
+        with torch.no_grad():
+            images = self.tokenizer.decode(encoded.to(self.tokenizer.device).owned(), given)
+        images = images.detach().float().clamp(0, 1).clone()
+        if form == "tensor":
+            return images
+        arrays = (images * 255 + 0.5).floor().byte().permute(0, 2, 3, 1).cpu().numpy()
+        if form == "numpy":
+            return arrays
+        from PIL import Image
+
+        return [Image.fromarray(array) for array in arrays]
+
+
+def load(name: str, weights: str | None = None, device: Any = "auto", **options: Any) -> Loaded:
+    """A registered tokenizer, or one of FILE.py:CLASS, built on a device.
+
+    weights: a local checkpoint in place of its own; device: "auto" (CUDA where there is one), or torch's; options: the
+    plugin's own, as `python -m evals list tokenizers` shows them. Raises registry.UnknownName, weights.MissingWeights,
+    ValueError for an option that it does not have.
+    """
+    import torch
+
+    from lactok.interface import Tokenizer
+
+    cls = registry.load("tokenizers", name)
+    if not (isinstance(cls, type) and issubclass(cls, Tokenizer)):
+        raise registry.BrokenPlugin(f"{name} is {cls!r}: expected a subclass of lactok.interface.Tokenizer")
+    given = options if weights is None else {**options, "weights": weights}
+    declared = [field.name for field in dataclasses.fields(cls.Options)]
+    for key in given:
+        if key not in declared:
+            raise ValueError(f"{name} has no option {key!r}; it has {', '.join(declared) or 'none'}")
+    chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    return Loaded(name, cls(cls.Options(**given), torch.device(chosen if device == "auto" else device)))
+
+
+def _fitted(image: torch.Tensor, size: int | None, fit: str | None) -> torch.Tensor:
+    """float (3, H, W) to (3, size, size); as it is where any size will do."""
+    import torch.nn.functional as F
+
+    height, width = image.shape[-2:]
+    if fit not in (None, "crop", "squash"):
+        raise ValueError(f"fit={fit!r}: expected crop or squash")
+    if size is None or (height, width) == (size, size):
+        return image
+    if height != width and fit is None:
+        raise ValueError(
+            f"an image of {width} x {height} pixels, expected a square one; fit='crop' takes its centre, fit='squash' "
+            "all of it"
+        )
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[:, top : top + side, left : left + side]
+    resized = F.interpolate(image[None], size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return resized[0].clamp(0, 1)
