@@ -24,7 +24,7 @@ from evals.engine.models import ModelRun, stop
 from evals.engine.store import StoreError
 from evals.metrics.base import ImageMetric
 from evals.metrics.plan import MetricPlan
-from evals.tasks.base import Batch, Images, Outputs, pack_images, plain, unpack_images
+from evals.tasks.base import Batch, Images, Outputs, pack_images, pack_thumbnails, plain, unpack_images
 from lactok.interface import Item
 
 ImagePlan = MetricPlan[ImageMetric]
@@ -153,6 +153,8 @@ def _references_missing(job: Job, chunk: Chunk) -> list[ImagePlan]:
 
 def _run_chunk(job: Job, group: list[ModelRun], batch: Batch, progress: Progress) -> None:
     made: list[tuple[Missing, int, Outputs]] = []
+    if batch.references is not None and job.viewed(batch.chunk) and not job.cache.has(job.thumbnails(batch.chunk)):
+        job.cache.write(job.thumbnails(batch.chunk), pack_thumbnails(batch.references), {})
     for run in group:
         missing = _missing(job, run, batch.chunk)
         if missing.any:
@@ -195,6 +197,8 @@ def _outputs(job: Job, missing: Missing, batch: Batch) -> Iterator[tuple[int, Ou
         if seed_index in missing.images:
             refused_meta = {"refused": {str(place): reason for place, reason in outputs.refused.items()}}
             cache.write(job.task.images(run, chunk, seed_index), pack_images(outputs.images), refused_meta)
+        if job.viewed(chunk) and not cache.has(thumbnails := job.thumbnails(chunk, run, seed_index)):
+            cache.write(thumbnails, pack_thumbnails(outputs.images), {})
         if missing.contact and seed_index == 0:
             shown = job.shown_in(chunk)
             cache.write(job.contact(run, chunk), pack_images([outputs.images[place] for place in shown]), {})

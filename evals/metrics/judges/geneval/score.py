@@ -67,11 +67,13 @@ def columns(prefix: str, what: str) -> tuple[Column, ...]:
 class GenEvalScore(ImageMetric):
     """Each image is correct (1) or not (0); GenEval's summary is made of these. A subclass judges.
 
-    prefix: of the names of the columns; the per-image value is `PREFIX-images`.
+    prefix: of the names of the columns; the per-image value is `PREFIX-images`. quick: whether judging a run's images
+    once more, for the reasons, takes no time to speak of.
     """
 
     needs_reference = False
     prefix: ClassVar[str]
+    quick: ClassVar[bool] = False
 
     @abstractmethod
     def verdicts(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
