@@ -124,14 +124,15 @@ def table_rows(run: RunRecord) -> list[TableRow]:
     return rows
 
 
-def headers(run: RunRecord) -> list[tuple[str, str, str, str]]:
-    """(name, arrow and unit, what it is, better) of each column of the table."""
+def headers(run: RunRecord) -> list[tuple[str, str, str, str, bool]]:
+    """(name, arrow and unit, what it is, better, whether the shown table has it) of each column."""
     return [
         (
             column.name,
             f"{ARROWS[column.better]}{f' ({column.unit})' if column.unit else ''}".strip(),
             column.note,
             column.better or "",
+            column.shown,
         )
         for column in run.columns
     ]
@@ -142,7 +143,8 @@ def page_json(page: PageData, images: Mapping[str, Any]) -> dict[str, Any]:
     run = page.run
     names = short_labels([row.label for row in run.rows])
     columns = {column.name: column for column in run.columns}
-    metrics = list(dict.fromkeys(name for found in page.values.values() for name in found))
+    found = dict.fromkeys(name for metrics in page.values.values() for name in metrics)
+    metrics = [*(name for name in columns if name in found), *(name for name in found if name not in columns)]
     return {
         "unit": run.unit,
         "seeds": page.seeds,

@@ -4,7 +4,7 @@
 
 const LABEL_HEIGHT = 13;
 const BINS = 48;
-const CONFIGURATION = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+const CONFIGURATION = { displayModeBar: false, responsive: true };
 
 function themed(layout) {
   const style = getComputedStyle(document.documentElement);
@@ -60,7 +60,7 @@ function labelled(points, range, height) {
 const escaped = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
 
 // A panel: quality of the shown rows against xOf(row), a line a name; nothing where no row has both.
-function panel(box, column, xOf, xName, joined) {
+function panel(node, column, xOf, xName, joined) {
   const groups = new Map();
   page.rows.forEach((row, number) => {
     const [x, cell] = [xOf(row), row.cells[column.name]];
@@ -92,33 +92,29 @@ function panel(box, column, xOf, xName, joined) {
     const text = found.length > 1 ? row.name : end.row.lines.join(" ");
     ends.push({ x: Math.log10(end.x), y: end.y, text: escaped(text.length > 44 ? `${text.slice(0, 43)}…` : text), colour });
   }
+  node.hidden = !xs.length;
   if (!xs.length) return false;
   const [low, high] = [Math.min(...ys), Math.max(...ys)];
   const space = (high - low || Math.abs(high) || 1) * 0.12;
   const range = [low - space, high + space];
   const [first, last] = [Math.log10(Math.min(...xs)), Math.log10(Math.max(...xs))];
   const wide = Math.max(last - first, 0.3);
-  const node = element("div");
-  box.append(node);
   const height = node.clientHeight - 70;
   const layout = themed({
-    margin: { l: 54, r: 12, t: 22, b: 44 },
-    xaxis: { type: "log", title: { text: xName }, range: [first - wide * 0.06, last + wide * 0.62], dtick: wide > 0.8 ? "D2" : undefined },
-    yaxis: { title: { text: axisName(column) }, range },
+    margin: { l: 66, r: 12, t: 22, b: 44 },
+    xaxis: { type: "log", automargin: false, title: { text: xName }, range: [first - wide * 0.06, last + wide * 0.62], dtick: wide > 0.8 ? "D2" : undefined },
+    yaxis: { automargin: false, title: { text: axisName(column) }, range },
     annotations: labelled(ends, range, height),
   });
-  Plotly.newPlot(node, traces, layout, CONFIGURATION);
+  Plotly.react(node, traces, layout, CONFIGURATION);
   return true;
 }
 
 function drawPanels() {
-  for (const id of ["rate", "speed"]) {
-    for (const old of byId(id).children) Plotly.purge(old);
-    byId(id).replaceChildren();
-  }
-  const rate = page.plots.rate.map((column) => panel(byId("rate"), column, (row) => row.bits, "bits per image", true));
-  const speed = page.plots.speed.map((column) =>
-    panel(byId("speed"), column, (row) => (row.calibration ? null : row.speed?.rate), "images/s", false),
+  const node = (id, place) => byId(id).children[place] ?? byId(id).appendChild(element("div"));
+  const rate = page.plots.rate.map((column, place) => panel(node("rate", place), column, (row) => row.bits, "bits per image", true));
+  const speed = page.plots.speed.map((column, place) =>
+    panel(node("speed", place), column, (row) => (row.calibration ? null : row.speed?.rate), "images/s", false),
   );
   byId("plot-note").textContent = [
     rate.some(Boolean) ? "Rate: bits an image, mean; rows of one name are joined, dotted grey lines are the references of calibration." : "No row has a rate.",
@@ -173,9 +169,16 @@ function drawHistogram() {
   Plotly.react(node, traces, layout, CONFIGURATION);
 }
 
+// Zooming: dragging; double-click shows all again.
+let plotsAsked = false;
 function drawPlots() {
-  drawPanels();
-  drawHistogram();
+  if (plotsAsked) return;
+  plotsAsked = true;
+  requestAnimationFrame(() => {
+    plotsAsked = false;
+    drawPanels();
+    drawHistogram();
+  });
 }
 options(byId("histogram-metric"), page.metrics.map((metric, number) => [String(number), metric.name]), String(Math.max(0, page.metrics.findIndex((metric) => metric.better))));
 byId("histogram-metric").addEventListener("change", drawHistogram);

@@ -14,17 +14,22 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-// Okabe and Ito's colours for the models under test; calibration rows are grey.
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
+// Okabe and Ito's colours for the models under test, those that stand out on the theme's ground; calibration rows are
+// grey.
+const PALETTES = {
+  light: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"],
+  dark: ["#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442"],
+};
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star"];
 const CALIBRATION = "#8b949e";
 const names = [...new Set(page.rows.filter((row) => !row.calibration).map((row) => row.label))];
 function colourOf(row) {
-  return row.calibration ? CALIBRATION : COLOURS[names.indexOf(row.label) % COLOURS.length];
+  const palette = PALETTES[document.documentElement.dataset.theme] ?? PALETTES.light;
+  return row.calibration ? CALIBRATION : palette[names.indexOf(row.label) % palette.length];
 }
 function symbolOf(row) {
   if (row.calibration) return "x-thin-open";
-  return SYMBOLS[Math.floor(names.indexOf(row.label) / COLOURS.length) % SYMBOLS.length];
+  return SYMBOLS[Math.floor(names.indexOf(row.label) / PALETTES.light.length) % SYMBOLS.length];
 }
 
 // Rows that the reader switched off, and the words by which rows are filtered.
@@ -46,7 +51,6 @@ function applyRows() {
 
 page.rows.forEach((row, number) => {
   const mark = element("i", { className: "mark" });
-  mark.style.setProperty("--mark", colourOf(row));
   const chip = element("button", { type: "button", className: "chip", title: row.label }, mark, row.lines.join(" "));
   chip.dataset.row = number;
   chip.addEventListener("click", () => {
@@ -55,7 +59,6 @@ page.rows.forEach((row, number) => {
     applyRows();
   });
   byId("chips").append(chip);
-  document.querySelector(`#table tr[data-row="${number}"] .mark`).style.setProperty("--mark", colourOf(row));
 });
 byId("filter").addEventListener("input", (event) => {
   words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -92,6 +95,9 @@ for (const header of document.querySelectorAll("#table thead th")) {
   });
 }
 
+// Columns that the shown table leaves out, such as the use of the codebook.
+byId("more")?.addEventListener("change", (event) => document.querySelector("#table table").classList.toggle("all", event.target.checked));
+
 // The theme: as the system has it, until the reader chooses one. A page from a disk may have no storage.
 const THEMES = ["system", "light", "dark"];
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -105,6 +111,9 @@ function applyTheme() {
   const name = theme === "system" ? (dark.matches ? "dark" : "light") : theme;
   document.documentElement.dataset.theme = name;
   byId("theme").textContent = `theme: ${theme}`;
+  for (const mark of document.querySelectorAll("[data-row] .mark")) {
+    mark.style.setProperty("--mark", colourOf(page.rows[Number(mark.closest("[data-row]").dataset.row)]));
+  }
   tell("theme");
 }
 byId("theme").addEventListener("click", () => {

@@ -82,7 +82,7 @@ function badness(number, metric, index) {
 
 function sortItems() {
   const all = page.images.indices ?? page.items.map((_, index) => index);
-  const metric = page.metrics[Number(byId("sort-metric").value)];
+  const metric = chosenMetric();
   const [row, less] = [byId("sort-row").value, byId("sort-less").value];
   const keep = viewer.order[viewer.at];
   if (!metric) {
@@ -196,8 +196,15 @@ function options(select, entries, chosen) {
   if (!entries.some(([value]) => value === chosen) && entries.length) select.value = entries[0][0];
 }
 
-function shownMetric() {
-  return page.metrics[Number(byId("sort-metric").value)] ?? page.metrics.find((metric) => metric.better) ?? page.metrics[0];
+// The metric of the sort, undefined in the dataset's order.
+function chosenMetric() {
+  const chosen = byId("sort-metric").value;
+  return chosen === "" ? undefined : page.metrics[Number(chosen)];
+}
+// What stands below each image: the metric of the sort, and those of the plots.
+function captionMetrics() {
+  const liked = page.plots.speed.map((column) => page.metrics.find((metric) => metric.name === column.name));
+  return [...new Set([chosenMetric(), ...liked, ...page.metrics.slice(0, 2)])].filter(Boolean).slice(0, 2);
 }
 
 function makeCell(row, index) {
@@ -206,8 +213,7 @@ function makeCell(row, index) {
   const caption = element("figcaption", {}, labelOf(row)[0]);
   for (const line of labelOf(row).slice(1)) caption.append(element("br"), element("small", {}, line));
   if (row !== REFERENCE) {
-    const metric = shownMetric();
-    if (metric) {
+    for (const metric of captionMetrics()) {
       const shown = `${metric.name} ${figure(raw(number, metric.name, index), metric)}`;
       caption.append(element("br"), element("small", {}, shown));
     }
