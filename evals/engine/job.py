@@ -138,7 +138,7 @@ class Job:
         return Artifact("contact", {"shown": self.shown_in(chunk)}, (self.task.images(run, chunk, 0),))
 
     def viewed(self, chunk: Chunk) -> bool:
-        """Whether thumbnails of the chunk's images are kept: all chunks' up to MOST_VIEWED items, else evenly spread."""
+        """Whether thumbnails of the chunk's images are kept: of all chunks up to MOST_VIEWED items, else of some."""
         count, most = len(self.chunks), MOST_VIEWED // CHUNK
         place = chunk.start // CHUNK
         return count <= most or place * most // count != (place - 1) * most // count

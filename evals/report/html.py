@@ -27,7 +27,7 @@ SCRIPTS = ("report_table.js", "report_plots.js", "report_viewer.js")
 
 
 def write_page(finished: Finished) -> Path:
-    """Write report.html into the run's folder, and the images that lie beside it; returns its path. Raises StoreError."""
+    """Write report.html into the run's folder, and the images beside it; returns its path. Raises StoreError."""
     told, embedded = place_images(finished)
     items = [
         ShownItem(index, item.id, item.cluster, item.payload) for index, item in enumerate(finished.job.dataset.items)
@@ -89,7 +89,10 @@ def _conditions(run: RunRecord) -> list[tuple[str, str]]:
     more = [(name, str(value)) for name, value in run.parameters.items()]
     return [
         ("suite", run.suite),
-        ("scale", f"{run.scale} (weights {run.config.get('weights', '?')}, features {run.config.get('features', '?')})"),
+        (
+            "scale",
+            f"{run.scale} (weights {run.config.get('weights', '?')}, features {run.config.get('features', '?')})",
+        ),
         ("dataset", items_text(run)),
         ("dataset fingerprint", run.dataset_fingerprint),
         ("protocol", f"{run.protocol['name']}, hash {run.protocol_hash}"),

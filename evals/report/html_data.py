@@ -46,7 +46,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row in the table of the page. lines: its label, shortened, in lines; label: the whole one; number: its place."""
+    """A row in the table of the page. lines: its label, shortened, in lines; label: the whole; number: its place."""
 
     number: int
     label: str
@@ -81,8 +81,8 @@ class PageData:
 
 
 def readable(text: str) -> str:
-    """The text with what is no Unicode (half of a surrogate pair, as file names may have) spelled out, so that it can be
-    written as UTF-8."""
+    """The text with what is no Unicode (half of a surrogate pair, as file names may have) spelled out, so that it can
+    be written as UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -104,7 +104,9 @@ def table_rows(run: RunRecord) -> list[TableRow]:
                 hover += f": 95 % interval {number_text(value.low, column)} to {number_text(value.high, column)}"
             if value is not None and value.count is not None:
                 hover += f", {value.count:,} {run.unit}"
-            order = "" if figure is None or math.isnan(figure) else str(abs(figure) if column.better == "zero" else figure)
+            order = (
+                "" if figure is None or math.isnan(figure) else str(abs(figure) if column.better == "zero" else figure)
+            )
             cells.append(TableCell(cell, order, hover, text))
         facts_order = "" if row.bits_per_image is None else str(row.bits_per_image)
         rows.append(
@@ -197,7 +199,8 @@ def _plotted(run: RunRecord) -> dict[str, list[dict[str, Any]]]:
     def chosen(columns: Sequence[Any]) -> list[dict[str, Any]]:
         liked = sorted(columns, key=lambda c: PLOTTED.index(c.name) if c.name in PLOTTED else len(PLOTTED))
         return [
-            {"name": c.name, "better": c.better, "unit": c.unit, "arrow": ARROWS[c.better]} for c in liked[:MOST_PLOTTED]
+            {"name": c.name, "better": c.better, "unit": c.unit, "arrow": ARROWS[c.better]}
+            for c in liked[:MOST_PLOTTED]
         ]
 
     judged = [c for c in run.columns if c.better and c.kind != "token" and c.shown]
@@ -206,7 +209,9 @@ def _plotted(run: RunRecord) -> dict[str, list[dict[str, Any]]]:
 
 def _compact(values: np.ndarray) -> list[float | str | None]:
     """Figures to DIGITS digits; null where there is none, and "inf" or "-inf"."""
-    return [None if math.isnan(v) else float(f"{v:.{DIGITS}g}") if math.isfinite(v) else str(v) for v in values.tolist()]
+    return [
+        None if math.isnan(v) else float(f"{v:.{DIGITS}g}") if math.isfinite(v) else str(v) for v in values.tolist()
+    ]
 
 
 def _finite(value: float | None) -> float | None:

@@ -148,6 +148,7 @@ def _figure(figure: Cell) -> str:
 
 
 def interval_note(run: RunRecord) -> str:
+    """What the figures' intervals are; "" where the run has none."""
     if not any(cell.low is not None for row in run.rows for cell in row.cells.values()):
         return ""
     by = f" clustered by the {run.clusters} sources" if run.clusters < run.items else ""

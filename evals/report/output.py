@@ -24,7 +24,9 @@ def write_run(finished: Finished, command: str) -> list[Path]:
     references, rows = contact_images(finished)
     if references or rows:
         buffer = io.BytesIO()
-        contact_sheet(references, rows).save(buffer, format="PNG")
+        items = finished.job.dataset.items
+        names = [items[index].id for index in sorted(finished.job.shown)]
+        contact_sheet(references, rows, names).save(buffer, format="PNG")
         write_atomically(folder / "contact.png", buffer.getvalue())
         paths.insert(0, folder / "contact.png")
     else:  # none of an earlier attempt is shown in its place

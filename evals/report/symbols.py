@@ -20,8 +20,8 @@ def superscript(number: int) -> str:
 
 
 def short_labels(labels: Sequence[str]) -> list[tuple[str, ...]]:
-    """Each label NAME[OPTION=VALUE,...] as its name and at most two lines of the options that tell the rows of this name
-    apart. Different labels stay different: where lines are cut to the same text, a number follows.
+    """Each label NAME[OPTION=VALUE,...] as its name and at most two lines of the options that tell the rows of this
+    name apart. Different labels stay different: where lines are cut to the same text, a number follows.
     """
     split = [_split(label) for label in labels]
     found: list[tuple[str, ...]] = []

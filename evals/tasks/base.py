@@ -112,7 +112,7 @@ def pack_images(images: Images) -> dict[str, np.ndarray]:
 
 
 def pack_thumbnails(images: Images) -> dict[str, np.ndarray]:
-    """Images as arrays for the cache, as small JPEG files (side THUMBNAIL_SIDE at most): their bytes, and where each ends.
+    """Images as arrays for the cache, as small JPEG files (side THUMBNAIL_SIDE at most): bytes, and where each ends.
 
     They are for the eye. No figure is made from them.
     """
