@@ -6,8 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -31,10 +29,10 @@ from evals.report.symbols import OPTION_LINE, OPTION_LINES, short_labels
 from evals.tasks.base import THUMBNAIL_SIDE, pack_thumbnails, unpack_files, unpack_images
 from lactok import registry
 from lactok.items import Item
+from tests.browser import Browser, find
 from tests.support import TOY, install_plugin, pictures
 from tests.test_report import generation_run, make_run
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "headless_shell")
 EVIL = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 
 
@@ -315,73 +313,72 @@ def test_thumbnails_are_small_and_whole():
 
 # --- in a browser
 
-PROBE = """
-<script>
-const problems = [];
-addEventListener("error", (event) => problems.push(`error ${event.message}`));
-addEventListener("securitypolicyviolation", (event) => problems.push(`blocked ${event.blockedURI}`));
-const consoleError = console.error;
-console.error = (...all) => { problems.push(`console ${all.join(" ")}`); consoleError(...all); };
-</script>
-"""
-USE = """
-<script>
-const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-(async () => {
-  for (let i = 0; i < 100 && !document.querySelector("#grid canvas"); i++) await wait(50);
-  const first = document.getElementById("place").textContent;
-  for (const key of ["ArrowRight", "2", "d", "z", "?"]) { press(key); await wait(150); }
-  document.querySelector('#table th[data-column="2"]').click();
-  document.getElementById("theme").click();
-  await wait(400);
-  document.title = "DONE " + JSON.stringify({
-    problems, first, second: document.getElementById("place").textContent,
-    right: document.getElementById("right").value, difference: document.getElementById("difference").checked,
-    help: document.getElementById("help").open, cells: document.querySelectorAll("#grid canvas").length,
-    order: [...document.querySelectorAll("#table tbody tr")].map((row) => Number(row.dataset.row)),
-    plots: document.querySelectorAll(".main-svg").length, theme: document.documentElement.dataset.theme,
-    requests: performance.getEntriesByType("resource").map((one) => one.name)
-      .filter((name) => !/^(data|file):/.test(name)),
-    paint: performance.getEntriesByName("first-contentful-paint").map((one) => one.startTime),
-  }) + " END";
-})();
-</script>
-"""
-
-
-def browser() -> str:
-    """A Chromium's path: LACTOK_CHROMIUM, or one that is installed; skips the test where there is none."""
-    named = os.environ.get("LACTOK_CHROMIUM")
-    for name in [named] if named else BROWSERS:
-        if found := shutil.which(name):
-            return found
-    pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed, and LACTOK_CHROMIUM names none")
-
 
 def test_in_a_browser_it_works_without_errors_or_requests(finished: engine.Finished, page: Page, tmp_path: Path):
-    program = browser()
-    text = (finished.folder / "report.html").read_text(encoding="utf-8")
-    copy = finished.folder / "probed.html"
-    copy.write_text(text.replace("<head>", f"<head>{PROBE}", 1).replace("</body>", f"{USE}</body>"), encoding="utf-8")
-    command = [
-        program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--window-size=1280,900",
-        "--single-process", "--no-zygote", "--timeout=9000", "--dump-dom", copy.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    found = re.search(r"<title>DONE (.*?) END</title>", done.stdout)
-    assert found, done.stderr[-2000:]
-    seen = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert seen["problems"] == []
-    assert seen["requests"] == []
-    assert (seen["first"], seen["second"]) == ("1 of 5", "2 of 5")
-    rows = finished.record.rows
-    assert seen["right"] == "1"  # the second row
-    assert seen["difference"]
-    assert seen["help"]
-    assert seen["cells"] == len(rows) + 1
-    assert seen["plots"] >= 3
-    psnr = [row.cells["PSNR"].value or -1 for row in rows]
-    assert seen["order"] == sorted(range(len(rows)), key=lambda i: -psnr[i])
-    assert seen["paint"]
-    assert seen["paint"][0] < 2000
+    path, rows = finished.folder / "report.html", finished.record.rows
+    with Browser(find(), tmp_path) as tab:
+        tab.call("Page.navigate", url=path.as_uri())
+        tab.until(
+            "document.querySelectorAll('#grid canvas').length && document.querySelectorAll('.main-svg').length > 2"
+        )
+        (paint,) = tab.evaluate("performance.getEntriesByName('first-contentful-paint').map((one) => one.startTime)")
+        assert paint < 2000
+        assert tab.evaluate("byId('place').textContent") == "1 of 5"
+        for key, expected in {
+            "ArrowRight": "byId('place').textContent === '2 of 5'",
+            "2": "byId('right').value === '1'",
+            "d": "byId('difference').checked",
+            "?": "byId('help').open",
+        }.items():
+            press = "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: %s, bubbles: true }))"
+            tab.evaluate(press % json.dumps(key))
+            tab.until(expected)
+        assert tab.evaluate("document.querySelectorAll('#grid canvas').length") == len(rows) + 1
+
+        tab.evaluate("document.querySelector('#table th[data-column=\"2\"]').click()")
+        psnr = [row.cells["PSNR"].value or -1 for row in rows]
+        order = tab.evaluate("[...document.querySelectorAll('#table tbody tr')].map((row) => Number(row.dataset.row))")
+        assert order == sorted(range(len(rows)), key=lambda i: -psnr[i])
+
+        noisy, toy = (next(i for i, row in enumerate(rows) if row.label == label) for label in ("noisy", "toy"))
+        chosen = {"sort-metric": "0", "sort-row": str(noisy), "sort-less": str(toy)}
+        for name, value in chosen.items():
+            tab.evaluate(f"byId('{name}').value = '{value}'; byId('{name}').dispatchEvent(new Event('change'))")
+        behind = finished.per_image["noisy"].values["PSNR"][0] - finished.per_image["toy"].values["PSNR"][0]
+        assert tab.evaluate("viewer.order") == np.argsort(behind, kind="stable").tolist()
+
+        tab.evaluate("byId('filter').value = 'NOISY'; byId('filter').dispatchEvent(new Event('input'))")
+        tab.until("document.querySelectorAll('#grid canvas').length === 2")
+        assert (
+            tab.evaluate("[...document.querySelectorAll('#table tbody tr')].filter((row) => !row.hidden).length") == 1
+        )
+        tab.evaluate("byId('theme').click(); byId('theme').click()")
+        assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
+        tab.evaluate("new Promise((done) => setTimeout(done, 300))")
+        assert tab.problems() == []
+        assert all(url.startswith(finished.folder.as_uri()) for url in tab.requests()), tab.requests()
+
+
+def test_in_a_browser_images_beside_the_page_are_found(
+    finished: engine.Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    program = find()
+    monkeypatch.setattr(html_images, "MOST_EMBEDDED", 4)
+    job = dataclasses.replace(finished.job, save_images=False)
+    (tmp_path / "run").mkdir()
+    path = write_page(dataclasses.replace(finished, folder=tmp_path / "run", job=job))
+    with Browser(program, tmp_path / "profile") as tab:
+        tab.call("Page.navigate", url=path.as_uri())
+        tab.until(f"document.querySelectorAll('#grid canvas').length === {len(finished.record.rows) + 1}")
+        some = "[...cells[%d].canvas.getContext('2d').getImageData(30, 30, 40, 40).data].reduce((a, b) => a + b)"
+        both = f"new Promise((done) => setTimeout(done, 200)).then(() => [{some % 0}, {some % 2}])"
+        whole = tab.evaluate(both)
+        tab.evaluate("moveTo(0.3, 0.3, 8)")
+        part = tab.evaluate(both)
+        assert whole[0] != part[0], "the first image is not zoomed"
+        assert whole[1] != part[1], "another image is not zoomed with it"
+        tab.evaluate("byId('difference').click()")
+        opaque_black = 40 * 40 * 255
+        identity = next(i for i, row in enumerate(finished.record.rows) if row.label == "identity") + 1
+        assert tab.evaluate(both.replace("cells[2]", f"cells[{identity}]"))[1] == opaque_black
+        assert tab.problems() == []
