@@ -381,4 +381,4 @@ def test_in_a_browser_images_beside_the_page_are_found(
         opaque_black = 40 * 40 * 255
         identity = next(i for i, row in enumerate(finished.record.rows) if row.label == "identity") + 1
         assert tab.evaluate(both.replace("cells[2]", f"cells[{identity}]"))[1] == opaque_black
-        assert tab.problems() == []
+        assert [told for told in tab.problems() if "getImageData" not in told] == []  # that the test reads canvases
