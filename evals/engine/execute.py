@@ -66,6 +66,7 @@ class Scored:
     seed_index: int
     outputs: Outputs
     arrays: list[dict[str, Tensor]] = field(default_factory=list)
+    reasons: dict[int, Sequence[str]] = field(default_factory=dict)
 
 
 def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
@@ -249,8 +250,9 @@ def _score(job: Job, plan: ImagePlan, batch: Batch, wanted: list[Scored]) -> Non
             arrays = _joined(one, batch.chunk.items, plan)
             if arrays is not None:
                 refused = {str(place): reason for place, reason in one.outputs.refused.items()}
+                told = {str(place): list(reasons) for place, reasons in one.reasons.items()}
                 artifact = job.scores(one.run, batch.chunk, one.seed_index, plan)
-                job.cache.write(artifact, arrays, {**meta, "refused": refused})
+                job.cache.write(artifact, arrays, {**meta, "refused": refused} | ({"reasons": told} if told else {}))
 
 
 def _one(
@@ -265,6 +267,9 @@ def _one(
             arrays = dict(metric.score(reference, embedded, items))
             if plan.cls.feature_dim:
                 arrays["features"] = metric.features(embedded)
+            for place, reasons in enumerate(metric.reasons(embedded) or (), part.start):
+                if reasons and place not in one.outputs.refused:
+                    one.reasons[place] = reasons
             return {name: values.clone() for name, values in arrays.items()}
     except Exception as error:
         if is_out_of_memory(error):

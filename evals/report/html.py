@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from evals.engine.run import Finished
 from evals.engine.store import write_atomically
-from evals.metrics.judges.geneval.score import GenEvalScore
+from evals.metrics.base import ImageMetric
 from evals.record import RunRecord
 from evals.report.html_data import PageData, ShownItem, headers, page_json, readable, script_json, table_rows
 from evals.report.html_images import place_images
@@ -39,21 +39,19 @@ def write_page(finished: Finished) -> Path:
     return path
 
 
-def judged_wrong(finished: Finished) -> dict[str, dict[str, tuple[str, ...]]]:
-    """By row label and "INDEX/SEED", why GenEval holds an image to be wrong; only of a judge that is quick, since the
-    images are judged once more for it. {} for other runs."""
-    from evals.cli.failures import failures
-
-    if not any(issubclass(plan.cls, GenEvalScore) and plan.cls.quick for plan in finished.job.metrics.image):
-        return {}
-    index = {item.id: place for place, item in enumerate(finished.job.dataset.items)}
-    return {
-        run.row.label: {
-            f"{index[one.item]}/{one.number}": one.reasons for one in failures(finished, run.row.label)
-        }
-        for run in finished.job.runs
-        if run.status == "ok"
-    }  # fmt: skip
+def judged_wrong(finished: Finished) -> dict[str, dict[str, list[str]]]:
+    """By row label and "INDEX/SEED", what a judge says against an image (`ImageMetric.reasons`); {} without a judge."""
+    job, found = finished.job, {}
+    judges = [plan for plan in job.metrics.image if plan.cls.reasons is not ImageMetric.reasons]
+    for run in job.runs if judges else ():
+        told = found.setdefault(run.row.label, {})
+        for plan in judges if run.status == "ok" else ():
+            for seed in run.seed_indices(job.seeds):
+                for chunk in job.chunks:
+                    entry = job.cache.read(job.scores(run, chunk, seed, plan))
+                    for place, reasons in entry.meta.get("reasons", {}).items() if entry is not None else ():
+                        told.setdefault(f"{chunk.start + int(place)}/{seed}", []).extend(reasons)
+    return found
 
 
 def render(page: PageData, images: Mapping[str, Any], thumbnails: Mapping[int, Any]) -> str:
@@ -74,7 +72,7 @@ def render(page: PageData, images: Mapping[str, Any], thumbnails: Mapping[int, A
         conditions=_conditions(run),
         interval_note=interval_note(run),
         has_images=bool(images["shown"]),
-        geneval=bool(run.unit == "prompts" and any(c.name.startswith("GenEval") for c in run.columns)),
+        reasons=any(page.reasons.values()),
         data=Markup(script_json(page_json(page, images))),
         thumbnails=Markup(script_json(thumbnails)),
         styles=[Markup(_packaged(name)) for name in STYLES],

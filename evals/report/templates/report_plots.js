@@ -111,7 +111,11 @@ function panel(node, column, xOf, xName, joined) {
 }
 
 function drawPanels() {
-  const node = (id, place) => byId(id).children[place] ?? byId(id).appendChild(element("div"));
+  for (const id of ["rate", "speed"]) {
+    // all boxes first, since a later one makes those before narrower
+    while (byId(id).children.length < page.plots[id].length) byId(id).append(element("div"));
+  }
+  const node = (id, place) => byId(id).children[place];
   const rate = page.plots.rate.map((column, place) => panel(node("rate", place), column, (row) => row.bits, "bits per image", true));
   const speed = page.plots.speed.map((column, place) =>
     panel(node("speed", place), column, (row) => (row.calibration ? null : row.speed?.rate), "images/s", false),
@@ -160,7 +164,7 @@ function drawHistogram() {
     xaxis: { title: { text: `${metric.name}${metric.unit ? ` (${metric.unit})` : ""}` } },
     yaxis: {
       tickvals: rows.map((_, place) => rows.length - 1 - place + 0.3),
-      ticktext: rows.map(({ row }, place) => escaped(row.lines[0].slice(0, 40)) + (unlike[place] ? ` (${unlike[place]} at ∞)` : "")),
+      ticktext: rows.map(({ row }, place) => escaped(row.lines.join(" ").slice(0, 40)) + (unlike[place] ? ` (${unlike[place]} at ∞)` : "")),
       range: [-0.15, rows.length],
       showgrid: false,
       zeroline: false,

@@ -46,7 +46,6 @@ class GenEvalSmall(GenEvalScore):
     name = "geneval-small"
     summary = "GenEval on scenes of coloured shapes, detected exactly (prompts of lactok.data.scenes)"
     prefix = "GenEval-small"
-    quick = True
     columns = columns(prefix, "GenEval's rules on scenes of shapes")
 
     def verdicts(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
