@@ -41,7 +41,8 @@ def write_page(finished: Finished) -> Path:
 
 def judged_wrong(finished: Finished) -> dict[str, dict[str, list[str]]]:
     """By row label and "INDEX/SEED", what a judge says against an image (`ImageMetric.reasons`); {} without a judge."""
-    job, found = finished.job, {}
+    job = finished.job
+    found: dict[str, dict[str, list[str]]] = {}
     judges = [plan for plan in job.metrics.image if plan.cls.reasons is not ImageMetric.reasons]
     for run in job.runs if judges else ():
         told = found.setdefault(run.row.label, {})
