@@ -1,6 +1,7 @@
 """GenEval's decision logic and summary are the published ones; `geneval-small` tells true scenes from others."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -248,6 +249,12 @@ def test_scenes_are_judged_by_the_command_line(tmp_path: Path):
     assert "<h2>renders: 0 images fail</h2>" in page
     assert page.count("<figure>") == 3
     assert page.count("<span class=why>expected ") == 3, "GenEval's own words"
+    told = re.search(r'"reasons":(\[.*?\}\]),"images"', (run / "report.html").read_text())
+    assert told
+    others, renders = json.loads(told[1])
+    assert renders == {}
+    assert len(others) == wrong, "report.html has the reasons of every wrong image"
+    assert all(reasons[0].startswith("expected ") for reasons in others.values())
     unknown = evals("judges", "failures", str(run), "--row", "zzz", module="evals", plugins=(plugin,))
     assert unknown.returncode == 2
     assert "no row 'zzz' with images; there are others, renders" in unknown.stderr

@@ -91,7 +91,7 @@ def test_a_record_says_how_it_was_made(mini: engine.Finished, capsys: pytest.Cap
     assert record.protocol_hash in report
     assert {p.name for p in mini.folder.iterdir()} == {
         "run.json", "report.md", "table.csv", "table.parquet", "per_image.parquet", "speed.csv",
-        "rate.png", "contact.png",
+        "rate.png", "contact.png", "report.html",
     }  # fmt: skip
     assert "llamagen-mini" in capsys.readouterr().out
 

@@ -25,7 +25,7 @@ from evals.engine.space import check_space
 from evals.engine.store import StoreError
 from evals.metrics.base import ImageMetric
 from evals.metrics.plan import MetricPlan
-from evals.tasks.base import Batch, Images, Outputs, pack_images, plain, unpack_images
+from evals.tasks.base import Batch, Images, Outputs, pack_images, pack_thumbnails, plain, unpack_images
 from lactok.interface import Item
 
 ImagePlan = MetricPlan[ImageMetric]
@@ -69,6 +69,7 @@ class Scored:
     seed_index: int
     outputs: Outputs
     arrays: list[dict[str, Tensor]] = field(default_factory=list)
+    reasons: dict[int, Sequence[str]] = field(default_factory=dict)
 
 
 def execute(job: Job, progress: Progress, attempt: int = 0) -> None:
@@ -159,6 +160,8 @@ def _references_missing(job: Job, chunk: Chunk) -> list[ImagePlan]:
 
 def _run_chunk(job: Job, group: list[ModelRun], batch: Batch, progress: Progress) -> None:
     made: list[tuple[Missing, int, Outputs]] = []
+    if batch.references is not None and job.viewed(batch.chunk) and not job.cache.has(job.thumbnails(batch.chunk)):
+        job.cache.write(job.thumbnails(batch.chunk), pack_thumbnails(batch.references), {})
     for run in group:
         missing = _missing(job, run, batch.chunk)
         if missing.any:
@@ -201,6 +204,8 @@ def _outputs(job: Job, missing: Missing, batch: Batch) -> Iterator[tuple[int, Ou
         if seed_index in missing.images:
             refused_meta = {"refused": {str(place): reason for place, reason in outputs.refused.items()}}
             cache.write(job.task.images(run, chunk, seed_index), pack_images(outputs.images), refused_meta)
+        if job.viewed(chunk) and not cache.has(thumbnails := job.thumbnails(chunk, run, seed_index)):
+            cache.write(thumbnails, pack_thumbnails(outputs.images), {})
         if missing.contact and seed_index == 0:
             shown = job.shown_in(chunk)
             cache.write(job.contact(run, chunk), pack_images([outputs.images[place] for place in shown]), {})
@@ -251,8 +256,9 @@ def _score(job: Job, plan: ImagePlan, batch: Batch, wanted: list[Scored]) -> Non
             arrays = _joined(one, batch.chunk.items, plan)
             if arrays is not None:
                 refused = {str(place): reason for place, reason in one.outputs.refused.items()}
+                told = {str(place): list(reasons) for place, reasons in one.reasons.items()}
                 artifact = job.scores(one.run, batch.chunk, one.seed_index, plan)
-                job.cache.write(artifact, arrays, {**meta, "refused": refused})
+                job.cache.write(artifact, arrays, {**meta, "refused": refused} | ({"reasons": told} if told else {}))
 
 
 def _one(
@@ -267,6 +273,9 @@ def _one(
             arrays = dict(metric.score(reference, embedded, items))
             if plan.cls.feature_dim:
                 arrays["features"] = metric.features(embedded)
+            for place, reasons in enumerate(metric.reasons(embedded) or (), part.start):
+                if reasons and place not in one.outputs.refused:
+                    one.reasons[place] = reasons
             return {name: values.clone() for name, values in arrays.items()}
     except Exception as error:
         if is_out_of_memory(error):

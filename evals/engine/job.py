@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 # Items a chunk: resume and sharding act on whole chunks. 16 images of 1024 px decode in minutes even where a decoder
 # takes seconds an image, and fill a batch on a GPU.
 CHUNK = 16
+# Items of which thumbnails are kept for the page of the run; of a larger dataset, those of chunks spread over it.
+MOST_VIEWED = 5000
+# Version of the thumbnails.
+THUMBNAIL_STEP = 1
 # Version of scoring: uint8 images to per-image values and features.
 SCORE_STEP = 1
 
@@ -132,6 +136,18 @@ class Job:
     def contact(self, run: ModelRun, chunk: Chunk) -> Artifact:
         """The images of the items that the contact sheet shows."""
         return Artifact("contact", {"shown": self.shown_in(chunk)}, (self.task.images(run, chunk, 0),))
+
+    def viewed(self, chunk: Chunk) -> bool:
+        """Whether thumbnails of the chunk's images are kept: of all chunks up to MOST_VIEWED items, else of some."""
+        count, most = len(self.chunks), MOST_VIEWED // CHUNK
+        place = chunk.start // CHUNK
+        return count <= most or place * most // count != (place - 1) * most // count
+
+    def thumbnails(self, chunk: Chunk, run: ModelRun | None = None, seed_index: int = 0) -> Artifact:
+        """Small JPEG files of a model's images, or of the references. Kept when the images are made; nothing is made
+        again for want of them."""
+        of = self.task.inputs(chunk) if run is None else self.task.images(run, chunk, seed_index)
+        return Artifact("thumbnails", {"step": THUMBNAIL_STEP}, (of,))
 
     def timing(self, run: ModelRun, chunk: Chunk, seed_index: int) -> Artifact:
         """How long a model's images took, and what they took."""

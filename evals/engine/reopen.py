@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from evals.config import DatasetConfig, RunConfig, SlurmConfig
+from evals.config import DatasetConfig, JudgesConfig, RunConfig, SlurmConfig
 from evals.engine.job import Artifact, Job
 from evals.engine.models import ModelRun
 from evals.engine.run import reopen
@@ -31,6 +31,7 @@ def reopened(folder: Path, found: RunRecord) -> Job:
         fields = dict(found.config) | {
             "dataset": DatasetConfig(**found.config["dataset"]),
             "slurm": SlurmConfig(**found.config["slurm"]),
+            "judges": JudgesConfig(**found.config.get("judges", {})),
             "out": str(out),
         }
         config = RunConfig(**fields)
@@ -67,6 +68,7 @@ def artifacts_of(job: Job) -> Iterator[Artifact]:
     for plan in job.metrics.image:
         if job.task.has_references:
             yield from (job.reference_features(chunk, plan) for chunk in job.chunks)
+    yield from (job.thumbnails(chunk) for chunk in job.chunks)
     clusters = [item.cluster for item in job.dataset.items]
     for run in job.runs:
         if run.identity is None:
@@ -79,6 +81,7 @@ def artifacts_of(job: Job) -> Iterator[Artifact]:
             yield job.contact(run, chunk)
             for seed_index in run.seed_indices(job.seeds):
                 yield job.task.images(run, chunk, seed_index)
+                yield job.thumbnails(chunk, run, seed_index)
                 yield job.timing(run, chunk, seed_index)
                 yield from (job.scores(run, chunk, seed_index, plan) for plan in job.metrics.image)
         yield from (job.set_metric(run, of_sets, clusters) for of_sets in job.metrics.sets)

@@ -289,14 +289,17 @@ def _batch_size(task: Task, device: torch.device) -> int:
 
 
 def spread(dataset: Dataset, count: int) -> list[int]:
-    """Indices of `count` items for the contact sheet: one of each cluster in turn."""
+    """Indices of `count` items for the contact sheet: one of each cluster in turn; of more clusters than that, one of
+    `count` that are evenly spread over them."""
     groups: dict[str, list[int]] = {}
     for index, item in enumerate(dataset.items):
         groups.setdefault(item.cluster, []).append(index)
     for group in groups.values():
         group.sort(key=lambda i: sha256(dataset.items[i].id.encode()).digest())
     taken: list[int] = []
-    queues = list(groups.values())[: max(count, 1)]
+    clusters = list(groups.values())
+    wanted = min(max(count, 1), len(clusters))
+    queues = [clusters[place * len(clusters) // wanted] for place in range(wanted)]
     while len(taken) < count and any(queues):
         for queue in queues:
             if queue and len(taken) < count:

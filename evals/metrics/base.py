@@ -104,6 +104,13 @@ class ImageMetric(Metric):
         """
         return {}
 
+    def reasons(self, embedding: Any) -> Sequence[Sequence[str]] | None:
+        """Why each of the B images is scored as it is, lines of text an image (of a judge); None: nothing is told.
+
+        They are kept beside the values, and report.html shows them.
+        """
+        return None
+
     def features(self, embedding: Any) -> Tensor:
         """Feature rows: float32 (B, feature_dim). Only for metrics with feature_dim > 0."""
         raise NotImplementedError(f"metric {self.name} has no features")

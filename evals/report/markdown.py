@@ -71,13 +71,13 @@ def render(run: RunRecord, contact: str | None = None, rate: str | None = None) 
         run=run,
         table=table,
         lines=main_table(table),
-        title=f"{_title(run.suite)}, scale {run.scale}: {run.items:,} {run.unit} of {run.dataset}",
+        title=f"{run_title(run.suite)}, scale {run.scale}: {run.items:,} {run.unit} of {run.dataset}",
         mini=is_mini(run),
         contact=contact,
         rate_plot=rate,
         items=items_text(run),
         devices=devices_text(run),
-        interval_note=_interval_note(run),
+        interval_note=interval_note(run),
         tracebacks=[(row.label, traceback_name(row)) for row in run.rows if row.trace],
         refused=[line for row in run.rows if (line := _refused(row, run))],
         spreads=_spreads(run),
@@ -103,7 +103,7 @@ def _template() -> Template:
     return environment.get_template("report.md.j2")
 
 
-def _title(name: str) -> str:
+def run_title(name: str) -> str:
     """A suite's title, or else the head of its summary; its name where no such suite is installed any more."""
     try:
         suite = suites().get(name)
@@ -142,7 +142,8 @@ def _figure(figure: Cell) -> str:
     return f"{value}{figure.marks}{' ' + figure.interval if figure.interval else ''}"
 
 
-def _interval_note(run: RunRecord) -> str:
+def interval_note(run: RunRecord) -> str:
+    """What the figures' intervals are; "" where the run has none."""
     if not any(cell.low is not None for row in run.rows for cell in row.cells.values()):
         return ""
     by = f" clustered by the {run.clusters} sources" if run.clusters < run.items else ""

@@ -1,4 +1,4 @@
-"""A finished run to its folder: run.json, per_image.parquet, tables, report, contact sheet, tracebacks."""
+"""A finished run to its folder: run.json, per_image.parquet, tables, report, page, contact sheet, tracebacks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from evals import record
 from evals.engine.run import Finished, contact_images
 from evals.engine.store import write_atomically
 from evals.report.contact import contact_sheet
+from evals.report.html import write_page
 from evals.report.markdown import write_report
 from evals.report.table import traceback_name
 
@@ -24,7 +25,9 @@ def write_run(finished: Finished, command: str) -> list[Path]:
     references, rows = contact_images(finished)
     if references or rows:
         buffer = io.BytesIO()
-        contact_sheet(references, rows).save(buffer, format="PNG")
+        items = finished.job.dataset.items
+        names = [items[index].id for index in sorted(finished.job.shown)]
+        contact_sheet(references, rows, names).save(buffer, format="PNG")
         write_atomically(folder / "contact.png", buffer.getvalue())
         paths.insert(0, folder / "contact.png")
     else:  # none of an earlier attempt is shown in its place
@@ -36,7 +39,7 @@ def write_run(finished: Finished, command: str) -> list[Path]:
         if row.trace:
             paths.append(folder / traceback_name(row))
             write_atomically(paths[-1], row.trace.encode())
-    return [*write_report(finished.record, folder), *paths]
+    return [*write_report(finished.record, folder), write_page(finished), *paths]
 
 
 def per_image_frame(finished: Finished) -> pd.DataFrame:

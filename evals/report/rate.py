@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 from evals.record import ColumnRecord, RunRecord
-from evals.report.symbols import ARROWS
+from evals.report.symbols import ARROWS, COLOURS
 from evals.report.table import is_mini
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 COLUMNS = 3
+# Passes in which labels are moved apart.
+PASSES = 100
 # Inches of one metric's panel.
 PANEL = (4.2, 3.2)
-# Markers and colours of the calibration rows that have a rate, in the table's order.
-CALIBRATION_STYLES = (("x", "dimgrey"), ("s", "darkgrey"), ("^", "grey"), ("D", "silver"))
+# Markers of the calibration rows that have a rate, in the table's order; they are grey, as in report.html.
+CALIBRATION_MARKERS, CALIBRATION = ("x", "s", "^", "D"), "#7d858f"
+MARKERS = ("o", "s", "D", "^", "P", "*")
+INK, FAINT, LINES = "#1f2328", "#59636e", "#d1d9e0"
+# Of a panel: the width that labels at the points need, and the least distance of two, as shares of its width and
+# height.
+LABEL_ROOM, LABEL_HEIGHT = 0.62, 0.062
+# Characters of a label.
+LABEL_LENGTH = 26
 
 
 def rate_points(run: RunRecord, column: str) -> dict[str, list[tuple[float, float, str]]]:
@@ -47,17 +61,24 @@ def rate_plot(run: RunRecord) -> bytes | None:
     most = {row.label: row.max_bits_per_image for row in run.rows}
     figure = Figure(figsize=(PANEL[0] * wide, PANEL[1] * high + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{run.items:,} {run.unit} of {run.dataset}, {run.protocol['name']}" + " (mini)" * is_mini(run))
-    calibration = dict(zip(_names(run, calibration=True), cycle(CALIBRATION_STYLES)))
-    colours = {name: f"C{i % 10}" for i, name in enumerate(_names(run, calibration=False))}
+    figure.suptitle(
+        color=INK, t=f"{run.items:,} {run.unit} of {run.dataset}, {run.protocol['name']}" + " (mini)" * is_mini(run)
+    )
+    calibration = dict(zip(_names(run, calibration=True), cycle(CALIBRATION_MARKERS)))
+    styles = {
+        name: (COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)])
+        for i, name in enumerate(_names(run, calibration=False))
+    } | {name: (CALIBRATION, marker) for name, marker in calibration.items()}
     for place, column in enumerate(columns, 1):
         axes = figure.add_subplot(high, wide, place)
+        ends: list[tuple[float, float, str, str]] = []
         for name, points in rate_points(run, column.name).items():
             bits, values, _ = zip(*points)
             scale = 100 if column.unit == "%" else 1
-            marker, colour = calibration[name] if name in calibration else ("o", colours[name])
+            colour, marker = styles[name]
             line = ":" if name in calibration else "-"
             axes.plot(bits, [v * scale for v in values], label=name, marker=marker, color=colour, linestyle=line)
+            ends.append((bits[-1], values[-1] * scale, name, colour))
             for spent, value, label in points:
                 if (limit := most[label]) is not None and limit != spent:  # up to the most that an image can take
                     axes.plot([spent, limit], [value * scale] * 2, marker="|", color=colour, linewidth=0.6, alpha=0.6)
@@ -65,12 +86,67 @@ def rate_plot(run: RunRecord) -> bytes | None:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("bits per image (mean; thin: to the maximum)" if _varies(run) else "bits per image")
         axes.set_ylabel(f"{column.name} {ARROWS[column.better]}" + (f" ({column.unit})" if column.unit else ""))
-        axes.grid(alpha=0.3)
-        if place == 1:
-            axes.legend(fontsize=7)
+        _dress(axes)
+        _label(axes, ends)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _dress(axes: Axes) -> None:
+    """The look of report.html: thin grid, no frame above and at the right, dark ink."""
+    axes.grid(color=LINES, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=FAINT, labelsize=8)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(LINES)
+
+
+def _label(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """A label at the last point (bits, value, text, colour) of each line; moved apart vertically, with a thin line to
+    its point, where two would cover each other."""
+    (left, _), (low, top) = axes.get_xlim(), axes.get_ylim()
+    right = max(end[0] for end in ends) * 1.06
+    if right <= left:  # one rate alone
+        left = right / 2
+    start = math.log2(left)
+    width = math.log2(right) - start
+    axes.set_xlim(left, 2 ** (start + width * (1 + LABEL_ROOM)))
+    places = [(value - low) / (top - low) for _, value, _, _ in ends]
+    apart = spaced(places, LABEL_HEIGHT)
+    for (bits, value, text, colour), place in zip(ends, apart, strict=True):
+        axes.annotate(
+            text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…",
+            xy=(bits, value),
+            xytext=((math.log2(bits) - start) / (width * (1 + LABEL_ROOM)) + 0.05, place),
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=7.5,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
+        )
+
+
+def spaced(places: Sequence[float], least: float) -> list[float]:
+    """Places from 0 to 1, moved as little as makes neighbours at least `least` apart; their order stays."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = [places[i] for i in order]
+    for _ in range(PASSES):
+        for i in range(1, len(moved)):
+            if (overlap := least - (moved[i] - moved[i - 1])) > 0:
+                moved[i - 1 : i + 1] = [moved[i - 1] - overlap / 2, moved[i] + overlap / 2]
+    for i in range(len(moved)):  # none below the axis, nor above the panel
+        moved[i] = max(moved[i], least * (i + 0.5))
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], 1 - least * (len(moved) - 1 - i))
+    found = [0.0] * len(places)
+    for i, place in zip(order, moved, strict=True):
+        found[i] = place
+    return found
 
 
 def _varies(run: RunRecord) -> bool:

@@ -21,6 +21,11 @@ from evals.engine.store import Cache, Entry
 from evals.tasks.protocol import Conventions
 from lactok.interface import Model
 
+# Side in pixels to which the longer side of a thumbnail is reduced, and the quality of its JPEG file. A miniature's
+# evaluation image keeps its size.
+THUMBNAIL_SIDE = 192
+THUMBNAIL_QUALITY = 85
+
 # Images of one model: a tensor uint8 (B, 3, H, W), or B tensors uint8 (3, H, W) where sizes differ.
 Images = Tensor | list[Tensor]
 
@@ -108,15 +113,32 @@ def pack_images(images: Images) -> dict[str, np.ndarray]:
     return {"png": np.concatenate(files), "ends": ends}
 
 
+def pack_thumbnails(images: Images) -> dict[str, np.ndarray]:
+    """Images as arrays for the cache, as small JPEG files (side THUMBNAIL_SIDE at most): bytes, and where each ends.
+
+    They are for the eye. No figure is made from them.
+    """
+    files = []
+    for image in images:
+        small, buffer = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()), io.BytesIO()
+        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=3.0)
+        small.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+        files.append(np.frombuffer(buffer.getvalue(), dtype=np.uint8))
+    ends = np.cumsum([len(file) for file in files], dtype=np.int64)
+    return {"jpeg": np.concatenate(files), "ends": ends}
+
+
+def unpack_files(entry: Entry, kind: str) -> list[bytes]:
+    """The files of `pack_images` (kind "png") or `pack_thumbnails` (kind "jpeg"), in the order of the items."""
+    starts, ends = [0, *entry.arrays["ends"][:-1]], entry.arrays["ends"]
+    return [entry.arrays[kind][a:b].tobytes() for a, b in zip(starts, ends, strict=True)]
+
+
 def unpack_images(entry: Entry, device: torch.device) -> Images:
     """The images of `pack_images`, on `device`: a tensor where all have one size."""
-    starts = [0, *entry.arrays["ends"][:-1]]
     images = [
-        torch.from_numpy(np.array(Image.open(io.BytesIO(entry.arrays["png"][a:b].tobytes())).convert("RGB")))
-        .permute(2, 0, 1)
-        .contiguous()
-        .to(device)
-        for a, b in zip(starts, entry.arrays["ends"], strict=True)
+        torch.from_numpy(np.array(Image.open(io.BytesIO(file)).convert("RGB"))).permute(2, 0, 1).contiguous().to(device)
+        for file in unpack_files(entry, "png")
     ]
     return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 

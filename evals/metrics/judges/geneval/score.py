@@ -77,16 +77,18 @@ class GenEvalScore(ImageMetric):
     def verdicts(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """Whether each image is what its metadata ask for, and why not. images: uint8 (B, 3, H, W), of any size."""
 
-    def embed(self, images: Tensor, items: Sequence[Item]) -> Tensor:
-        """The verdicts, float64 (B,). Raises ValueError for items without metadata."""
-        return torch.tensor([verdict.correct for verdict in self._judged(images, items)], dtype=torch.float64)
-
-    def _judged(self, images: Tensor, items: Sequence[Item]) -> list[Verdict]:
+    def embed(self, images: Tensor, items: Sequence[Item]) -> list[Verdict]:
+        """The verdicts, one an image. Raises ValueError for items without metadata."""
         return self.verdicts(images, [metadata_of(item) for item in items])
 
     def score(self, reference: Any, embedding: Tensor, items: Sequence[Item]) -> dict[str, Tensor]:
         """1 for a correct image, else 0: float64 (B,)."""
-        return {f"{self.prefix}-images": embedding}
+        correct = [verdict.correct for verdict in embedding]
+        return {f"{self.prefix}-images": torch.tensor(correct, dtype=torch.float64)}
+
+    def reasons(self, embedding: Any) -> list[tuple[str, ...]]:
+        """Why an image is not what its prompt asks for; () for a correct one."""
+        return [verdict.reasons for verdict in embedding]
 
     @classmethod
     def summarise(cls, values: Mapping[str, np.ndarray], items: Sequence[Item]) -> dict[str, float]:
