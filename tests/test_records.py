@@ -90,7 +90,8 @@ def test_every_entry_of_the_cache_says_who_made_it(tmp_path: Path, data: Path):
     cache = tmp_path / "out" / "cache"
     metas = {path: json.loads(path.read_text()) for path in cache.glob("*/*/meta.json")}
     kinds = {path.parts[-3] for path in metas}
-    assert kinds == {"tokens", "images", "contact", "timing", "scores", "reference-features", "set-metric", "info"}
+    made = {"tokens", "images", "contact", "thumbnails", "timing", "scores", "reference-features", "set-metric", "info"}
+    assert kinds == made
     assert all(meta["origin"]["versions"] == package_versions() for meta in metas.values())
     assert Cache(cache).origin == {}
 

@@ -45,10 +45,8 @@ def test_runs_are_listed_and_what_is_none_is_named(out: Path, capsys: pytest.Cap
     (out / "runs" / "foreign" / "run.json").write_text('{"suite": "recon", "rows": [], "schema": 99}')
     assert runs(["list", f"out={out}"]) == 0
     told = capsys.readouterr()
-    assert (
-        len(re.findall(r"recon-mini-\w+ +recon, mini +4 images of folder, mini-128 +\S+ +1 of 1 +[\d.]+ [kM]B", told.out))
-        == 2
-    )
+    line = r"recon-mini-\w+ +recon, mini +4 images of folder, mini-128 +\S+ +1 of 1 +[\d.]+ [kM]B"
+    assert len(re.findall(line, told.out)) == 2
     assert re.search(r"2 runs in .*; store .*: [\d.]+ [kM]B", told.out)
     assert "foreign: no run that can be read" in told.err
     assert "written by a newer version" in told.err
