@@ -2,14 +2,17 @@
 
 import copy
 import dataclasses
+import importlib.util
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
 from evals.cli import check
 from evals.record import ColumnRecord, RecordError, RowRecord, RunRecord, Value
@@ -236,3 +239,38 @@ def test_another_file_is_refused(tmp_path: Path, content: str, capsys: pytest.Ca
 def test_a_file_that_is_not_there_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert check.main([str(tmp_path / "x.json")]) == 2
     assert "x.json" in capsys.readouterr().err
+
+
+def test_a_summary_says_in_markdown_what_moved(
+    committed: check.Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    summary = tmp_path / "summary.md"
+    cells = {**committed.rows["llamagen-mini"].cells, "PSNR": 1.0}
+    other = replace(committed, rows={**committed.rows, "llamagen-mini": replace(committed.rows["llamagen-mini"])})
+    other.rows["llamagen-mini"].cells = cells
+    for now, status in ((committed, 0), (other, 1)):
+        monkeypatch.setattr(check, "read", lambda path: committed)
+        monkeypatch.setattr(check, "measure", lambda overrides, now=now: now)
+        assert check.main([str(COMMITTED), f"summary={summary}"]) == status
+    text = summary.read_text()
+    assert "### recon.json: nothing moved" in text
+    assert "### recon.json: 1 figure(s) moved" in text
+    before = committed.rows["llamagen-mini"].cells["PSNR"]
+    assert f"| llamagen-mini | PSNR | {before} | 1.0 | 0.0002 |" in text
+    assert check.main([str(COMMITTED), f"summary={tmp_path}"]) == 2
+    assert f"summary={tmp_path} can't be written" in capsys.readouterr().err
+
+
+def test_the_workflow_runs_the_tests_and_this_command_as_they_are():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert ".ci/run" in commands
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    (gate,) = [line.split()[3:] for line in commands if line.startswith("python -m evals")]
+    assert gate[0] == "check"
+    assert (ROOT / gate[1]).resolve() == COMMITTED
+    assert gate[2].startswith(check.SUMMARY)
+    assert gate[2].removeprefix(check.SUMMARY) == '"$GITHUB_STEP_SUMMARY"'
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    modules = [hook["entry"].split()[2] for hook in hooks]
+    assert all(importlib.util.find_spec(name) for name in modules), modules

@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from evals.engine.run import Finished
 
 HELP = """\
-usage: python -m evals check FILE [update=true] [key=value ...]
+usage: python -m evals check FILE [update=true] [summary=PATH] [key=value ...]
 
 Runs what FILE names, in a cache of its own, and compares: PSNR within 2e-4 dB, SSIM within 1e-5, shifts of colour and
 brightness within 1e-4, top-1 and GenEval within one image, other figures within 1e-4 relative, at least 99.9 % of all
@@ -32,6 +33,8 @@ something did, 2 it could not be run.
 
     python -m evals check results/mini/engine.json            in a CI
     python -m evals check results/mini/engine.json update=true   write the present figures, after a wanted change
+
+summary=PATH appends what moved to a file, as markdown ($GITHUB_STEP_SUMMARY of a workflow).
 """
 
 # By how a column's name starts: (absolute tolerance, relative tolerance). Columns that follow from the tokens alone are
@@ -50,6 +53,7 @@ OTHERS = (1e-6, 1e-4)
 # divided (GenEval's tasks).
 SHARES = {"top1-": 1, "GenEval": 6}
 TOKENS_EQUAL = 0.999
+SUMMARY = "summary="
 _CONFIG = ConfigDict(extra="forbid")
 
 
@@ -132,6 +136,8 @@ def main(argv: list[str]) -> int:
         print(HELP, end="")
         return 0
     argv = as_options(argv, flags=("update",))
+    summaries = [Path(a.removeprefix(SUMMARY)) for a in argv if a.startswith(SUMMARY)]
+    argv = [a for a in argv if not a.startswith(SUMMARY)]
     files = [a for a in argv if not a.startswith("--") and "=" not in a]
     flags = {a for a in argv if a.startswith("--")}
     if len(files) != 1 or flags - {"--update"}:
@@ -163,7 +169,27 @@ def main(argv: list[str]) -> int:
     print("\n".join(map(str, moved)) or f"nothing moved: {len(now.rows)} rows, {now.items} items")
     if moved:
         print(f"{len(moved)} figure(s) moved; made with {committed.versions}, now {now.versions}")
+    try:
+        for summary in summaries:
+            with summary.open("a", encoding="utf-8") as file:
+                file.write(as_markdown(path, moved, now))
+    except OSError as error:
+        print(f"error: summary={error.filename} can't be written: {error.strerror}", file=sys.stderr)
+        return 2
     return 1 if moved else 0
+
+
+def as_markdown(path: Path, moved: Sequence[Moved], now: Snapshot) -> str:
+    """What moved of a file's figures, as a section with a table."""
+    made = f"{len(now.rows)} rows, {now.items} items, {now.device}"
+    if not moved:
+        return f"### {path.name}: nothing moved\n\n{made}\n\n"
+    cells = [[one.row, one.what, one.committed, one.now, one.allowed] for one in moved]
+    lines = [
+        "| " + " | ".join(str(cell).replace("|", r"\|").replace("\n", " ") for cell in row) + " |" for row in cells
+    ]
+    head = ["| row | figure | committed | now | allowed |", "| :-- | :-- | --: | --: | --: |"]
+    return f"### {path.name}: {len(moved)} figure(s) moved\n\n{made}\n\n" + "\n".join([*head, *lines]) + "\n\n"
 
 
 def measure(overrides: list[str]) -> Snapshot:
