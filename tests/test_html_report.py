@@ -346,6 +346,7 @@ def test_in_a_browser_it_works_without_errors_or_requests(finished: engine.Finis
             tab.evaluate(f"byId('{name}').value = '{value}'; byId('{name}').dispatchEvent(new Event('change'))")
         behind = finished.per_image["noisy"].values["PSNR"][0] - finished.per_image["toy"].values["PSNR"][0]
         assert tab.evaluate("viewer.order") == np.argsort(behind, kind="stable").tolist()
+        assert tab.evaluate("viewer.right") == str(noisy), "what is sorted by is what is looked at"
 
         tab.evaluate("byId('filter').value = 'NOISY'; byId('filter').dispatchEvent(new Event('input'))")
         tab.until("document.querySelectorAll('#grid canvas').length === 2")

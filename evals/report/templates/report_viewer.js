@@ -354,7 +354,8 @@ function startViewer() {
     });
   }
   for (const id of ["sort-metric", "sort-row", "sort-less", "sort-best"]) {
-    byId(id).addEventListener("change", () => {
+    byId(id).addEventListener("change", (event) => {
+      if (id === "sort-row") viewer.right = event.target.value;  // what is sorted by is what is looked at
       sortItems();
       show();
     });
