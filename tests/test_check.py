@@ -216,7 +216,7 @@ def test_a_file_that_holds_its_config_alone_is_filled_by_update(
     made = replace(one_row(PSNR="inf", SSIM=0.5, KID=None), config=["limit=2"])
     monkeypatch.setattr(check, "measure", lambda overrides: made)
     assert check.main([str(path)]) == 2
-    assert "has no rows to compare with: write them by --update" in capsys.readouterr().err
+    assert "has no rows to compare with: write them by update=true" in capsys.readouterr().err
     assert check.main([str(path), "--update"]) == 0
     assert check.read(path) == made
     assert check.main([str(path)]) == 0

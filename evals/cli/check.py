@@ -95,7 +95,7 @@ def read(path: Path) -> Snapshot:
         where = ".".join(map(str, first["loc"]))
         raise RecordError(
             f"{path} is no file of this command: {where + ': ' if where else ''}{first['msg']} "
-            f"({error.error_count()} such); a file that holds its config alone is filled by --update"
+            f"({error.error_count()} such); a file that holds its config alone is filled by update=true"
         ) from error
 
 
@@ -152,7 +152,7 @@ def main(argv: list[str]) -> int:
     try:
         committed = read(path)
         if not committed.rows and not update:
-            raise RecordError(f"{path} has no rows to compare with: write them by --update")
+            raise RecordError(f"{path} has no rows to compare with: write them by update=true")
     except (RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
