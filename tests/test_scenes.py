@@ -20,7 +20,7 @@ from lactok.data import scene_check
 from lactok.data.folder import list_images
 from lactok.data.held_out import pixels_sha256
 from lactok.data.scene_check import detect
-from lactok.data.scenes import Scene, Split, scene, scenes, write_folder
+from lactok.data.scenes import Scene, Split, Style, scene, scenes, write_folder
 from lactok.data.scenes.__main__ import main
 from lactok.data.scenes.backgrounds import BACKGROUNDS, FAMILIES, paint
 from lactok.data.scenes.combinations import asked_fact, coloured, counted, facts, is_held_out
@@ -85,6 +85,20 @@ def test_content_and_layout_are_the_same_at_every_size():
             assert (a.class_name, a.colour, a.rgb) == (b.class_name, b.colour, b.rgb)
             assert a.box == pytest.approx(b.box, abs=2.5 / 64)
         assert scene(2, index, (96, 200)).image.shape == (96, 200, 3)
+
+
+def test_a_plain_scene_says_the_same_and_shows_it_large_on_a_flat_background():
+    for index in range(24):
+        varied, plain = scene(6, index, 96), scene(6, index, 96, style=Style.PLAIN)
+        assert (plain.caption, plain.metadata) == (varied.caption, varied.metadata)
+        assert plain.background == "flat"
+        assert len(np.unique(plain.image[0], axis=0)) == 1
+        least = {1: 0.54, 2: 0.38, 3: 0.36, 4: 0.34}[len(plain.objects)]  # a frame's side less rounding
+        for thing in plain.objects:
+            assert max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) >= 0.7 * least
+    assert {scene(6, index, 64).background for index in range(24)} > {"flat"}
+    with pytest.raises(ValueError, match="busy"):
+        scene(6, 0, 64, style="busy")  # type: ignore[arg-type]
 
 
 def test_a_polygon_and_a_disc_cover_exactly_their_points():
@@ -309,7 +323,7 @@ def test_a_folder_holds_images_and_captions(tmp_path: Path):
         assert np.array_equal(pixels, made.image)
         assert line["pixels_sha256"] == pixels_sha256(pixels)
         assert {key: line[key] for key in made.metadata} == made.metadata
-        assert (line["caption"], line["index"], line["split"]) == (made.caption, index, "held_out")
+        assert [line[k] for k in ("caption", "index", "split", "style")] == [made.caption, index, "held_out", "varied"]
         assert [thing["class_name"] for thing in line["objects"]] == [o.class_name for o in made.objects]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
@@ -351,6 +365,7 @@ def test_the_command_writes_a_folder(tmp_path: Path):
         (["out={out}", "count=1", "size=16"], "size 16x16: expected 32 to 2048"),
         (["out={out}", "count=1", "size=32x129"], "at most 4 times the shorter"),
         (["out={out}", "count=1", "split=test"], "split=test: expected train, held_out, all"),
+        (["out={out}", "count=1", "style=busy"], "style=busy: expected varied, plain"),
         (["out={out}", "count=1", "colour=red"], "'colour=red': expected KEY=VALUE"),
         (["out={full}", "count=1"], "is not an empty folder"),
         (["out={full}/file/made", "count=1"], "can't write"),

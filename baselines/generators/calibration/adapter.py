@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lactok.data.scenes import scene_of
+from lactok.data.scenes import Style, scene_of
 from lactok.generators.captioned_gpt import own_seed
 from lactok.generators.from_tokens import DECODING
 from lactok.interface import Generator, GeneratorInfo, Item, ItemsRefused, NoOptions, Tokenizer
@@ -17,6 +17,8 @@ from lactok.weights import WeightsSource
 
 SIDE = 128
 """Pixels of a side."""
+STYLE = Style.PLAIN
+"""Scenes look as those that the miniatures of generators were trained on."""
 
 
 class Rendered(Generator):
@@ -36,7 +38,7 @@ class Rendered(Generator):
         images, refused = [], {}
         for place, (item, seed) in enumerate(zip(items, seeds, strict=True)):
             try:
-                made = scene_of(self._metadata(item, seed), f"rendered|{seed}", SIDE)
+                made = scene_of(self._metadata(item, seed), f"rendered|{seed}", SIDE, STYLE)
                 images.append(torch.from_numpy(made.image).permute(2, 0, 1).float() / 255)
             except ValueError as error:
                 refused[place] = f"it has no metadata of a scene ({str(error)[:120]})"

@@ -1,10 +1,10 @@
-"""`python -m lactok.data.scenes out=DIR count=N [seed=S] [size=128] [split=train]`."""
+"""`python -m lactok.data.scenes out=DIR count=N [seed=S] [size=128] [split=train] [style=varied]`."""
 
 from __future__ import annotations
 
 import sys
 
-USAGE = """usage: python -m lactok.data.scenes out=DIR count=N [seed=0] [size=128] [split=train]
+USAGE = """usage: python -m lactok.data.scenes out=DIR count=N [seed=0] [size=128] [split=train] [style=varied]
 
 Writes N scenes of coloured shapes with captions into DIR: 000000.png ... and captions.jsonl.
 
@@ -13,8 +13,9 @@ Writes N scenes of coloured shapes with captions into DIR: 000000.png ... and ca
   seed   of the stream, at least 0
   size   pixels: a side, or HEIGHTxWIDTH
   split  train: no held-out combination; held_out: one in every scene that has combinations; all: either
+  style  varied: every background, objects of many sizes; plain: flat backgrounds, large objects
 """
-KEYS = ("out", "count", "seed", "size", "split")
+KEYS = ("out", "count", "seed", "size", "split", "style")
 
 
 class UsageError(Exception):
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
     from lactok.data.folder import DataError
     from lactok.data.scenes.combinations import Split
     from lactok.data.scenes.folder import write_folder
+    from lactok.data.scenes.vocabulary import Style
     from lactok.files import WriteError
     from lactok.progress import Meter
 
@@ -38,8 +40,11 @@ def main(arguments: list[str]) -> int:
         split = given.get("split", Split.TRAIN)
         if split not in list(Split):
             raise UsageError(f"split={split}: expected {', '.join(Split)}")
+        style = given.get("style", Style.VARIED)
+        if style not in list(Style):
+            raise UsageError(f"style={style}: expected {', '.join(Style)}")
         with Meter(count, "drawing scenes", "scene") as meter:
-            folder = write_folder(given["out"], count, seed, size, Split(split), meter.at)
+            folder = write_folder(given["out"], count, seed, size, Split(split), meter.at, Style(style))
     except (DataError, UsageError, ValueError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

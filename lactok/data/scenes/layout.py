@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 from lactok.data.scenes.content import Content
 from lactok.data.scenes.draws import Draws
-from lactok.data.scenes.vocabulary import Relation
+from lactok.data.scenes.vocabulary import Relation, Style
 
 UNIT = 1024
 MARGIN = 56
 """Free to the edge of the image, and at least so much between two objects."""
 # Sides of an object's frame, least and most, by the number of objects.
-SIDES = {1: (400, 820), 2: (300, 420), 3: (270, 400), 4: (250, 380)}
+SIDES = {
+    Style.VARIED: {1: (400, 820), 2: (300, 420), 3: (270, 400), 4: (250, 380)},
+    Style.PLAIN: {1: (560, 820), 2: (400, 428), 3: (380, 420), 4: (360, 400)},
+}
 TRIES = 40
 
 
@@ -43,11 +46,11 @@ class Place:
         return max(gaps) >= MARGIN
 
 
-def lay_out(content: Content, width: int, height: int, draws: Draws) -> tuple[Place, ...]:
+def lay_out(content: Content, width: int, height: int, draws: Draws, style: Style = Style.VARIED) -> tuple[Place, ...]:
     """A place for each of content's things. width, height: of the image, in units, the shorter of them UNIT."""
+    least, most = SIDES[style][len(content.things)]
     if content.relation is not None:
-        return _pair(content.relation, width, height, draws)
-    least, most = SIDES[len(content.things)]
+        return _pair(content.relation, least, most, width, height, draws)
     while True:  # drawn anew when there is no room for the last ones; from `least` on there always is some
         places: list[Place] = []
         for _ in range(TRIES):
@@ -63,9 +66,9 @@ def _drawn(side: int, width: int, height: int, draws: Draws) -> Place:
     return Place(left, draws.between(MARGIN, height - MARGIN - side), side)
 
 
-def _pair(relation: Relation, width: int, height: int, draws: Draws) -> tuple[Place, ...]:
+def _pair(relation: Relation, least: int, most: int, width: int, height: int, draws: Draws) -> tuple[Place, ...]:
     while True:
-        first, second = (_drawn(draws.between(*SIDES[2]), width, height, draws) for _ in range(2))
+        first, second = (_drawn(draws.between(least, most), width, height, draws) for _ in range(2))
         if first.clear_of(second):
             if relation_of(second, first) is relation:
                 return second, first

@@ -16,7 +16,7 @@ from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.layout import UNIT, Place, in_pixels, lay_out
 from lactok.data.scenes.raster import FULL, MAX_SIDE
 from lactok.data.scenes.shapes import silhouette
-from lactok.data.scenes.vocabulary import COLOUR_JITTER, COLOURS, RGB, Thing
+from lactok.data.scenes.vocabulary import COLOUR_JITTER, COLOURS, RGB, Style, Thing
 
 MIN_SIDE = 32
 """Pixels; below, four objects are no longer told apart."""
@@ -49,28 +49,36 @@ class Scene:
     background: Background
 
 
-def scene(seed: int, index: int, size: int | tuple[int, int] = 128, split: Split = Split.TRAIN) -> Scene:
+def scene(
+    seed: int,
+    index: int,
+    size: int | tuple[int, int] = 128,
+    split: Split = Split.TRAIN,
+    style: Style = Style.VARIED,
+) -> Scene:
     """Scene number `index` of the stream of `seed`: a pure function, equal in every byte on every machine.
 
     size: side or (height, width) in pixels. Class, colour, caption and background are the same at every size, the
     layout at every size of one aspect. Tasks take turns: index i is of TASKS[i % 6]. split: see
-    `lactok.data.scenes.combinations`. Raises ValueError for a seed or index below 0, a side out of MIN_SIDE to
-    MAX_SIDE, an aspect beyond MAX_ASPECT.
+    `lactok.data.scenes.combinations`. style: changes background and layout, not what is shown or said. Raises
+    ValueError for a seed or index below 0, a side out of MIN_SIDE to MAX_SIDE, an aspect beyond MAX_ASPECT.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed={seed}, index={index}: expected integers of at least 0")
-    return _rendered(draw_content(seed, index, Split(split)), size, f"lactok scenes 1|{seed}|{index}")
+    return _rendered(draw_content(seed, index, Split(split)), size, f"lactok scenes 1|{seed}|{index}", Style(style))
 
 
-def scene_of(line: Mapping[str, Any], key: str, size: int | tuple[int, int] = 128) -> Scene:
+def scene_of(
+    line: Mapping[str, Any], key: str, size: int | tuple[int, int] = 128, style: Style = Style.VARIED
+) -> Scene:
     """A scene that GenEval's metadata of one, such as `Scene.metadata`, describe; the rest of it follows from `key`.
 
     Raises ValueError for metadata of another form, and as `scene` does.
     """
-    return _rendered(content_of(line, Draws(f"{key}|content")), size, key)
+    return _rendered(content_of(line, Draws(f"{key}|content")), size, key, Style(style))
 
 
-def _rendered(content: Content, size: int | tuple[int, int], key: str) -> Scene:
+def _rendered(content: Content, size: int | tuple[int, int], key: str, style: Style) -> Scene:
     height, width = checked_size(size)
 
     def draws(purpose: str) -> Draws:
@@ -78,9 +86,9 @@ def _rendered(content: Content, size: int | tuple[int, int], key: str) -> Scene:
 
     shorter = min(height, width)
     frame = (UNIT * width // shorter, UNIT * height // shorter)
-    places = in_pixels(lay_out(content, *frame, draws("layout")), shorter)
+    places = in_pixels(lay_out(content, *frame, draws("layout"), style), shorter)
     look = draws("background")
-    background = look.choice(BACKGROUNDS)
+    background = look.choice(BACKGROUNDS) if style is Style.VARIED else Background.FLAT
     image = paint(background, height, width, look)
     objects = _draw(image, content.things, places, draws("objects"))
     short = canonical(content)

@@ -39,6 +39,17 @@ _CONVERSE = {
     Relation.BELOW: Relation.ABOVE,
 }
 
+
+class Style(StrEnum):
+    """How a scene looks. varied: any background, objects of many sizes; plain: a flat background, large objects.
+
+    A tokenizer has to stand the first; a small generator learns prompts from the second in minutes.
+    """
+
+    VARIED = "varied"
+    PLAIN = "plain"
+
+
 TASKS = tuple(Task)
 RELATIONS = tuple(Relation)
 MAX_COUNT = 4
