@@ -15,6 +15,8 @@ from pydantic.dataclasses import dataclass
 
 # Raise it when a field changes its name or meaning; `read` refuses other schemas by name.
 SCHEMA = 2
+# What a row's status is where it should have been measured and was not.
+FAULTS = ("missing", "failed")
 _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
@@ -97,7 +99,8 @@ class RowRecord:
     """One row: a model with its options.
 
     label: what the table shows; name: the registered name; options: non-default ones.
-    status: "ok", "missing" (weights not here), "failed"; error: the message, for the last two; trace: the traceback.
+    status: "ok", "missing" (weights not here), "failed", or of a reference row "unavailable" (an optional package is not
+    here) or "unreachable" (it can't spend as little); error: the message of all but "ok"; trace: the traceback.
     bits_per_image: mean over the measured images of the bits of their tokens, None where none were measured or it has
     no tokens; max_bits_per_image: of an image whose tokens all count.
     cells: column name to Value. refused: item id to reason, for items that the model refused.
@@ -109,7 +112,7 @@ class RowRecord:
     label: str
     name: str
     options: dict[str, Any] = field(default_factory=dict)
-    status: Literal["ok", "missing", "failed"] = "ok"
+    status: Literal["ok", "missing", "failed", "unavailable", "unreachable"] = "ok"
     error: str = ""
     trace: str = ""
     family: str = ""
@@ -118,6 +121,7 @@ class RowRecord:
     codebook_size: int | list[int] | None = None
     bits_per_image: float | None = None
     max_bits_per_image: float | None = None
+    rate_parts: dict[str, float] = field(default_factory=dict)
     input_size: int | None = None
     output_size: int | None = None
     deterministic: bool = True

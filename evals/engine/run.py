@@ -155,7 +155,8 @@ def _merge(job: Job, rank: int, found: list) -> None:
     rows, broken = found
     for run, (_, status, error, trace, metric_errors, refused) in zip(job.runs, rows, strict=True):
         if run.status == "ok" and status != "ok":
-            run.status, run.error, run.trace = status, f"on rank {rank}: {error}", trace
+            where = f"on rank {rank}: " if status == "failed" else ""
+            run.status, run.error, run.trace = status, f"{where}{error}", trace
         for metric, reason in metric_errors.items():
             run.metric_errors.setdefault(metric, f"on rank {rank}: {reason}")
         run.refused |= refused
