@@ -85,6 +85,29 @@ class Speed:
 
 
 @dataclass(config=_CONFIG)
+class CostsOfStep:
+    """What a step of a model takes for one image.
+
+    parameters: numbers that the step reads; flops: of its matrix products, convolutions and attention, a multiply-add
+    being two; evaluations: most passes of the image through one of the networks that hold a fifth of these parameters
+    (NFE; guidance by a second pass counts twice), None where no module was called.
+    """
+
+    parameters: int
+    flops: int
+    evaluations: int | None = None
+
+
+@dataclass(config=_CONFIG)
+class Costs:
+    """parameters: of all its networks, each number once; steps: "encode", "decode"; note: why there is no more."""
+
+    parameters: int | None = None
+    steps: dict[str, CostsOfStep] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(config=_CONFIG)
 class Origin:
     """The process that made an artifact: device, threads of torch, package versions, code revision."""
 
@@ -107,6 +130,7 @@ class RowRecord:
     input_size, output_size: native pixels, None: evaluation size. training: compute, as text.
     calibration: its place among the calibration rows, None for a model under test.
     settings: what a generator samples with. origins: the processes that made its artifacts, each once.
+    costs: with costs=true; drift: with drift=N, by column its figure after 1 to N round trips.
     """
 
     label: str
@@ -136,6 +160,8 @@ class RowRecord:
     refused: dict[str, str] = field(default_factory=dict)
     cells: dict[str, Value] = field(default_factory=dict)
     keys: dict[str, list[str]] = field(default_factory=dict)
+    costs: Costs | None = None
+    drift: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 @dataclass(config=_CONFIG)
