@@ -90,12 +90,14 @@ class CostsOfStep:
 
     parameters: numbers that the step reads; flops: of its matrix products, convolutions and attention, a multiply-add
     being two; evaluations: most passes of the image through one of the networks that hold a fifth of these parameters
-    (NFE; guidance by a second pass counts twice), None where no module was called.
+    (NFE; guidance by a second pass counts twice), None where no module was called. peak_mib: of all weights and of the
+    tensors that live at once, without what kernels need inside.
     """
 
     parameters: int
     flops: int
     evaluations: int | None = None
+    peak_mib: float | None = None
 
 
 @dataclass(config=_CONFIG)

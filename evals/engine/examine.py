@@ -7,6 +7,7 @@ calls read, what its matrix products, convolutions and attention cost, and how o
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -81,42 +82,58 @@ def measure_costs(job: Job, run: ModelRun) -> Costs:
     if batch.references is not None:
         batch = dataclasses.replace(batch, references=batch.references.to(job.device))
     networks = run.built().networks()
-    held = [parameter for network in networks.values() for parameter in network.parameters()]
-    sizes = {_storage(parameter): parameter.numel() for parameter in held}
+    held = [tensor for network in networks.values() for tensor in (*network.parameters(), *network.buffers())]
+    sizes = {_storage(p): p.numel() for network in networks.values() for p in network.parameters()}
     if not sizes:
         return Costs(note="no network of torch")
+    weights = sum({_storage(tensor): tensor.untyped_storage().nbytes() for tensor in held}.values())
     steps = {}
     for name, call in job.task.calls(run, batch).items():
         with isolated(), precision(run.conditions.precision, job.device):
-            steps[name] = _of_call(call, sizes)
+            steps[name] = _of_call(call, sizes, weights)
     return Costs(sum(sizes.values()), steps)
 
 
-def _of_call(call: Callable[[], Any], sizes: dict[int, int]) -> CostsOfStep:
-    """sizes: by storage, the numbers of the parameters."""
-    with _passes() as passes, FlopCounterMode(display=False) as flops, _Reads() as reads:
+def _of_call(call: Callable[[], Any], sizes: dict[int, int], weights: int) -> CostsOfStep:
+    """sizes: by storage, the numbers of the parameters; weights: bytes of all networks."""
+    # the counter takes composite operations apart, so that the watch sees their parts
+    with _passes() as passes, _Watch() as watch, FlopCounterMode(display=False) as flops:
         call()
-    read = sum(size for storage, size in sizes.items() if storage in reads.storages)
+    read = sum(size for storage, size in sizes.items() if storage in watch.read)
     counts = [
         count
         for module, count in passes.items()
-        if read and sum(p.numel() for p in module.parameters() if _storage(p) in reads.storages) >= LARGE * read
+        if read and sum(p.numel() for p in module.parameters() if _storage(p) in watch.read) >= LARGE * read
     ]
-    return CostsOfStep(read, flops.get_total_flops(), max(counts, default=None))
+    peak = (weights + watch.most) / 2**20
+    return CostsOfStep(read, flops.get_total_flops(), max(counts, default=None), peak)
 
 
-class _Reads(TorchDispatchMode):
-    """Remembers the storages of all tensors that operations are given."""
+class _Watch(TorchDispatchMode):
+    """Remembers which storages operations are given, and the most bytes of tensors that they made and that lived at
+    once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.storages: set[int] = set()
+        self.read: set[int] = set()
+        self.made: dict[int, int] = {}
+        self.most = self._now = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs or {})):
-            if isinstance(leaf, Tensor) and not leaf.is_meta:
-                self.storages.add(_storage(leaf))
-        return func(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+        self.read |= {_storage(leaf) for leaf in given}
+        old = {leaf.untyped_storage()._cdata for leaf in given}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (key := leaf.untyped_storage()._cdata) not in old | self.made.keys():
+                self.made[key] = leaf.untyped_storage().nbytes()
+                self._now += self.made[key]
+                weakref.finalize(leaf.untyped_storage(), self._gone, key)
+        self.most = max(self.most, self._now)
+        return result
+
+    def _gone(self, key: int) -> None:
+        self._now -= self.made.pop(key, 0)
 
 
 def _storage(tensor: Tensor) -> int:
