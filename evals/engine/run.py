@@ -355,7 +355,8 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
 
 
 def _column(planned: PlannedColumn) -> ColumnRecord:
-    return ColumnRecord(**vars(planned.column), kind=planned.kind)
+    shown = {name: value for name, value in vars(planned.column).items() if name != "blind_to"}
+    return ColumnRecord(**shown, kind=planned.kind)
 
 
 def contact_images(finished: Finished) -> tuple[list[np.ndarray], list[tuple[str, list[np.ndarray]]]]:

@@ -38,13 +38,20 @@ class Colour(ImageMetric):
     name = "colour"
     summary = "colour and brightness shift between mean colours of 8x8 cells"
     columns = (
-        Column("colour-de00", "lower", digits=2, note="CIEDE2000 between mean colours of 8x8 cells; mean over cells"),
+        Column(
+            "colour-de00",
+            "lower",
+            digits=2,
+            note="CIEDE2000 between mean colours of 8x8 cells; mean over cells",
+            blind_to=("blur", "shift"),
+        ),
         Column(
             "brightness-dl",
             "zero",
             digits=2,
             note="L* of the image less the reference's, of the same cells; above 0: too bright",
             shown=False,
+            blind_to=("shuffled", "cast", "blur", "shift", "banding"),
         ),
     )
 

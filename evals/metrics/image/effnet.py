@@ -32,8 +32,21 @@ class EffnetMetric(ImageMetric):
     name = "effnet"
     summary = "EfficientNet-Lite0: perceptual distance, top-1 agreement, features"
     columns = (
-        Column("perc-effnet", "lower", digits=4, note="perceptual distance on EfficientNet-Lite0, uncalibrated"),
-        Column("top1-effnet", "higher", digits=1, unit="%", note="images whose predicted class is kept"),
+        Column(
+            "perc-effnet",
+            "lower",
+            digits=4,
+            note="perceptual distance on EfficientNet-Lite0, uncalibrated",
+            blind_to=("brighter",),
+        ),
+        Column(
+            "top1-effnet",
+            "higher",
+            digits=1,
+            unit="%",
+            note="images whose predicted class is kept",
+            blind_to=("brighter",),
+        ),
     )
     protocol_fields = ("effnet_size",)
     feature_dim = 1280

@@ -41,6 +41,7 @@ class HueDrift(Colour):
                 note=f"colour-de00 of the cells that are {name} in the reference",
                 mean=False,
                 shown=False,
+                blind_to=("blur", "shift"),
             )
             for name in NAMES
         ),
@@ -51,6 +52,7 @@ class HueDrift(Colour):
             note="chroma of the image less the reference's, cells that are not grey; below 0: greyed",
             mean=False,
             shown=False,
+            blind_to=("blur", "shift", "banding"),
         ),
     )
 
