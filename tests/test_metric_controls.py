@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from PIL import Image
 from skimage import data
 from torch import Tensor
 
-from evals.engine.reduce import image_cells
 from evals.metrics.base import Column, ImageMetric, Metric, SetMetric, TokenMetric
 from evals.metrics.controls import CONTROLS, faults, reactions
 from evals.metrics.plan import metric_class
@@ -37,7 +35,7 @@ ALL_CHANNELS = [(0, 1, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0), (0, 2, 1), (1, 0, 2)
 
 
 def photographs(side: int, count: int) -> Tensor:
-    """Quarters of four photographs, uint8; their channels change places, so that all hues occur."""
+    """Quarters of four photographs, uint8; channels change places and some are negatives, so that all hues occur."""
     shown = []
     for number in range(count):
         photo = Image.fromarray([data.astronaut, data.coffee, data.chelsea, data.rocket][number % 4]())
@@ -45,21 +43,24 @@ def photographs(side: int, count: int) -> Tensor:
         x, y = side * (number // 4 % 2), side * (number // 8 % 2)
         pixels = np.array(square.crop((x, y, x + side, y + side)))
         channels = ALL_CHANNELS[(number + number // 4) % 6]
+        pixels = 255 - pixels if number % 3 == 2 else pixels
         shown.append(torch.from_numpy(pixels[..., channels].copy()).permute(2, 0, 1))
     return torch.stack(shown)
 
 
 def figures(name: str, control: str | None) -> dict[str, float]:
-    """The cells of an image metric, by the engine's own way from values to figures."""
+    """The figures of an image metric over its images, harmed by a control."""
     of = items(SIZES.get(name, USUAL)[1])
     like = "colour" if name == "hue-drift" else name  # one embedding serves both
     with torch.inference_mode():
         values = built(name).score(embedded(like, None), embedded(like, control), of)
-    plan: Any = SimpleNamespace(cls=CLASSES[name])
-    arrays = {key: value.double().numpy()[None] for key, value in values.items()}
-    cells = image_cells(plan, arrays, of, np.ones(len(of), bool))
-    assert None not in [cells[column.name].value for column in CLASSES[name].columns], "the images have every hue"
-    return {key: cell.value for key, cell in cells.items() if cell.value is not None}
+    arrays = {key: value.double().numpy() for key, value in values.items()}
+    summary = CLASSES[name].summarise({key: array[None] for key, array in arrays.items()}, of)  # type: ignore[attr-defined]
+    found = {column.name: summary.get(column.name) for column in CLASSES[name].columns} | {
+        column.name: arrays[column.name].mean() for column in CLASSES[name].columns if column.mean
+    }
+    assert not any(np.isnan(value) for value in found.values()), "the images have every hue"
+    return found
 
 
 @cache

@@ -39,14 +39,7 @@ class EffnetMetric(ImageMetric):
             note="perceptual distance on EfficientNet-Lite0, uncalibrated",
             blind_to=("brighter",),
         ),
-        Column(
-            "top1-effnet",
-            "higher",
-            digits=1,
-            unit="%",
-            note="images whose predicted class is kept",
-            blind_to=("brighter",),
-        ),
+        Column("top1-effnet", "higher", digits=1, unit="%", note="images whose predicted class is kept"),
     )
     protocol_fields = ("effnet_size",)
     feature_dim = 1280
