@@ -124,8 +124,8 @@ class RowRecord:
     """One row: a model with its options.
 
     label: what the table shows; name: the registered name; options: non-default ones.
-    status: "ok", "missing" (weights not here), "failed", or of a reference row "unavailable" (an optional package is not
-    here) or "unreachable" (it can't spend as little); error: the message of all but "ok"; trace: the traceback.
+    status: "ok", "missing" (weights not here), "failed", or of a reference row "unavailable" (an optional package is
+    not here) or "unreachable" (it can't spend as little); error: the message of all but "ok"; trace: the traceback.
     bits_per_image: mean over the measured images of the bits of their tokens, None where none were measured or it has
     no tokens; max_bits_per_image: of an image whose tokens all count.
     cells: column name to Value. refused: item id to reason, for items that the model refused.

@@ -94,7 +94,9 @@ def test_the_best_thumbnail_is_no_worse_than_any_size_at_that_rate(images: Tenso
 
 
 def test_what_headers_make_unreachable_says_so(images: Tensor):
-    with pytest.raises(Unreachable, match=r"headers alone exceed the rate: a grey image of 64x64 pixels takes 2\d\d by"):
+    with pytest.raises(
+        Unreachable, match=r"headers alone exceed the rate: a grey image of 64x64 pixels takes 2\d\d by"
+    ):
         codec(JPEG, 80).encode(images)
     with pytest.raises(Unreachable, match="not even a grey image fits"):
         codec(WEBP, 40).encode(images)

@@ -24,7 +24,14 @@ from tests.metrics_support import items
 
 SETTINGS = {"effnet_size": 96, "ssim_window": "uniform7"}
 # Side in pixels and number of the images: the least at which a metric tells the controls apart.
-SIZES = {"colour": (320, 12), "hue-drift": (320, 12), "ms-ssim": (176, 4), "lpips-alex": (64, 12), "lpips-vgg": (48, 4), "dists": (64, 4)}
+SIZES = {
+    "colour": (320, 12),
+    "hue-drift": (320, 12),
+    "ms-ssim": (176, 4),
+    "lpips-alex": (64, 12),
+    "lpips-vgg": (48, 4),
+    "dists": (64, 4),
+}
 USUAL = (96, 24)
 NAMES = list(registry.entries("metrics"))
 CLASSES: dict[str, type[Metric]] = {name: metric_class(name) for name in NAMES}
@@ -150,7 +157,9 @@ def test_the_documentation_shows_what_is_declared():
     text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
     for control, one in CONTROLS.items():
         assert f"`{control}`: {one.summary}" in text
-    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ") and "blind" in line}
+    lines = {
+        line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ") and "blind" in line
+    }
     for name in OF_IMAGES:
         for column in CLASSES[name].columns:
             told = ", ".join(column.blind_to) or "nothing"

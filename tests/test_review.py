@@ -39,7 +39,8 @@ class Steps(Toy):
     def __init__(self, options, device):
         super().__init__(options, device)
         self.encoder = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.decoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 3, 3, padding=1, bias=False))
+        wide, narrow = (nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in ((3, 8), (8, 3)))
+        self.decoder = nn.Sequential(wide, narrow)
         for p in (*self.encoder.parameters(), *self.decoder.parameters()):
             nn.init.zeros_(p)
         self.calls = 0

@@ -42,7 +42,9 @@ DRIFTED = 8
 LARGE = 0.2
 
 
-def examine(job: Job, records: list[RowRecord], progress: LiveProgress, shown: list[int], costs: bool, trips: int) -> None:
+def examine(
+    job: Job, records: list[RowRecord], progress: LiveProgress, shown: list[int], costs: bool, trips: int
+) -> None:
     """Add what the store lacks, and put all of it into the records. shown: dataset indices of the images to follow.
 
     trips: round trips of the drift, 0 for none. A row that fails here says so in its record, its figures stay.
@@ -77,7 +79,7 @@ def _costs(job: Job, run: ModelRun) -> Costs:
 
 def measure_costs(job: Job, run: ModelRun) -> Costs:
     """Of a model's calls on one image, the first of the dataset."""
-    first = Chunk(0, job.dataset.items[:1])
+    first = Chunk(0, tuple(job.dataset.items[:1]))
     batch = job.task.load(first)
     if batch.references is not None:
         batch = dataclasses.replace(batch, references=batch.references.to(job.device))
@@ -180,12 +182,13 @@ def _measure_drift(
     batch = job.task.load(chunk)
     if batch.references is None:
         return {}
-    batch = dataclasses.replace(batch, references=batch.references.to(job.device))
+    references = batch.references.to(job.device)
+    batch = dataclasses.replace(batch, references=references)
     found: dict[str, list[float | None]] = {}
     for outputs in job.task.round_trip(run, batch, trips, job.cache):
         kept = np.array([place not in outputs.refused for place in range(len(chunk))])
         for plan in plans:
-            values = _scored(job, plan, batch.references, outputs.images, chunk.items)
+            values = _scored(job, plan, references, outputs.images, chunk.items)
             cells = image_cells(plan, values, chunk.items, kept)
             for column in plan.cls.columns:
                 found.setdefault(column.name, []).append(cells[column.name].value if column.name in cells else None)

@@ -82,9 +82,7 @@ def write_report(run: RunRecord, folder: Path) -> list[Path]:
     return list(files)
 
 
-def render(
-    run: RunRecord, contact: str | None = None, rate: str | None = None, plots: Sequence[str] = ()
-) -> str:
+def render(run: RunRecord, contact: str | None = None, rate: str | None = None, plots: Sequence[str] = ()) -> str:
     """The text of report.md. contact, rate: paths of the contact sheet and of the rate-distortion plot as seen from the
     report, None without one; plots: those of few_steps.png and round_trips.png that there are."""
     table = shown_table(run)

@@ -1,4 +1,4 @@
-"""The parts of a report that answer a reviewer: costs, what files are made of, few-step curves, drift of round trips."""
+"""The parts of a report that answer a reviewer: costs, what files are made of, few-step curves, round trips."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ BUILT_IN: dict[str, Suite] = {
         ),
         Suite(
             "review",
-            "what a reviewer asks: costs, codecs at the same rates, few-step curves, colour by hue, drift of round trips",
+            "what a reviewer asks: costs, codecs at the same rates, few-step curves, colour by hue, round trips",
             ("all", *CODECS),
             settings={"metrics": "[default,hue-drift,duplicate-ids]", "costs": "true", "drift": "10"},
             scaled={

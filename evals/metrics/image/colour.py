@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Colour(ImageMetric):
 
     name = "colour"
     summary = "colour and brightness shift between mean colours of 8x8 cells"
-    columns = (
+    columns: ClassVar[tuple[Column, ...]] = (
         Column(
             "colour-de00",
             "lower",

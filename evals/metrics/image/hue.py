@@ -1,14 +1,15 @@
 """Colour drift by hue: which colours a tokenizer gets wrong, and whether it greys them.
 
-The cells and their mean colours are those of `colour`. A cell belongs to the hue of its reference colour in CIELAB, or to
-grey where its chroma is below GREY. A hue's figure is the mean over the cells of all images together, so that an image
-without a hue says nothing of it.
+The cells and their mean colours are those of `colour`. A cell belongs to the hue of its reference colour in CIELAB, or
+to grey where its chroma is below GREY. A hue's figure is the mean over the cells of all images together, so that an
+image without a hue says nothing of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from evals.metrics.image.cielab import ciede2000
 from evals.metrics.image.colour import CellColours, Colour
 from lactok.interface import Item
 
-# Hue angles in degrees of CIELAB, from one to the next: those of sRGB's six pure hues are 40, 103, 136, 196, 306 and 328,
-# and each border lies in the middle of two.
+# Where each hue begins, in degrees of CIELAB: sRGB's six pure hues have 40, 103, 136, 196, 306 and 328, and each border
+# lies in the middle of two.
 HUES = {"red": 4, "yellow": 71.5, "green": 119.5, "cyan": 166, "blue": 251, "magenta": 317}
 # Chroma below which a colour counts as grey.
 GREY = 8.0
@@ -32,7 +33,7 @@ class HueDrift(Colour):
 
     name = "hue-drift"
     summary = "colour drift by hue of the reference, and change of chroma, of the same cells as colour"
-    columns = (
+    columns: ClassVar[tuple[Column, ...]] = (
         *(
             Column(
                 f"drift-{name}",
