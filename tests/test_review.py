@@ -17,7 +17,7 @@ from evals.record import CostsOfStep, from_json, to_json
 from lactok.interface import Tokenizer
 from tests.metrics_support import scores
 from tests.plugin_runs import plugin, run
-from tests.support import TOY, pictures
+from tests.support import ROOT, TOY, pictures
 
 # A decoder that passes its network `steps` times, each time on the image and on a second one (guidance).
 NETWORK = (
@@ -154,6 +154,7 @@ def test_costs_and_drift_are_of_tokenizers():
 
 
 def test_a_suites_options_are_of_rows_that_the_command_has():
+    assert "    python -m evals.run suite=review   " in (ROOT / "README.md").read_text()
     assert compose_config(["suite=review"]).options == {"lactok-t-mini": {"steps": [1, 2, 4]}}
     assert compose_config(["suite=review", "tokenizers=[llamagen,avif]"]).options == {}
     assert compose_config(["suite=review", "tokenizers=lactok-t"]).options == {"lactok-t-mini": {"steps": [1, 2, 4]}}
