@@ -35,8 +35,7 @@ from lactok.weights import WeightsSource
 SIDE, SETTINGS = 2, 3
 # The smallest thumbnail, and thumbnails from one side to its double.
 SMALLEST, STEPS = 4, 3
-# Levels of quality of all formats, from the lowest.
-QUALITIES = range(101)
+LOWEST = 0  # quality, of all formats
 BYTE = 256
 
 
@@ -51,7 +50,8 @@ class CodecOptions:
 class Format:
     """A file format of Pillow. name: Pillow's; settings: of its encoder, for files that are counted whole and (`bare`)
     for those of which the payload is; split: a file to its header and payload; joined: (a file of the same size and
-    quality, payload) to the file; package: what Pillow needs for it, "" where it has it itself."""
+    quality, payload) to the file; package: what Pillow needs for it, "" where it has it itself;
+    highest: quality."""
 
     name: str
     settings: Mapping[str, Any]
@@ -59,6 +59,7 @@ class Format:
     split: Callable[[bytes], tuple[bytes, bytes]]
     joined: Callable[[bytes, bytes], bytes]
     package: str = ""
+    highest: int = 100
 
     @property
     def available(self) -> bool:
@@ -68,7 +69,7 @@ class Format:
         return bool(features.check({"JPEG": "jpg"}.get(self.name, self.name.lower())))
 
     def encode(self, image: Image.Image, quality: int, bare: bool) -> bytes:
-        """The file of an image at a quality, 0 to 100."""
+        """The file of an image at a quality, LOWEST to `highest`."""
         _load_plugin(self.package)
         buffer = io.BytesIO()
         image.save(buffer, self.name, quality=quality, **(self.bare if bare else self.settings))
@@ -160,7 +161,7 @@ WEBP = Format("WEBP", _WEBP, _WEBP, _split_webp, _join_webp)
 _AVIF = HALF_COLOUR | {"speed": 6, "max_threads": 1, "autotiling": False}
 AVIF = Format("AVIF", _AVIF, _AVIF, _split_avif, _join_avif)
 _JXL = {"effort": 7, "use_container": False, "num_threads": 1}
-JXL = Format("JXL", _JXL, _JXL, _split_jxl, _join_jxl, "pillow-jxl-plugin")
+JXL = Format("JXL", _JXL, _JXL, _split_jxl, _join_jxl, "pillow-jxl-plugin", highest=99)  # its 100 fails on lossy files
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
@@ -270,13 +271,13 @@ class Codec(Tokenizer):
 
     def _fit(self, image: Image.Image, side: int) -> _Fit | None:
         """The file of highest quality that fits, None where none does. side: of the image that it stands for."""
-        low, high, found = QUALITIES[0], QUALITIES[-1], None
+        low, high, found = LOWEST, self.format.highest, None
         while low <= high:
-            quality = (low + high) // 2 if found is not None or high < QUALITIES[-1] else QUALITIES[0]
+            quality = (low + high) // 2 if found is not None or high < self.format.highest else LOWEST
             spent = self._spent(image, quality, side)
             if len(spent) <= self.options.bytes:
                 found, low = spent, quality + 1
-            elif quality == QUALITIES[0]:
+            elif quality == LOWEST:
                 return None
             else:
                 high = quality - 1
@@ -311,7 +312,7 @@ class Codec(Tokenizer):
     def _why(self, side: int) -> str:
         """Why images of a side can't be had."""
         smallest = SMALLEST if self.best_size else side
-        file = self.format.encode(_grey(smallest), QUALITIES[0], self.bare)
+        file = self.format.encode(_grey(smallest), LOWEST, self.bare)
         header, payload = map(len, self.format.split(file))
         header = (0 if self.bare else header) + SIDE * self.best_size + SETTINGS * self.bare
         limit = self.options.bytes
