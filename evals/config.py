@@ -70,6 +70,8 @@ class RunConfig:
     tokenizers: Any = "all"
     generators: Any = "all"
     round_trips: int = 1
+    costs: bool = False
+    drift: int = 0
     calibration: bool = True
     metrics: Any = "default"
     judges: JudgesConfig = field(default_factory=JudgesConfig)
@@ -290,7 +292,8 @@ def _of_the_suite(given: dict[str, str]) -> list[str]:
     for key, names in (("tokenizers", suite.tokenizers), ("generators", suite.generators)):
         usual[key] = f"[{','.join(names)}]" if names != ("all",) else "all"
     usual |= {**suite.scaled.get(scale, {}), **suite.of_dataset.get(given.get("dataset", ""), {})}
-    usual = {key: value for key, value in usual.items() if _has_row(key, given.get("generators", usual["generators"]))}
+    rows = "generators" if suite.task == "generation" else "tokenizers"
+    usual = {key: value for key, value in usual.items() if _has_row(key, given.get(rows, usual[rows]))}
     named = as_list(given["tokenizers"].strip("[]")) if "tokenizers" in given else suite.tokenizers
     named = [canonical("tokenizers", name) for name in named]
     for name in suite.sized:
@@ -303,8 +306,9 @@ def _has_row(key: str, rows: str) -> bool:
     """Whether a suite's setting is of a row that the command has: of options only those are set."""
     if not key.startswith("options."):
         return True
-    named = as_list(rows.strip("[]").split(","))
-    return "all" in named or any(key.startswith(f"options.{name.strip()}.") for name in named)
+    named = [name.strip() for name in as_list(rows.strip("[]").split(","))]
+    own = key.removeprefix("options.").rsplit(".", 1)[0]
+    return "all" in named or own in named or own.removesuffix("-mini") in named
 
 
 def _allow_new_keys(override: str) -> str:
@@ -335,6 +339,13 @@ def _check(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: expected a whole number of at least 1")
+    if config.drift < 0:
+        raise ConfigError(f"drift={config.drift}: expected a number of round trips, 0 for none")
+    if (config.costs or config.drift) and config.task != "reconstruction":
+        raise ConfigError(
+            f"costs and drift are of tokenizers, and suite={config.suite} has none: leave them out, or name a suite of "
+            "reconstruction"
+        )
     for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes"):
         if getattr(config.slurm, name) < 1:
             raise ConfigError(f"slurm.{name}={getattr(config.slurm, name)}: expected a whole number of at least 1")

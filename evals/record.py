@@ -15,6 +15,8 @@ from pydantic.dataclasses import dataclass
 
 # Raise it when a field changes its name or meaning; `read` refuses other schemas by name.
 SCHEMA = 2
+# What a row's status is where it should have been measured and was not.
+FAULTS = ("missing", "failed")
 _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
@@ -83,6 +85,31 @@ class Speed:
 
 
 @dataclass(config=_CONFIG)
+class CostsOfStep:
+    """What a step of a model takes for one image.
+
+    parameters: numbers that the step reads; flops: of its matrix products, convolutions and attention, a multiply-add
+    being two; evaluations: most passes of the image through one of the networks that hold a fifth of these parameters
+    (NFE; guidance by a second pass counts twice), None where no module was called. peak_mib: of all weights and of the
+    tensors that live at once, without what kernels need inside.
+    """
+
+    parameters: int
+    flops: int
+    evaluations: int | None = None
+    peak_mib: float | None = None
+
+
+@dataclass(config=_CONFIG)
+class Costs:
+    """parameters: of all its networks, each number once; steps: "encode", "decode"; note: why there is no more."""
+
+    parameters: int | None = None
+    steps: dict[str, CostsOfStep] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(config=_CONFIG)
 class Origin:
     """The process that made an artifact: device, threads of torch, package versions, code revision."""
 
@@ -97,19 +124,21 @@ class RowRecord:
     """One row: a model with its options.
 
     label: what the table shows; name: the registered name; options: non-default ones.
-    status: "ok", "missing" (weights not here), "failed"; error: the message, for the last two; trace: the traceback.
+    status: "ok", "missing" (weights not here), "failed", or of a reference row "unavailable" (an optional package is
+    not here) or "unreachable" (it can't spend as little); error: the message of all but "ok"; trace: the traceback.
     bits_per_image: mean over the measured images of the bits of their tokens, None where none were measured or it has
     no tokens; max_bits_per_image: of an image whose tokens all count.
     cells: column name to Value. refused: item id to reason, for items that the model refused.
     input_size, output_size: native pixels, None: evaluation size. training: compute, as text.
     calibration: its place among the calibration rows, None for a model under test.
     settings: what a generator samples with. origins: the processes that made its artifacts, each once.
+    costs: with costs=true; drift: with drift=N, by column its figure after 1 to N round trips.
     """
 
     label: str
     name: str
     options: dict[str, Any] = field(default_factory=dict)
-    status: Literal["ok", "missing", "failed"] = "ok"
+    status: Literal["ok", "missing", "failed", "unavailable", "unreachable"] = "ok"
     error: str = ""
     trace: str = ""
     family: str = ""
@@ -118,6 +147,7 @@ class RowRecord:
     codebook_size: int | list[int] | None = None
     bits_per_image: float | None = None
     max_bits_per_image: float | None = None
+    rate_parts: dict[str, float] = field(default_factory=dict)
     input_size: int | None = None
     output_size: int | None = None
     deterministic: bool = True
@@ -132,6 +162,8 @@ class RowRecord:
     refused: dict[str, str] = field(default_factory=dict)
     cells: dict[str, Value] = field(default_factory=dict)
     keys: dict[str, list[str]] = field(default_factory=dict)
+    costs: Costs | None = None
+    drift: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 @dataclass(config=_CONFIG)

@@ -89,6 +89,16 @@ class ItemsRefused(Exception):
         super().__init__("; ".join(f"item {place} of the batch: {why}" for place, why in self.reasons.items()))
 
 
+class Unavailable(Exception):
+    """Raised by `Model.weights` where this machine lacks an optional part that a model needs; the row says so, and the
+    run counts as whole without it."""
+
+
+class Unreachable(Exception):
+    """Raised by a reference row that can't spend as little as it is asked to; the row says so, and the run counts as
+    whole without it."""
+
+
 def _sum(a: float | None, b: float | None) -> float | None:
     """Of what is known; None where nothing is."""
     return None if a is None and b is None else (a or 0) + (b or 0)
@@ -262,6 +272,22 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
         """Of a calibration row that can spend any number of bits: the options with which it spends at most about
         `bits` an image; a table then has a row of it for each rate of its models. None where it can't."""
         return None
+
+    @classmethod
+    def same_as(cls, options: Any) -> Any:
+        """Of a calibration row: rows whose values of this are equal are one and the same, and a table has one of them.
+
+        By default the options themselves.
+        """
+        return tuple(sorted(dataclasses.asdict(options).items()))
+
+    @classmethod
+    def rate_parts(cls, options: Any, tokens: Tokens) -> Mapping[str, float]:
+        """What an image's bytes are spent on ("header", "payload"), mean over the images; {}: nothing is told apart.
+
+        tokens: all images', on the CPU.
+        """
+        return {}
 
     def networks(self) -> Mapping[str, nn.Module]:
         """Its networks by name. Under precision=bf16 linear and convolution layers of them are held in bfloat16.

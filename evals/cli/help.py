@@ -39,6 +39,8 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
   generators=all          of generation: the same                                                            [all]
   calibration=true|false  add the calibration rows, which say what the figures mean                         [true]
   round_trips=N           how often an image passes through the tokenizer before it is scored                 [1]
+  costs=true|false        parameters, FLOPs and evaluations of encoder and decoder                         [false]
+  drift=N                 figures after each of 1 to N round trips, of eight images                            [0]
   weights=mini|paper      miniatures that ship with the package, or published checkpoints             [the scale's]
   features=effnet|inception   whose Fréchet distance is a default metric: EfficientNet-Lite0's, or Inception's
                                                                                                       [the scale's]

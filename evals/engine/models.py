@@ -18,7 +18,17 @@ from evals.engine.isolation import isolated
 from evals.engine.job import Artifact
 from evals.engine.rows import Identity, Row, identify
 from evals.engine.store import Cache, StoreError
-from lactok.interface import GeneratorInfo, Item, ItemsRefused, Model, ModelInfo, RecordedInfo, TokenizerInfo
+from lactok.interface import (
+    GeneratorInfo,
+    Item,
+    ItemsRefused,
+    Model,
+    ModelInfo,
+    RecordedInfo,
+    TokenizerInfo,
+    Unavailable,
+    Unreachable,
+)
 from lactok.weights import WeightsError
 
 T = TypeVar("T")
@@ -102,6 +112,10 @@ class ModelRun:
         """Leave this row with the reason; what it had finished stays in the cache."""
         import traceback
 
+        if isinstance(error, (Unavailable, Unreachable)):  # of no item, and no fault
+            self.status, self.error = type(error).__name__.lower(), str(error)
+            stop([self])
+            return
         known = isinstance(error, (PluginError, WeightsError))
         self.status = status
         said = str(error) if known else f"{type(error).__name__}: {error}"

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from evals.engine.checks import PluginError
+from evals.engine.isolation import isolated
 from evals.engine.job import Artifact, Job
-from evals.engine.models import ModelRun
+from evals.engine.models import ModelRun, type_of
 from evals.engine.store import Entry
 from evals.metrics.base import ImageMetric, SetMetric, TokenMetric
 from evals.metrics.intervals import bootstrap, cluster_bootstrap
@@ -77,6 +78,8 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
     if tokens is not None:
         assert isinstance(run.info, TokenizerInfo)
         record.bits_per_image = mean_bits(tokens, run.info)
+        with isolated():
+            record.rate_parts = dict(type_of(run.row).rate_parts(run.row.options, tokens))
         artifacts = [artifact for c in job.chunks if (artifact := job.task.tokens(run, c))]
         record.keys[artifacts[0].kind] = [artifact.key for artifact in artifacts]
         for of_tokens in job.metrics.tokens:

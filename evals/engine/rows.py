@@ -152,11 +152,11 @@ def references_at(rows: Sequence[Row], rates: Iterable[float], preset: str) -> d
         usual = dict(cls.preset_options.get(preset, {}))
         if any(row.options != check_options(name, cls.Options, usual) for row in here):
             continue
-        labels = {row.label for row in here}
+        found = [_same(cls, row) for row in here]
         for rate in sorted(rates, reverse=True):
             row = _reference(name, cls, usual, rate)
-            if row is not None and row.label not in labels:
-                labels.add(row.label)
+            if row is not None and (same := _same(cls, row)) not in found:
+                found.append(same)
                 added.setdefault(name, []).append(row)
     return added
 
@@ -171,6 +171,15 @@ def _reference(name: str, cls: type[Model], usual: dict[str, Any], rate: float) 
         return _row(name, cls, check_options(name, cls.Options, usual | dict(found)), usual, short=True)
     except Exception as error:  # a plugin may fail in any way
         return Row(f"{name} at {rate:g} bits", name, None, error=f"at_rate: {type(error).__name__}: {error}")
+
+
+def _same(cls: type[Model], row: Row) -> Any:
+    """What tells a reference row from others of its name: rows of which this is equal are one."""
+    try:
+        with isolated():
+            return row.label if row.cls is None else cls.same_as(row.options)
+    except Exception:  # a plugin may fail in any way; the row itself says so
+        return row.label
 
 
 def _belongs(row: Row, wanted: Wanted) -> bool:

@@ -26,6 +26,7 @@ from evals.engine.environment import (
     package_versions,
     process_origin,
 )
+from evals.engine.examine import DRIFTED, examine
 from evals.engine.execute import begun, execute, remove_damaged
 from evals.engine.job import Job
 from evals.engine.missing import open_all
@@ -86,6 +87,9 @@ def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float, live: Map
     with LiveProgress(quiet, ranks, unit=job.task.unit) as progress:
         finished = _until_whole(job, progress, config.weights)
     record.rows = [row for row, _ in finished]
+    if config.costs or config.drift:
+        with LiveProgress(quiet, Ranks(), unit=job.task.unit) as progress:
+            examine(job, record.rows, progress, spread(job.dataset, DRIFTED), config.costs, config.drift)
     _name_failed_metrics(record, job)
     record.seconds = round(time.time() - started, 2)
     record.complete = True
@@ -155,7 +159,8 @@ def _merge(job: Job, rank: int, found: list) -> None:
     rows, broken = found
     for run, (_, status, error, trace, metric_errors, refused) in zip(job.runs, rows, strict=True):
         if run.status == "ok" and status != "ok":
-            run.status, run.error, run.trace = status, f"on rank {rank}: {error}", trace
+            where = f"on rank {rank}: " if status == "failed" else ""
+            run.status, run.error, run.trace = status, f"{where}{error}", trace
         for metric, reason in metric_errors.items():
             run.metric_errors.setdefault(metric, f"on rank {rank}: {reason}")
         run.refused |= refused
@@ -322,7 +327,7 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         "dataset": job.dataset.fingerprint,
         "clusters": [item.cluster for item in job.dataset.items],
         "conditions": conditions,
-    }
+    } | ({"costs": config.costs, "drift": config.drift} if config.costs or config.drift else {})
     return RunRecord(
         suite=config.suite,
         task=job.task.name,
@@ -350,7 +355,8 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
 
 
 def _column(planned: PlannedColumn) -> ColumnRecord:
-    return ColumnRecord(**vars(planned.column), kind=planned.kind)
+    shown = {name: value for name, value in vars(planned.column).items() if name != "blind_to"}
+    return ColumnRecord(**shown, kind=planned.kind)
 
 
 def contact_images(finished: Finished) -> tuple[list[np.ndarray], list[tuple[str, list[np.ndarray]]]]:

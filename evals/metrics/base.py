@@ -33,6 +33,7 @@ class Column:
     unit: "dB", "%" or ""; values of a "%" column are fractions, 0 to 1, which a report shows times 100.
     mean: whether the figure is the mean of per-image values; False: `ImageMetric.summarise` makes it.
     shown: whether the short table on the terminal has it; reports and table.csv have all.
+    blind_to: the controls of evals/metrics/controls.py to which the figure does not react; it gets worse by all others.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Column:
     note: str = ""
     mean: bool = True
     shown: bool = True
+    blind_to: tuple[str, ...] = ()
 
 
 class Metric(ABC):

@@ -1,9 +1,11 @@
-"""How a tokenizer uses its codebook: share in use, perplexity and entropy of the tokens over all images.
+"""How a tokenizer uses its codebook: share in use, perplexity and entropy of the tokens over all images, duplicates.
 
 With K sub-codes a position each slot has its own distribution, and the figures are means over the slots.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -102,3 +104,42 @@ def _entropy(counts: Tensor) -> Tensor:
     """Bits per token, float64."""
     shares = counts[counts > 0].double() / counts.sum()
     return -(shares * shares.log2()).sum()
+
+
+class DuplicateIds(TokenMetric):
+    """How much of the tokens is said twice: within an image, and by two images."""
+
+    name = "duplicate-ids"
+    summary = "share of an image's tokens that repeat an id of that image; share of images whose tokens another one has"
+    columns = (
+        Column(
+            "repeated ids",
+            None,
+            digits=1,
+            unit="%",
+            note="share of an image's tokens whose id the image has before, in the same slot; mean over images",
+            shown=False,
+        ),
+        Column(
+            "duplicate ids",
+            "lower",
+            digits=1,
+            unit="%",
+            note="share of images whose tokens are all the same as another image's",
+            shown=False,
+        ),
+    )
+
+    def compute(self, tokens: Tokens, info: TokenizerInfo) -> dict[str, float]:
+        """Both columns. Raises TokenError where no position counts."""
+        slots = tokens.ids.unsqueeze(2) if tokens.ids.ndim == 2 else tokens.ids
+        lengths = [slots.shape[1]] * len(slots) if tokens.lengths is None else tokens.lengths.tolist()
+        if not any(lengths):
+            raise TokenError(f"no token to count in ids of shape {tuple(tokens.ids.shape)}")
+        rows = [image[:length].numpy() for image, length in zip(slots, lengths, strict=True)]
+        distinct = [[len(set(slot.tolist())) / len(row) for slot in row.T] for row in rows if len(row)]
+        seen = Counter(row.tobytes() for row in rows)
+        return {
+            "repeated ids": 1 - sum(sum(of) / len(of) for of in distinct) / len(distinct),
+            "duplicate ids": sum(count for count in seen.values() if count > 1) / len(rows),
+        }

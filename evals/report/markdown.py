@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,17 @@ from evals.engine.store import write_atomically
 from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.report.comparison import incomparable_row, incomparable_run, published_comparisons
 from evals.report.rate import rate_plot
+from evals.report.review import (
+    costs_frame,
+    costs_grid,
+    costs_notes,
+    drift_frame,
+    drift_grids,
+    drift_plot,
+    parts_grid,
+    steps_grid,
+    steps_plot,
+)
 from evals.report.symbols import ARROWS, NOTHING
 from evals.report.table import (
     Cell,
@@ -41,7 +53,8 @@ MOST_REFUSED = 3
 
 
 def write_report(run: RunRecord, folder: Path) -> list[Path]:
-    """Write report.md, table.csv, table.parquet, speed.csv, and rate.png where rows have rates; returns their paths.
+    """Write report.md, table.csv, table.parquet, speed.csv, and where the run has what they show: rate.png, costs.csv,
+    few_steps.png, round_trips.csv, round_trips.png; returns their paths.
 
     The report shows contact.png where the folder has one. Raises StoreError when the folder can't be written.
     """
@@ -50,22 +63,28 @@ def write_report(run: RunRecord, folder: Path) -> list[Path]:
     frame.to_parquet(parquet, index=False)
     contact = "contact.png" if (folder / "contact.png").is_file() else None
     plot = rate_plot(run)
+    plots = {"few_steps.png": steps_plot(run), "round_trips.png": drift_plot(run)}
+    shown = [name for name, content in plots.items() if content is not None]
     files = {
-        folder / "report.md": render(run, contact, "rate.png" if plot else None).encode(),
+        folder / "report.md": render(run, contact, "rate.png" if plot else None, shown).encode(),
         folder / "table.csv": frame.to_csv(index=False, lineterminator="\n").encode(),
         folder / "table.parquet": parquet.getvalue(),
         folder / "speed.csv": speed_frame(run).to_csv(index=False, lineterminator="\n").encode(),
     }
     if plot:
         files[folder / "rate.png"] = plot
+    for name, frame_of_review in (("costs.csv", costs_frame(run)), ("round_trips.csv", drift_frame(run))):
+        if frame_of_review is not None:
+            files[folder / name] = frame_of_review.to_csv(index=False, lineterminator="\n").encode()
+    files |= {folder / name: content for name, content in plots.items() if content is not None}
     for path, content in files.items():
         write_atomically(path, content)
     return list(files)
 
 
-def render(run: RunRecord, contact: str | None = None, rate: str | None = None) -> str:
+def render(run: RunRecord, contact: str | None = None, rate: str | None = None, plots: Sequence[str] = ()) -> str:
     """The text of report.md. contact, rate: paths of the contact sheet and of the rate-distortion plot as seen from the
-    report, None without one."""
+    report, None without one; plots: those of few_steps.png and round_trips.png that there are."""
     table = shown_table(run)
     text = _template().render(
         run=run,
@@ -75,6 +94,12 @@ def render(run: RunRecord, contact: str | None = None, rate: str | None = None) 
         mini=is_mini(run),
         contact=contact,
         rate_plot=rate,
+        plots=plots,
+        costs=costs_grid(run),
+        costs_notes=costs_notes(run),
+        parts=parts_grid(run),
+        few_steps=steps_grid(run),
+        drift=drift_grids(run),
         items=items_text(run),
         devices=devices_text(run),
         interval_note=interval_note(run),

@@ -86,14 +86,14 @@ def rate_plot(run: RunRecord) -> bytes | None:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("bits per image (mean; thin: to the maximum)" if _varies(run) else "bits per image")
         axes.set_ylabel(f"{column.name} {ARROWS[column.better]}" + (f" ({column.unit})" if column.unit else ""))
-        _dress(axes)
-        _label(axes, ends)
+        dress(axes)
+        label_ends(axes, ends)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
     """The look of report.html: thin grid, no frame above and at the right, dark ink."""
     axes.grid(color=LINES, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -105,23 +105,27 @@ def _dress(axes: Axes) -> None:
         spine.set_color(LINES)
 
 
-def _label(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """A label at the last point (bits, value, text, colour) of each line; moved apart vertically, with a thin line to
-    its point, where two would cover each other."""
+def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]], log: bool = True) -> None:
+    """A label at the last point (x, value, text, colour) of each line; moved apart vertically, with a thin line to its
+    point, where two would cover each other. log: whether the axis across has powers of 2."""
     (left, _), (low, top) = axes.get_xlim(), axes.get_ylim()
-    right = max(end[0] for end in ends) * 1.06
+    right = max(end[0] for end in ends) * (1.06 if log else 1.02)
     if right <= left:  # one rate alone
         left = right / 2
-    start = math.log2(left)
-    width = math.log2(right) - start
-    axes.set_xlim(left, 2 ** (start + width * (1 + LABEL_ROOM)))
+
+    def across(x: float) -> float:
+        return math.log2(x) if log else x
+
+    start = across(left)
+    width = (across(right) - start) * (1 + LABEL_ROOM)
+    axes.set_xlim(left, 2 ** (start + width) if log else start + width)
     places = [(value - low) / (top - low) for _, value, _, _ in ends]
     apart = spaced(places, LABEL_HEIGHT)
-    for (bits, value, text, colour), place in zip(ends, apart, strict=True):
+    for (x, value, text, colour), place in zip(ends, apart, strict=True):
         axes.annotate(
             text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…",
-            xy=(bits, value),
-            xytext=((math.log2(bits) - start) / (width * (1 + LABEL_ROOM)) + 0.05, place),
+            xy=(x, value),
+            xytext=((across(x) - start) / width + 0.05, place),
             textcoords="axes fraction",
             color=colour,
             fontsize=7.5,

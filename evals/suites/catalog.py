@@ -82,6 +82,10 @@ PREFERENCE = {"metrics": "[imagereward,mps,hpsv2-2.0,hpsv2-2.1]"}
 SMALL = {"dataset": "scene-prompts", "metrics": "[geneval-small]", "seeds": "4", "generators": "all"}
 GUIDANCE = "[1.5,2,3,7]"
 
+# What a reviewer compares a tokenizer with: each format as a file, as the best thumbnail, and without its header.
+CODECS = tuple(f"{kind}{form}" for kind in ("jpeg", "webp", "avif", "jxl") for form in ("", "-thumbnail", "-payload"))
+FEW_STEPS = "[1,2,4]"
+
 BUILT_IN: dict[str, Suite] = {
     suite.name: suite
     for suite in (
@@ -105,6 +109,16 @@ BUILT_IN: dict[str, Suite] = {
             generators=GENERATORS,
             task="generation",
             settings={"scale": "paper", "dataset": "coco-captions"} | PREFERENCE,
+        ),
+        Suite(
+            "review",
+            "what a reviewer asks: costs, codecs at the same rates, few-step curves, colour by hue, round trips",
+            ("all", *CODECS),
+            settings={"metrics": "[default,hue-drift,duplicate-ids]", "costs": "true", "drift": "10"},
+            scaled={
+                "mini": {"options.lactok-t-mini.steps": FEW_STEPS},
+                "paper": {"options.lactok-t.steps": FEW_STEPS, "options.lactok-t-star.steps": FEW_STEPS},
+            },
         ),
         Suite("ablation", "from LlamaGen's decoder to LacTok's, step by step", (*STEPS, "lactok-t")),
         Suite("tokens", "LacTok at three numbers of ids", ("lactok-h", "lactok-t"), sized=("lactok-h", "lactok-t")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -96,6 +96,14 @@ class Task(ABC):
     @abstractmethod
     def run(self, run: ModelRun, batch: Batch, seed_indices: Sequence[int], cache: Cache) -> Iterator[Outputs]:
         """The model's outputs for each seed index in turn; also stores what the task keeps besides images."""
+
+    def calls(self, run: ModelRun, batch: Batch) -> Mapping[str, Callable[[], Any]]:
+        """A model's calls on the one item of a batch, by the name of the step; {} where the task tells of none."""
+        return {}
+
+    def round_trip(self, run: ModelRun, batch: Batch, count: int, cache: Cache) -> Iterator[Outputs]:
+        """The model's images after each of `count` round trips; none where the task has no such."""
+        return iter(())
 
     @abstractmethod
     def image_side(self) -> int | None:

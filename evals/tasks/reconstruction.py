@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -113,13 +114,39 @@ class Reconstruction(Task):
             run, batch.references, batch, artifact, cache
         )
         for seed_index in seed_indices:
+            yield next(islice(self._trips(run, batch, encoded, seed_index, cache), self.round_trips - 1, None))
+
+    def _trips(
+        self, run: ModelRun, batch: Batch, encoded: _Encoded, seed_index: int, cache: Cache
+    ) -> Iterator[Outputs]:
+        """The reconstructions of `encoded`, then those of these images, and so on without end."""
+        while True:
             outputs = self._decode(run, batch, encoded, seed_index)
-            for _ in range(1, self.round_trips):
-                images = outputs.images
-                assert isinstance(images, Tensor)
-                again = self._encode(run, images, batch, None, cache, without=outputs.refused)
-                outputs = self._decode(run, batch, again, seed_index)
             yield outputs
+            assert isinstance(outputs.images, Tensor)
+            encoded = self._encode(run, outputs.images, batch, None, cache, without=outputs.refused)
+
+    def round_trip(self, run: ModelRun, batch: Batch, count: int, cache: Cache) -> Iterator[Outputs]:
+        """Of seed index 0; none of images that were made elsewhere."""
+        if isinstance(run.built(), Recorded):
+            return
+        assert batch.references is not None
+        encoded = self._encode(run, batch.references, batch, None, cache)
+        yield from islice(self._trips(run, batch, encoded, 0, cache), count)
+
+    def calls(self, run: ModelRun, batch: Batch) -> Mapping[str, Callable[[], Any]]:
+        """encode, of the native image, and decode, of what that gave."""
+        tokenizer, info = run.built(), run.info
+        if not isinstance(info, TokenizerInfo):
+            return {}
+        assert batch.references is not None
+        native = native_images(batch.references, batch.sources, info.input_size, self.protocol)
+        seeds = self._seeds(run, batch.chunk, 0)
+        encoded: list[Tokens | Latents] = []
+        return {
+            "encode": lambda: encoded.append(tokenizer.encode(native.clone())),
+            "decode": lambda: tokenizer.decode(encoded[0], seeds),
+        }
 
     def _stored(self, artifact: Artifact | None, batch: Batch, run: ModelRun, cache: Cache) -> _Encoded | None:
         entry = cache.read(artifact) if artifact is not None else None

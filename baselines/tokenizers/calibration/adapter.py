@@ -118,6 +118,11 @@ class DownsampleBits(Tokenizer):
         """To the nearest bit, as tables show a rate."""
         return {"bits": round(bits)} if bits >= LEAST_BITS else None
 
+    @classmethod
+    def same_as(cls, options: ThumbnailOptions) -> tuple[int, int]:
+        """The thumbnail's side and levels: different numbers of bits may pay for the same."""
+        return thumbnail_grid(options.bits, cls.TARGET_LEVELS)
+
     def encode(self, images: Tensor) -> Tokens:
         small = F.interpolate(images, size=(self.side, self.side), mode="area")
         return Tokens((small * (self.levels - 1)).round().long().flatten(1))

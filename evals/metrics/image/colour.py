@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,14 +38,21 @@ class Colour(ImageMetric):
 
     name = "colour"
     summary = "colour and brightness shift between mean colours of 8x8 cells"
-    columns = (
-        Column("colour-de00", "lower", digits=2, note="CIEDE2000 between mean colours of 8x8 cells; mean over cells"),
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(
+            "colour-de00",
+            "lower",
+            digits=2,
+            note="CIEDE2000 between mean colours of 8x8 cells; mean over cells",
+            blind_to=("blur", "shift"),
+        ),
         Column(
             "brightness-dl",
             "zero",
             digits=2,
             note="L* of the image less the reference's, of the same cells; above 0: too bright",
             shown=False,
+            blind_to=("shuffled", "cast", "blur", "shift", "banding"),
         ),
     )
 

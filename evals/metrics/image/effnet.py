@@ -32,7 +32,13 @@ class EffnetMetric(ImageMetric):
     name = "effnet"
     summary = "EfficientNet-Lite0: perceptual distance, top-1 agreement, features"
     columns = (
-        Column("perc-effnet", "lower", digits=4, note="perceptual distance on EfficientNet-Lite0, uncalibrated"),
+        Column(
+            "perc-effnet",
+            "lower",
+            digits=4,
+            note="perceptual distance on EfficientNet-Lite0, uncalibrated",
+            blind_to=("brighter",),
+        ),
         Column("top1-effnet", "higher", digits=1, unit="%", note="images whose predicted class is kept"),
     )
     protocol_fields = ("effnet_size",)

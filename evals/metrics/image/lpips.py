@@ -81,7 +81,7 @@ class LpipsAlex(Lpips):
     name = "lpips-alex"
     summary = "LPIPS 0.1, AlexNet"
     net = "alex"
-    columns = (Column("LPIPS-alex", "lower", digits=4, note="lpips 0.1, AlexNet"),)
+    columns = (Column("LPIPS-alex", "lower", digits=4, note="lpips 0.1, AlexNet", blind_to=("brighter",)),)
 
 
 class LpipsVgg(Lpips):
@@ -90,4 +90,4 @@ class LpipsVgg(Lpips):
     name = "lpips-vgg"
     summary = "LPIPS 0.1, VGG-16"
     net = "vgg"
-    columns = (Column("LPIPS-vgg", "lower", digits=4, note="lpips 0.1, VGG-16"),)
+    columns = (Column("LPIPS-vgg", "lower", digits=4, note="lpips 0.1, VGG-16", blind_to=("brighter",)),)

@@ -38,7 +38,15 @@ class MsSsim(ImageMetric):
 
     name = "ms-ssim"
     summary = "MS-SSIM: five scales, 11-tap Gaussian window; from 161 pixels a side"
-    columns = (Column("MS-SSIM", "higher", digits=4, note="Wang et al. 2003; RGB mean, data range 255"),)
+    columns = (
+        Column(
+            "MS-SSIM",
+            "higher",
+            digits=4,
+            note="Wang et al. 2003; RGB mean, data range 255",
+            blind_to=("cast", "brighter"),  # lightness counts at the coarsest scale alone
+        ),
+    )
 
     def embed(self, images: Tensor, items: Sequence[Item]) -> MsSsimEmbedding:
         """images: uint8 (B, 3, H, W). Raises ValueError for sides under SMALLEST."""

@@ -135,7 +135,15 @@ class Rfid(Frechet):
     name = "rfid"
     summary = "reconstruction FID"
     features_of = "inception"
-    columns = (Column("rFID", "lower", digits=3, note="Fréchet distance, torch-fidelity's Inception-v3 (2048-d)"),)
+    columns = (
+        Column(
+            "rFID",
+            "lower",
+            digits=3,
+            note="Fréchet distance, torch-fidelity's Inception-v3 (2048-d)",
+            blind_to=("shuffled", "brighter"),
+        ),
+    )
     dim = 2048
 
     def note(self, count: int) -> str:
@@ -152,5 +160,13 @@ class FdEffnet(Frechet):
     name = "fd-effnet"
     summary = "Fréchet distance on EfficientNet-Lite0"
     features_of = "effnet"
-    columns = (Column("FD-effnet", "lower", digits=1, note="Fréchet distance, EfficientNet-Lite0 (1280-d)"),)
+    columns = (
+        Column(
+            "FD-effnet",
+            "lower",
+            digits=1,
+            note="Fréchet distance, EfficientNet-Lite0 (1280-d)",
+            blind_to=("shuffled", "brighter"),
+        ),
+    )
     dim = 1280

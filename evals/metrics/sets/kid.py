@@ -42,7 +42,15 @@ class Kid(SetMetric):
     name = "kid"
     summary = "kernel Inception distance"
     features_of = "inception"
-    columns = (Column("KID", "lower", digits=5, note="torch-fidelity's, subsets of min(1000, N)"),)
+    columns = (
+        Column(
+            "KID",
+            "lower",
+            digits=5,
+            note="torch-fidelity's, subsets of min(1000, N)",
+            blind_to=("shuffled", "brighter", "shift"),
+        ),
+    )
 
     def compute(self, features: Tensor, reference_features: Tensor) -> dict[str, float]:
         """ "KID" and "KID-std". Raises FeatureError for fewer than two images."""
