@@ -100,9 +100,9 @@ def open_pack(
     check_held_out: bool = True,
     workers: int | None = None,
 ) -> Pack:
-    """The images below (or in the tars of) each of `roots`, shrunk (never enlarged) to a shorter side of at most `side` pixels.
+    """The images of each of `roots`, folders or tars, shrunk (never enlarged) to a shorter side of at most `side`.
 
-    folder: where `images.bin` and `images.json` stand or are written.
+    side: in pixels. folder: where `images.bin` and `images.json` stand or are written.
     check_held_out: refuse photographs of the evaluation set; off only where nothing is evaluated.
     Raises DataError for a missing or empty folder, for unreadable images (all listed) and for held-out ones,
     WriteError for a folder that can't be written.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -193,6 +193,14 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             os.close(self.handle)
+
+
+@overload
+def image_files(root: str | os.PathLike, folder: Path | None, found: TarRoot) -> TarFiles: ...
+
+
+@overload
+def image_files(root: str | os.PathLike, folder: Path | None = None, found: None = None) -> ImageFiles: ...
 
 
 def image_files(root: str | os.PathLike, folder: Path | None = None, found: TarRoot | None = None) -> ImageFiles:

@@ -33,7 +33,7 @@ INDEX_VERSION = 1
 DATA, ABOUT = "tars.arrow", "tars.json"
 """An index's files; the second is written last."""
 PROBED = 64
-"""Images of a set, spread over it, whose bytes are part of its fingerprint."""
+"""Samples of a set, spread over it, whose bytes are part of its fingerprint."""
 
 _SCHEMA = pa.schema(
     [
@@ -119,7 +119,7 @@ class TarIndex:
 
 
 def open_tar_index(root: TarRoot, folder: Path | None) -> TarIndex:
-    """The index of the tars of a root, made where `folder` holds none of these very files. folder: None, nothing is kept.
+    """The index of the tars of a root, made where `folder` holds none of these very files; with None nothing is kept.
 
     Raises DataError for tars that can't be used or hold no image, WriteError.
     """
@@ -199,7 +199,7 @@ def _write(root: TarRoot, stamps: list[list[Any]], keep: Any) -> AboutIndex:
             if built:
                 digest.update(f"{built.sha256}\n".encode())
             else:
-                for name in ("name", "image_offset", "image_size"):
+                for name in ("name", "image_offset", "image_size", "text_size", "json_size"):
                     digest.update(json.dumps(batch.column(name).to_pylist()).encode())
                 probe.look(path, batch, digest)
             meter.advance()
@@ -215,7 +215,7 @@ def _write(root: TarRoot, stamps: list[list[Any]], keep: Any) -> AboutIndex:
 
 
 class _Probe:
-    """Adds the bytes of some images to a digest: a tar with other pixels of equal sizes is likely told."""
+    """Adds the bytes of some samples to a digest: tars of other pixels and equal sizes are likely told."""
 
     def __init__(self, tars: int) -> None:
         self._every, self._each = max(1, tars // PROBED), max(1, PROBED // max(1, tars))
@@ -228,8 +228,9 @@ class _Probe:
         rows = sorted({row * (batch.num_rows - 1) // max(1, self._each - 1) for row in range(self._each)})
         with open(path, "rb") as file:
             for row in rows:
-                file.seek(batch.column("image_offset")[row].as_py())
-                digest.update(file.read(batch.column("image_size")[row].as_py()))
+                for kind in ("image", "text", "json"):
+                    file.seek(batch.column(f"{kind}_offset")[row].as_py())
+                    digest.update(file.read(batch.column(f"{kind}_size")[row].as_py()))
 
 
 def _walked(path: Path, aside: Counter[str]) -> pa.RecordBatch:

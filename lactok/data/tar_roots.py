@@ -79,7 +79,7 @@ def _folder_of_tars(root: str, folder: Path) -> TarRoot | None:
     if len(tars) < len(found):
         raise DataError(
             f"data.root={printable(folder)} holds {len(tars):,} tar(s) and {len(found) - len(tars):,} image file(s): "
-            f"expected one or the other; name the tars alone ('{printable(folder)}/NAME-{{000..099}}.tar'), or move them"
+            f"expected one or the other; name the tars alone ('{printable(folder)}/NAME-{{000..099}}.tar')"
         )
     return TarRoot(root, tuple(sorted(tars)))
 

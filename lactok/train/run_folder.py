@@ -134,8 +134,8 @@ def finished(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bo
 class Inputs:
     """What moves a run's weights beside its settings.
 
-    data: fingerprint of the data, made `of_what`; processes: which share a step's samples; paths: options that name files;
-    files: what those hold, which is compared in their place.
+    data: fingerprint of the data, made `of_what`; processes: which share a step's samples; paths: options that name
+    files; files: what those hold, which is compared in their place.
     """
 
     data: str
