@@ -64,20 +64,21 @@ def _leaves(name: str, parts: list[str]) -> bool:
     return absolute or "\0" in name or ".." in parts
 
 
-def tar_members(path: Path) -> Iterator[TarMember]:
-    """The plain files of an uncompressed tar, in the order in which they lie; headers alone are read.
+def tar_members(path: Path, archive: Path | None = None) -> Iterator[TarMember]:
+    """The plain files of an uncompressed tar, in the order in which they lie; headers alone are read. archive: the name
+    for messages.
 
     Raises ArchiveError for one that is compressed, cut off or damaged, or holds what it must not: a path that leaves
     it, a link or device, a name twice, a member of more than `MAX_MEMBER` bytes.
     """
     try:
-        yield from _members(path)
+        yield from _members(path, archive or path)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
-        raise damaged(path, reason) from error
+        raise damaged(archive or path, reason) from error
 
 
-def _members(path: Path) -> Iterator[TarMember]:
+def _members(path: Path, archive: Path) -> Iterator[TarMember]:
     length = path.stat().st_size
     with open(path, "rb") as file:
         refuse_compressed(path, file.read(8))
@@ -92,16 +93,16 @@ def _members(path: Path) -> Iterator[TarMember]:
                 continue  # "./" too, which is no name of a member
             name = safe_name(info.name)
             if name is None:
-                raise refused(path, info.name, "its path leaves the archive")
+                raise refused(archive, info.name, "its path leaves the archive")
             if not info.isreg() or info.issparse():
-                raise refused(path, name, "it is a link, a device or sparse, not a plain file")
+                raise refused(archive, name, "it is a link, a device or sparse, not a plain file")
             if name in seen:
-                raise refused(path, name, "it is there twice")
+                raise refused(archive, name, "it is there twice")
             if not 0 <= info.size <= MAX_MEMBER:
-                raise refused(path, name, f"it declares {info.size:,} bytes; at most {MAX_MEMBER:,} are read")
+                raise refused(archive, name, f"it declares {info.size:,} bytes; at most {MAX_MEMBER:,} are read")
             if info.offset_data + info.size > length:
                 raise damaged(
-                    path,
+                    archive,
                     f"its member {name!r} has {info.size:,} bytes from byte {info.offset_data:,} on, and the file ends "
                     f"at byte {length:,}",
                 )
@@ -112,10 +113,10 @@ def _members(path: Path) -> Iterator[TarMember]:
         file.seek(end)
         after = file.read(_AFTER_END)
     if after[:BLOCK] != bytes(BLOCK):  # tarfile ends silently at a header that it can't read
-        raise damaged(path, f"no end-of-archive mark at byte {end:,}")
+        raise damaged(archive, f"no end-of-archive mark at byte {end:,}")
     if after.strip(b"\0"):
         raise ArchiveError(
-            f"{path} goes on after its end-of-archive mark at byte {end:,}, as archives that were joined by cat do: "
+            f"{archive} goes on after its end-of-archive mark at byte {end:,}, as archives that were joined by cat do: "
             "keep each in a file of its own"
         )
 
@@ -186,17 +187,13 @@ def is_address(root: str) -> bool:
     return not os.path.exists(root) and _ADDRESS.match(root) is not None
 
 
-def named_tars(root: str) -> list[Path] | None:
-    """The tars that `root` names: one file, or a brace pattern; None where it is neither.
+def pattern_files(root: str) -> list[Path] | None:
+    """The files that a brace pattern stands for, in order; None where `root` is none.
 
-    Raises ArchiveError for a pattern of which files are missing, ValueError for one that can't be understood.
+    Raises ArchiveError where some are missing, ValueError for a pattern that can't be understood.
     """
-    place = Path(root).expanduser()
-    if place.exists() or "{" not in root:
-        refuse = place.is_file() and place.name.lower().endswith(_COMPRESSED_ENDINGS)
-        if refuse:
-            refuse_compressed(place)
-        return [place] if place.is_file() and place.suffix.lower() == ".tar" else None
+    if "{" not in root or Path(root).expanduser().exists():
+        return None
     paths = [Path(name).expanduser() for name in expanded(root)]
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -205,3 +202,17 @@ def named_tars(root: str) -> list[Path] | None:
             "name those that are there"
         )
     return paths
+
+
+def named_tars(root: str) -> list[Path] | None:
+    """The tars that `root` names: one file, or a brace pattern; None where it is neither.
+
+    Raises what `pattern_files` raises, and ArchiveError for files of another kind.
+    """
+    place = Path(root).expanduser()
+    paths = pattern_files(root) or ([place] if place.is_file() else [])
+    for path in paths:
+        refuse_compressed(path)
+        if path.suffix.lower() != ".tar" and len(paths) > 1:
+            raise ArchiveError(f"{path} of {root} is no tar: expected names that end in .tar")
+    return paths if paths and paths[0].suffix.lower() == ".tar" else None
