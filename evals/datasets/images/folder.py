@@ -34,8 +34,9 @@ from lactok.items import Item
 class Folder(ImageDataset):
     """Images of a folder, or of archives (packed.py).
 
-    cluster: "file" (each is its own, the default), "folder" (the file's folder), or the path of
-    a CSV with columns file (path below the folder) and cluster."""
+    cluster: "file" (each is its own, the default), "folder" (the file's folder), or the path of a CSV with columns file
+    (path below the folder) and cluster.
+    """
 
     name = "folder"
     settings = frozenset({"cluster", "max_pixels", "colour"})
@@ -102,7 +103,7 @@ class Folder(ImageDataset):
     @classmethod
     def needs(cls) -> DatasetNeeds:
         return DatasetNeeds(
-            "any folder of images, recursive, or a tar, zip or parquet of them: dataset=folder dataset.root=DIR", None
+            "any folder of images, recursive, or tar, zip, parquet: dataset=folder dataset.root=DIR", None
         )
 
     def read(self, item: Item) -> np.ndarray:
