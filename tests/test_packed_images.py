@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from evals.datasets.base import BadImages, DataError, Dataset, DatasetError, Dat
 from evals.engine import run as engine
 from evals.report.table import raw_frame
 from tests import twins
+from tests.support import ROOT
 
 
 @pytest.fixture
@@ -144,3 +147,60 @@ def test_bad_members_and_archives_are_named(tmp_path: Path, cache: Path):
     (tmp_path / "x.rar").write_bytes(b"x")
     with pytest.raises(DatasetError, match=r"x\.rar is a file: name the folder that holds it, or a file that ends in"):
         opened(tmp_path / "x.rar", cache)
+
+
+# --- prompts
+
+
+def prompts(path: Path) -> Dataset:
+    return registry.open_dataset("prompts", DatasetRequest(cache_dir=Path("unused"), root=str(path)))
+
+
+def test_prompts_of_parquet_and_tar_are_those_of_a_file(tmp_path: Path):
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a cat", "id": "a", "n": 1}\n{"prompt": "a dög", "id": "b", "n": 2}\n'
+    )
+    wanted = prompts(tmp_path / "p.jsonl").items
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image = pa.array([{"bytes": b"x", "path": "1.jpg"}] * 2, kind)
+    table = pa.table({"image": image, "text": ["a cat", "a dög"], "id": ["a", "b"], "n": [1, 2]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert prompts(tmp_path / "p.parquet").items == wanted
+    twins.write_tar(tmp_path / "p.tar", {"a.txt": b"a cat", "a.jpg": b"x", "b.txt": "a dög\n".encode()})
+    assert [(i.id, i.payload, i.content_hash) for i in prompts(tmp_path / "p.tar").items] == [
+        (i.id, i.payload, i.content_hash) for i in wanted
+    ]
+
+
+def test_bad_prompts_of_parquet_and_tar_are_told_together(tmp_path: Path):
+    pq.write_table(pa.table({"text": ["a", None, " "]}), tmp_path / "p.parquet")
+    with pytest.raises(DatasetError, match=r"2 bad line\(s\) .*\n  line 2: prompt is None.*\n  line 3: prompt is ' '"):
+        prompts(tmp_path / "p.parquet")
+    pq.write_table(pa.table({"words": ["a"]}), tmp_path / "p.parquet")
+    with pytest.raises(DatasetError, match="has the columns words: string: expected `prompt`, `text` or `caption`"):
+        prompts(tmp_path / "p.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:50])
+    with pytest.raises(DataError, match=r"cut\.parquet is cut off or damaged"):
+        prompts(tmp_path / "cut.parquet")
+    twins.write_tar(tmp_path / "p.tar", {"a.txt": b"\xff", "b.txt": b"x" * (2**20 + 1), "c.txt": b"good"})
+    with pytest.raises(DatasetError, match=r"line 1: 'a\.txt' is not UTF-8 .*\n  line 2: 'b\.txt' has 1,048,577 bytes"):
+        prompts(tmp_path / "p.tar")
+    with pytest.raises(DatasetError, match=r"expected members KEY\.txt"):
+        prompts(twins.write_tar(tmp_path / "none.tar", {"a.jpg": b"x"}))
+
+
+def test_the_commands_of_the_docs_open_what_they_name(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    twins.write_tar(tmp_path / "set.tar", FILES)
+    twins.write_parquet(tmp_path / "test.parquet", FILES)
+    packed(tmp_path / "shards", "braces")
+    (tmp_path / "shards" / "s-000.tar").rename(tmp_path / "shards" / "set-000.tar")
+    (tmp_path / "shards" / "s-001.tar").rename(tmp_path / "shards" / "set-001.tar")
+    commands = re.findall(
+        r"^    python -m evals\.run (dataset=folder .*)$", (ROOT / "docs/datasets.md").read_text(), re.M
+    )
+    assert len(commands) == 3
+    for command in commands:
+        config = compose_config(shlex.split(command))
+        root = config.dataset.root
+        assert [item.id for item in opened(str(root), cache).items] == sorted(FILES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
+import shlex
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -26,9 +28,12 @@ from lactok.data.stream import BAD, StreamedImages
 from lactok.data.tar_index import ABOUT, open_tar_index
 from lactok.data.tar_roots import find_tars
 from lactok.images.tars import expanded
+from lactok.train.config import compose_config
+from lactok.train.data import ImageData
 from lactok.train.dry_run import look_at_data
 from lactok.train.run_folder import RunFolderError
-from tests.support import pictures
+from lactok.train.tokens import TokenExtraction
+from tests.support import ROOT, pictures
 from tests.test_train import assert_same_run, train_tiny
 from tests.tiny_generator import extracted, quick, write_captioned
 
@@ -397,3 +402,24 @@ def test_captions_of_a_build_come_from_its_index(images: Path, tmp_path: Path):
     pq.write_table(pa.table({k: v for k, v in table.items() if k != "caption"}), folder / "shard-00001.parquet")
     with pytest.raises(DataError, match=r"shard-00001\.parquet can't be read"):
         extracted(folder, tmp_path / "other")
+
+
+# --- the documentation
+
+
+def test_the_commands_of_the_docs_open_what_they_name(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As written, in a folder that has such files; what they then do is tested above."""
+    files = files_of(images)
+    write_tar(tmp_path / "set.tar", files)
+    for number in range(2):
+        write_tar(tmp_path / "shards" / f"set-00{number}.tar", dict(list(files.items())[number * 5 : number * 5 + 5]))
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "training.md").read_text().split("### Tars and shards")[1].split("\n## ")[0]
+    commands = re.findall(r"^    python -m lactok\.train (.*)$", text, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        config, recipe = compose_config([*shlex.split(command), "device=cpu"])
+        if recipe is TokenExtraction:
+            assert len(TokenExtraction(config).images) == 10
+        else:
+            assert len(ImageData.open(config)) == 10
