@@ -258,7 +258,7 @@ def _check_weights(data: DataConfig) -> None:
 
 def _require_data(root: Any) -> None:
     if root in (None, "", "null", "[]", []):
-        raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of images to train on")
+        raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of images (or tars) to train on")
 
 
 def _flat(tree: dict[str, Any], prefix: str) -> list[str]:
@@ -280,7 +280,7 @@ def _compose(overrides: list[str], recipe: str, scale: str) -> Any:
     except HydraException as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainConfigError(
-            f"the command line can't be parsed: {reason}. A value with '=', a comma, a bracket or a space is quoted "
+            f"the command line can't be parsed: {reason}. A value with '=', a comma, a bracket, a brace or a space is quoted "
             "twice: \"data.root='/my images/a=b'\""
         ) from error
 
