@@ -280,8 +280,8 @@ def _compose(overrides: list[str], recipe: str, scale: str) -> Any:
     except HydraException as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainConfigError(
-            f"the command line can't be parsed: {reason}. A value with '=', a comma, a bracket, a brace or a space is quoted "
-            "twice: \"data.root='/my images/a=b'\""
+            f"the command line can't be parsed: {reason}. A value with '=', a comma, a bracket, a brace or a space is "
+            "quoted twice: \"data.root='/my images/a=b'\""
         ) from error
 
 

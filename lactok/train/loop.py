@@ -90,9 +90,9 @@ def _require_whole_networks(accelerator: Accelerator) -> None:
         DistributedType.MEGATRON_LM,
     ):
         raise DataError(
-            f"accelerate was told to cut networks up ({kind}): expected whole networks in every process, as the average, "
-            "the checkpoints and the export are of whole parameters. Launch with `accelerate launch --multi_gpu`; "
-            "precision=bf16 and gradient_checkpointing=true lower the memory, and dry_run=true says how much a step needs"
+            f"accelerate was told to cut networks up ({kind}): expected whole networks in every process, as the "
+            "average, the checkpoints and the export are of whole parameters. Launch with `accelerate launch "
+            "--multi_gpu`; precision=bf16 and gradient_checkpointing=true lower the memory, dry_run=true shows it"
         )
 
 
