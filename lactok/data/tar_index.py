@@ -187,7 +187,7 @@ def _write(root: TarRoot, stamps: list[list[Any]], keep: Any) -> AboutIndex:
     aside: Counter[str] = Counter()
     digest = sha256()
     probe = _Probe(len(root.tars))
-    with Meter(len(root.tars), "indexing tars", unit="tar") as meter:
+    with Meter(len(root.tars), "indexing tars", unit="archive") as meter:
         for number, path in enumerate(root.tars):
             built = root.built[number] if root.built else None
             try:
