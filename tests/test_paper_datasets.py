@@ -28,6 +28,7 @@ from evals.datasets.images.sources.tarred import TarSource, expand
 from evals.datasets.images.sources.zipped import ZipSource
 from evals.datasets.registry import dataset_class, dataset_names
 from evals.engine import run as engine
+from lactok.images import tars
 from lactok.images.decode import decode
 from tests import twins
 
@@ -263,6 +264,7 @@ def test_bombs_are_refused_by_what_they_declare(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"'a\.jpg': .* bytes would become 1,000,000, more than 200 times"):
         ZipSource(bomb)
     monkeypatch.setattr(base, "MAX_MEMBER", 500)
+    monkeypatch.setattr(tars, "MAX_MEMBER", 500)
     for source, path in (
         (ZipSource, twins.write_zip(tmp_path / "big.zip", {"a.jpg": twins.jpeg(0)})),
         (TarSource, twins.write_tar(tmp_path / "big.tar", {"a.jpg": twins.jpeg(0)})),

@@ -38,6 +38,13 @@ def run(out: Path, *more: str, steps: int = 2):
     return config, train(*config)
 
 
+def test_networks_cut_up_among_processes_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where accelerate would leave them whole without a word, as it does on CPUs."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(DataError, match=r"cut networks up \(FSDP\): expected whole networks in every process"):
+        run(tmp_path / "run", f"data.root='{data}'")
+
+
 def test_a_run_begins_with_the_weights_of_its_start(data: Path, tmp_path: Path):
     root = f"data.root='{data}'"
     (first, _), _ = run(tmp_path / "first", root)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,10 +18,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lactok.data.pack import Pack
+from lactok.data.folder import DataError, name_rank
+from lactok.images.decode import ImageError
 
-ORDER, CROP, NOISE, FOLDER = 1, 2, 3, 4
-"""Independent RNG streams for one (seed, step, sample)."""
+ORDER, CROP, NOISE, FOLDER, INSTEAD = 1, 2, 3, 4, 6
+"""Independent RNG streams for one (seed, step, sample); 5 is `lactok.train.token_data.HELD_BACK`."""
+_MANY = 2**20
+"""Images whose order takes megabytes: few such orders are held."""
+_ATTEMPTS = 1000
+"""Images in a row that can't be read, after which no other is looked for."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,18 @@ def rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-@lru_cache(maxsize=16)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return (_few_permutations if count > _MANY else _permutations)(seed, epoch, count)
+
+
+@lru_cache(maxsize=16)
+def _permutations(seed: int, epoch: int, count: int) -> np.ndarray:
     return rng(seed, ORDER, epoch).permutation(count)
+
+
+@lru_cache(maxsize=3)
+def _few_permutations(seed: int, epoch: int, count: int) -> np.ndarray:
+    return rng(seed, ORDER, epoch).permutation(count).astype(np.uint32 if count < 2**32 else np.int64)
 
 
 def image_of(seed: int, position: int, count: int) -> int:
@@ -91,13 +105,11 @@ def as_images(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def by_folder(indices: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
-    """The indices of each folder, of which `counts` says how many images it has, one folder after the other."""
-    ends = np.cumsum(counts)
-    folders: list[list[int]] = [[] for _ in counts]
-    for index, place in zip(indices, np.searchsorted(ends, indices, side="right")):
-        folders[place].append(index)
-    return folders
+def by_folder(indices: Sequence[int] | np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+    """The indices of each folder, in ascending order, of which `counts` says how many images it has, one folder after
+    the other."""
+    ordered = np.sort(np.asarray(indices, np.int64))
+    return np.split(ordered, np.searchsorted(ordered, np.cumsum(counts)[:-1]))
 
 
 def split(names: Sequence[str], validation: int) -> tuple[list[int], list[int]]:
@@ -105,8 +117,20 @@ def split(names: Sequence[str], validation: int) -> tuple[list[int], list[int]]:
 
     So they do not depend on the order of the folder, and hardly on images that are added to it.
     """
-    order = sorted(range(len(names)), key=lambda i: sha256(names[i].encode()).hexdigest())
-    return sorted(order[validation:]), order[:validation]
+    training, held_back = split_ranks(np.array([name_rank(name) for name in names], np.uint64), validation)
+    return training.tolist(), held_back
+
+
+def split_ranks(ranks: np.ndarray, validation: int) -> tuple[np.ndarray, list[int]]:
+    """The same for ranks, uint64 (N,), see `name_rank`; training indices int64, ascending."""
+    if validation < len(ranks):
+        near = np.flatnonzero(ranks <= np.partition(ranks, validation)[validation])  # all that may be among them
+    else:
+        near = np.arange(len(ranks))
+    held_back = near[np.argsort(ranks[near], kind="stable")][:validation]
+    kept = np.ones(len(ranks), bool)
+    kept[held_back] = False
+    return np.flatnonzero(kept), held_back.tolist()
 
 
 class SampleOrder:
@@ -116,29 +140,73 @@ class SampleOrder:
     position is drawn by `weights`.
     """
 
-    def __init__(self, folders: Sequence[Sequence[int]], seed: int, weights: Sequence[float] = (1.0,)) -> None:
+    def __init__(
+        self, folders: Sequence[Sequence[int] | np.ndarray], seed: int, weights: Sequence[float] = (1.0,)
+    ) -> None:
         self.folders, self.seed = folders, seed
         self._shares = np.cumsum(weights) / sum(weights)
 
     def at(self, position: int) -> int:
         """The sample at a position."""
-        indices = self.folders[0]
-        if len(self.folders) > 1:
-            drawn = rng(self.seed, FOLDER, position).random()
-            indices = self.folders[int(np.searchsorted(self._shares, drawn, side="right"))]
-        return indices[image_of(self.seed, position, len(indices))]
+        indices = self._folder(position)
+        return int(indices[image_of(self.seed, position, len(indices))])
+
+    def instead(self, position: int, attempt: int) -> int:
+        """A sample of the same folder for one at a position that can't be read; attempt: from 0."""
+        indices = self._folder(position)
+        return int(indices[int(rng(self.seed, INSTEAD, position, attempt).integers(len(indices)))])
+
+    def _folder(self, position: int) -> Sequence[int] | np.ndarray:
+        if len(self.folders) == 1:
+            return self.folders[0]
+        drawn = rng(self.seed, FOLDER, position).random()
+        return self.folders[int(np.searchsorted(self._shares, drawn, side="right"))]
+
+
+class Pictures(Protocol):
+    """The images of a run. ranks: uint64 (N,), see `name_rank`; counts: of each folder, one after the other;
+    fingerprint: sha256 hex, and `of_what` it is."""
+
+    @property
+    def ranks(self) -> np.ndarray: ...
+
+    @property
+    def counts(self) -> Sequence[int]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def of_what(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> np.ndarray:
+        """uint8 (H, W, 3) RGB. Raises ImageError for one that can't be read and is to be done without, else
+        DataError."""
 
 
 class TrainingImages:
     """Batches of one step: samples of step s are positions s * per_step ... (s + 1) * per_step - 1 of `order`."""
 
-    def __init__(self, pack: Pack, order: SampleOrder, crops: CropRange, per_step: int) -> None:
-        self.pack, self.order, self.crops, self.per_step = pack, order, crops, per_step
+    def __init__(self, images: Pictures, order: SampleOrder, crops: CropRange, per_step: int) -> None:
+        self.images, self.order, self.crops, self.per_step = images, order, crops, per_step
 
     def sample(self, step: int, sample: int, size: int) -> np.ndarray:
-        """uint8 (size, size, 3), the given sample of a step."""
-        image = self.order.at(step * self.per_step + sample)
-        return random_crop(self.pack[image], size, self.crops, rng(self.order.seed, CROP, step, sample))
+        """uint8 (size, size, 3), the given sample of a step. Raises DataError."""
+        pixels = self._pixels(step * self.per_step + sample)
+        return random_crop(pixels, size, self.crops, rng(self.order.seed, CROP, step, sample))
+
+    def _pixels(self, position: int) -> np.ndarray:
+        """Of the image at a position, or of one that a rule puts in the place of one that can't be read."""
+        image = self.order.at(position)
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self.images[image]
+            except ImageError as error:
+                reason = error
+                image = self.order.instead(position, attempt)
+        raise DataError(f"{_ATTEMPTS:,} images in a row can't be read, the last: {reason}")
 
 
 @dataclass(frozen=True)
@@ -208,12 +276,14 @@ class WorkerBatches(StepBatches):
     ) -> None:
         super().__init__(images, plan, device)
         self.workers = workers
-        self._steps: Iterator[tuple[int, list[Tensor]]] | None = None
+        self._steps: Iterator[tuple[int, list[Tensor] | DataError]] | None = None
 
     def at(self, step: int) -> list[Tensor]:
         if self._steps is None:
             self._steps = iter(self._loader(step))
         made, stacked = next(self._steps)
+        if isinstance(stacked, DataError):
+            raise stacked
         assert made == step, f"step {step} was asked for, {made} comes next"
         return [as_images(pixels.to(self.device, non_blocking=True)) for pixels in stacked]
 
@@ -239,7 +309,10 @@ class _Steps(Dataset):
     def __init__(self, images: TrainingImages, micro_batches: tuple[range, ...]) -> None:
         self.images, self.micro_batches = images, micro_batches
 
-    def __getitem__(self, wanted: tuple[int, int]) -> tuple[int, list[Tensor]]:
+    def __getitem__(self, wanted: tuple[int, int]) -> tuple[int, list[Tensor] | DataError]:
         step, size = wanted
-        batches = [[self.images.sample(step, i, size) for i in samples] for samples in self.micro_batches]
+        try:
+            batches = [[self.images.sample(step, i, size) for i in samples] for samples in self.micro_batches]
+        except DataError as error:
+            return step, error  # raised in the process that trains, with its message alone
         return step, [torch.from_numpy(np.stack(batch)) for batch in batches]

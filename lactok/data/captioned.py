@@ -1,14 +1,17 @@
-"""Images with captions: a folder with captions.jsonl or metadata.jsonl, or with a text file beside each image."""
+"""Images with captions: a folder with captions.jsonl or metadata.jsonl, or a text file beside each image; tars."""
 
 from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from lactok.data.folder import DataError, list_images
+from lactok.images.decode import read_bytes
 from lactok.images.folder import printable
 
 TABLES = {"captions.jsonl": ("file", "caption"), "metadata.jsonl": ("file_name", "text")}
@@ -20,15 +23,77 @@ _SHOWN = 10
 
 
 @dataclass(frozen=True)
-class CaptionedImage:
-    """name: of the image below its folder; caption: text that is not empty."""
+class CaptionedImage(ABC):
+    """name: of the image below its folder; caption: text that is not empty; problem: why it can't be used, else ""."""
 
     name: str
-    path: Path
     caption: str
+    problem: str
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The image's file. Raises ImageError."""
 
 
-def list_captioned(root: str | os.PathLike) -> list[CaptionedImage]:
+@dataclass(frozen=True)
+class CaptionedFile(CaptionedImage):
+    """An image of a folder."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        return read_bytes(self.path)
+
+
+class CaptionedImages(ABC):
+    """A numbered set of them."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, i: int) -> CaptionedImage: ...
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """sha256 hex that says whether it is the same data. Raises DataError."""
+
+
+class CaptionedFolder(CaptionedImages):
+    """What `list_captioned` lists."""
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        """Raises DataError."""
+        self.images = list_captioned(root)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> CaptionedImage:
+        return self.images[i]
+
+    @property
+    def identity(self) -> str:
+        return sha256(json.dumps(names_and_captions(self.images), ensure_ascii=True).encode()).hexdigest()
+
+
+def captioned_images(root: str | os.PathLike, folder: Path | None = None) -> CaptionedImages:
+    """The captioned images of a folder or of tars. folder: where an index of tars is kept.
+
+    Raises DataError, WriteError.
+    """
+    from lactok.data.sources import image_files
+    from lactok.data.tar_captions import TarCaptions
+    from lactok.data.tar_roots import find_tars
+
+    if found := find_tars(root):
+        files = image_files(root, folder, found)
+        return TarCaptions(files)
+    return CaptionedFolder(root)
+
+
+def list_captioned(root: str | os.PathLike) -> list[CaptionedFile]:
     """The images of a folder that have captions, in the table's order, or by name where texts lie beside them.
 
     Raises DataError for a folder of another kind, and one that lists the bad entries: no JSON, a key that is missing,
@@ -56,7 +121,7 @@ def list_captioned(root: str | os.PathLike) -> list[CaptionedImage]:
     return made
 
 
-def _of_table(folder: Path, table: Path, bad: list[str]) -> Iterator[CaptionedImage]:
+def _of_table(folder: Path, table: Path, bad: list[str]) -> Iterator[CaptionedFile]:
     file_key, text_key = TABLES[table.name]
     try:
         lines = table.read_bytes().decode("utf-8-sig").split("\n")  # JSON may hold other ends of lines, as U+2028
@@ -74,10 +139,10 @@ def _of_table(folder: Path, table: Path, bad: list[str]) -> Iterator[CaptionedIm
         if reason := _why_not(folder, name, caption):
             bad.append(f"{table.name}, line {number}: {reason}")
         else:
-            yield CaptionedImage(name, folder / name, caption)
+            yield CaptionedFile(name, caption, "", folder / name)
 
 
-def _of_texts(folder: Path, bad: list[str]) -> Iterator[CaptionedImage]:
+def _of_texts(folder: Path, bad: list[str]) -> Iterator[CaptionedFile]:
     for name, path in list_images(folder).items():
         text = path.with_suffix(".txt")
         if not text.is_file():
@@ -90,15 +155,13 @@ def _of_texts(folder: Path, bad: list[str]) -> Iterator[CaptionedImage]:
         if reason := _why_not(folder, name, caption, path):
             bad.append(f"{printable(text)}: {reason}")
         else:
-            yield CaptionedImage(name, path, caption)
+            yield CaptionedFile(name, caption, "", path)
 
 
 def _why_not(folder: Path, name: object, caption: object, path: Path | None = None) -> str:
     """What is wrong with an entry; "" for one that is good. path: of a file that is known to be there."""
-    if not isinstance(caption, str) or not caption.strip():
-        return f"the caption is {str(caption)[:40]!r}: expected text"
-    if _has_surrogate(caption):
-        return "the caption holds half of a surrogate pair, which is no text"
+    if reason := why_no_caption(caption):
+        return reason
     if path is not None:
         return ""
     if not isinstance(name, str) or not name or os.path.isabs(name) or ".." in Path(name).parts:
@@ -108,11 +171,18 @@ def _why_not(folder: Path, name: object, caption: object, path: Path | None = No
     return "" if os.path.isfile(folder / name) else f"there is no file {name[:80]!r}"
 
 
+def why_no_caption(caption: object) -> str:
+    """What is wrong with a caption; "" for one that is good."""
+    if not isinstance(caption, str) or not caption.strip():
+        return f"the caption is {str(caption)[:40]!r}: expected text"
+    return "the caption holds half of a surrogate pair, which is no text" if _has_surrogate(caption) else ""
+
+
 def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def names_and_captions(images: Sequence[CaptionedImage]) -> list[tuple[str, str, int]]:
+def names_and_captions(images: Sequence[CaptionedFile]) -> list[tuple[str, str, int]]:
     """What says whether it is the same data: name, caption and size in bytes of each. Raises DataError."""
     try:
         return [(image.name, image.caption, image.path.stat().st_size) for image in images]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from lactok.images.decode import ImageError, holds_image
@@ -40,3 +41,8 @@ def list_images(root: str | os.PathLike) -> dict[str, Path]:
         )
     # as Path sorts: a folder's files stand together, whatever its name; the order determines what is drawn
     return dict(sorted(listing.images.items(), key=lambda item: item[0].split("/")))
+
+
+def name_rank(name: str) -> int:
+    """64 bits, the first of the sha256 of an image's name: the order in which images are held back for validation."""
+    return int.from_bytes(sha256(name.encode()).digest()[:8], "big")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -19,11 +19,11 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from lactok.data.folder import DataError, list_images, unreadable
+from lactok.data.folder import DataError, name_rank, unreadable
 from lactok.data.held_out import held_out_name, pixels_sha256
+from lactok.data.sources import ImageFiles, image_files
 from lactok.files import explained, write_atomically
-from lactok.images.decode import VERSION, ImageError, decode, read_bytes
-from lactok.images.folder import printable
+from lactok.images.decode import VERSION, ImageError, decode
 from lactok.locks import waiting_lock
 
 PACK_VERSION = 4
@@ -33,7 +33,7 @@ DATA, INDEX = "images.bin", "images.json"
 
 @dataclass(frozen=True)
 class PackIndex:
-    """What a pack holds. names: as `list_images` gives them; sizes: (height, width) of each; offsets: in bytes.
+    """What a pack holds. names: below their folder, or in their tar; sizes: (height, width) of each; offsets: in bytes.
 
     pixels: sha256 hex of each packed image, see `pixels_sha256`. counts: images of each folder, which stand one after
     the other; names of several folders begin with the folder's place ("1/").
@@ -55,8 +55,26 @@ class PackIndex:
 class Pack:
     """Decoded images: `pack[i]` is uint8 (H, W, 3) RGB, a view of the memory map."""
 
+    of_what = "sha256 of the images' names, sizes and pixels"
+
     def __init__(self, index: PackIndex, data: np.memmap) -> None:
         self.index, self._data = index, data
+
+    @property
+    def counts(self) -> list[int]:
+        """Images of each folder."""
+        return self.index.counts
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """uint64 (N,), see `name_rank`."""
+        return np.array([name_rank(name) for name in self.index.names], np.uint64)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex over the images' names, sizes and pixels, as they are packed."""
+        index = self.index
+        return sha256(json.dumps([index.names, index.sizes, index.pixels]).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.index.names)
@@ -82,18 +100,15 @@ def open_pack(
     check_held_out: bool = True,
     workers: int | None = None,
 ) -> Pack:
-    """The images below each of `roots`, shrunk (never enlarged) to a shorter side of at most `side` pixels.
+    """The images of each of `roots`, folders or tars, shrunk (never enlarged) to a shorter side of at most `side`.
 
-    folder: where `images.bin` and `images.json` stand or are written.
+    side: in pixels. folder: where `images.bin` and `images.json` stand or are written.
     check_held_out: refuse photographs of the evaluation set; off only where nothing is evaluated.
     Raises DataError for a missing or empty folder, for unreadable images (all listed) and for held-out ones,
     WriteError for a folder that can't be written.
     """
-    listed = [list_images(root) for root in roots]
-    counts = [len(paths) for paths in listed]
-    several = len(listed) > 1
-    paths = {f"{i}/{name}" if several else name: path for i, of in enumerate(listed) for name, path in of.items()}
-    fingerprint = _fingerprint(paths, side, check_held_out)
+    files = [image_files(root) for root in roots]
+    fingerprint = _fingerprint(files, side, check_held_out)
     folder = Path(folder)
     if stored := _stored(folder, fingerprint):
         return stored
@@ -101,9 +116,7 @@ def open_pack(
         folder.mkdir(parents=True, exist_ok=True)
         with waiting_lock(folder / ".images.lock"):  # of runs that share a pack, one writes
             workers = workers or max(4, os.cpu_count() or 1)
-            return _stored(folder, fingerprint) or _made(
-                paths, counts, fingerprint, side, check_held_out, workers, folder
-            )
+            return _stored(folder, fingerprint) or _made(files, fingerprint, side, check_held_out, workers, folder)
 
 
 def _stored(folder: Path, fingerprint: str) -> Pack | None:
@@ -123,8 +136,7 @@ def _stored(folder: Path, fingerprint: str) -> Pack | None:
 
 
 def _made(
-    paths: Mapping[str, Path],
-    counts: list[int],
+    files: Sequence[ImageFiles],
     fingerprint: str,
     side: int,
     check_held_out: bool,
@@ -134,7 +146,7 @@ def _made(
     """A new pack, renamed into place when it is whole: a run that has the old one mapped keeps that."""
     partial = folder / f".{DATA}.tmp"
     try:
-        index = _write(paths, counts, fingerprint, side, check_held_out, workers, partial)
+        index = _write(files, fingerprint, side, check_held_out, workers, partial)
         (folder / INDEX).unlink(missing_ok=True)  # from here on the old data file has no index
         os.replace(partial, folder / DATA)
         data = np.memmap(folder / DATA, np.uint8, mode="r")  # by this name a process that gets the pack maps it, too
@@ -144,25 +156,21 @@ def _made(
     return Pack(index, data)
 
 
-def _fingerprint(paths: Mapping[str, Path], side: int, check_held_out: bool) -> str:
+def _fingerprint(files: Sequence[ImageFiles], side: int, check_held_out: bool) -> str:
     """sha256 hex over what the pack is made from: the files' names, sizes, modification times and those of their inodes
     (`cp -p` and `tar x` keep the former), and the rules of decoding. Raises DataError."""
     rows = [f"{PACK_VERSION} {VERSION} {PIL.__version__} {side} {check_held_out}"]
-    bad = []
-    for name, path in paths.items():
-        try:
-            stat = path.stat()
-            rows.append(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{stat.st_ctime_ns}")
-        except OSError as error:
-            bad.append(ImageError(printable(path), f"can't be read: {error.strerror or error}"))
-    if bad:
-        raise unreadable(bad)
+    for place, of in enumerate(files):
+        rows += [_prefix(place, files) + stamp for stamp in of.stamps()]
     return sha256("\n".join(rows).encode()).hexdigest()
 
 
+def _prefix(place: int, files: Sequence[ImageFiles]) -> str:
+    return f"{place}/" if len(files) > 1 else ""
+
+
 def _write(
-    paths: Mapping[str, Path],
-    counts: list[int],
+    files: Sequence[ImageFiles],
     fingerprint: str,
     side: int,
     check_held_out: bool,
@@ -172,19 +180,20 @@ def _write(
     """Decode all images into `target`, in order."""
     bad: list[ImageError] = []
     refused: list[str] = []
-    index = PackIndex(fingerprint, [], [], [], [], counts)
+    index = PackIndex(fingerprint, [], [], [], [], [len(of) for of in files])
     offset = 0
+    keys = [(place, i) for place, of in enumerate(files) for i in range(len(of))]
     with ThreadPoolExecutor(workers) as pool, open(target, "wb") as file:
-        prepared = pool.map(lambda path: _prepare(path, side, check_held_out), paths.values())
-        for name, result in zip(paths, prepared):
+        prepared = pool.map(lambda key: _prepare(files[key[0]], key[1], side, check_held_out), keys)
+        for (place, i), result in zip(keys, prepared):
             if isinstance(result, ImageError):
                 bad.append(result)
             elif isinstance(result, str):
-                refused.append(f"  {printable(paths[name])}: {result}")
+                refused.append(f"  {files[place].label(i)}: {result}")
             else:
                 pixels, digest = result
                 file.write(pixels.tobytes())
-                index.names.append(name)
+                index.names.append(_prefix(place, files) + files[place].name(i))
                 index.sizes.append((pixels.shape[0], pixels.shape[1]))
                 index.offsets.append(offset)
                 index.pixels.append(digest)
@@ -194,21 +203,26 @@ def _write(
     if bad:
         raise unreadable(bad)
     if refused:
-        raise DataError(
-            f"{len(refused)} image(s) belong to the evaluation set, and training on them would spoil every number:\n"
-            + "\n".join(refused)
-            + "\nTake them out of data.root, then run again"
-        )
+        raise evaluated(refused)
     return index
 
 
-def _prepare(path: Path, side: int, check_held_out: bool) -> tuple[np.ndarray, str] | ImageError | str:
+def evaluated(refused: Sequence[str]) -> DataError:
+    """One error on all images of the evaluation set, a line each."""
+    return DataError(
+        f"{len(refused)} image(s) belong to the evaluation set, and training on them would spoil every number:\n"
+        + "\n".join(refused)
+        + "\nTake them out of data.root, then run again"
+    )
+
+
+def _prepare(files: ImageFiles, i: int, side: int, check_held_out: bool) -> tuple[np.ndarray, str] | ImageError | str:
     """Decoded and shrunk pixels with their sha256, or why it can't be read, or the held-out photograph that it is."""
     try:
-        data = read_bytes(path)
+        data = files.read(i)
         pixels = decode(data).pixels
     except ImageError as error:
-        return ImageError(printable(path), error.reason)
+        return ImageError(files.label(i), error.reason)
     if check_held_out and (name := held_out_name(sha256(data).hexdigest(), pixels)):
         return f"is {name} of scikit-image"
     shrunk = shrink(pixels, side)

@@ -35,7 +35,10 @@ class DataConfig:
 
     root: Any = field(
         default=None,
-        metadata={"help": "folder of images, searched with its subfolders, or a list of such folders (required)"},
+        metadata={
+            "help": "folder of images, searched with its subfolders; WebDataset tar, brace pattern or folder of tars; "
+            "or a list of such (required)"
+        },
     )
     weights: list[float] | None = field(
         default=None,
@@ -45,6 +48,12 @@ class DataConfig:
     smallest_crop: int = _key(96, "pixels of a kept image: smallest side of the square that becomes one sample")
     largest_crop: int = _key(224, "pixels: largest side of that square; log-uniform in between")
     pack: str | None = _key(None, "folder for the decoded images; default the run's own; runs may share one")
+    stream: bool | None = _key(
+        None, "read and decode each image when a sample needs it: no pack; default: tars are, folders are not"
+    )
+    on_bad_image: str = _key(
+        "stop", "stop: streamed images are all decoded once before, and bad ones listed; skip: another takes its place"
+    )
     description: str = _key("", "one line for the exported checkpoint: what the images are, and under which terms")
     workers: int | None = _key(
         None, "processes that cut samples ahead; default: on a GPU one a core, 8 at most, on a CPU none but two threads"
@@ -53,7 +62,7 @@ class DataConfig:
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """The folders of images."""
+        """The folders of images, or tars."""
         if self.root is None:
             return ()
         return (self.root,) if isinstance(self.root, str) else tuple(self.root)
@@ -140,7 +149,7 @@ SHORT = {"accelerator": "options.accelerator"}
 FREE_ON_RESUME = (
     *("out", "device", "threads", "stop_after_minutes", "log_every", "sample_every"),
     *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "minutes"),
-    *("data.pack", "data.workers"),
+    *("data.pack", "data.workers", "data.stream", "data.on_bad_image"),
 )
 """Settings that may change when a run resumes: they don't move its weights (device and threads only by rounding);
 minutes does, as a run by the clock repeats no other."""
@@ -249,7 +258,7 @@ def _check_weights(data: DataConfig) -> None:
 
 def _require_data(root: Any) -> None:
     if root in (None, "", "null", "[]", []):
-        raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of images to train on")
+        raise TrainConfigError("data.root is missing: add data.root=DIR, a folder of images (or tars) to train on")
 
 
 def _flat(tree: dict[str, Any], prefix: str) -> list[str]:
@@ -271,8 +280,8 @@ def _compose(overrides: list[str], recipe: str, scale: str) -> Any:
     except HydraException as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainConfigError(
-            f"the command line can't be parsed: {reason}. A value with '=', a comma, a bracket or a space is quoted "
-            "twice: \"data.root='/my images/a=b'\""
+            f"the command line can't be parsed: {reason}. A value with '=', a comma, a bracket, a brace or a space is "
+            "quoted twice: \"data.root='/my images/a=b'\""
         ) from error
 
 
@@ -339,6 +348,8 @@ def _check_values(config: TrainConfig) -> None:
             raise TrainConfigError(f"{name}={value}: expected a whole number of at least 1")
     if config.data.workers is not None and config.data.workers < 0:
         raise TrainConfigError(f"data.workers={config.data.workers}: expected 0 or more")
+    if config.data.on_bad_image not in ("stop", "skip"):
+        raise TrainConfigError(f"data.on_bad_image={config.data.on_bad_image}: expected stop or skip")
     if config.data.smallest_crop > config.data.largest_crop:
         raise TrainConfigError(
             f"data.smallest_crop={config.data.smallest_crop} is larger than "

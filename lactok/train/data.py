@@ -1,13 +1,12 @@
-"""What a run trains on: `TrainingData`, and `ImageData`, crops of a folder's images."""
+"""What a run trains on: `TrainingData`, and `ImageData`, crops of the images of folders and tars."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ import torch
 
 from lactok.data.batches import (
     CropRange,
+    Pictures,
     SampleOrder,
     StepBatches,
     StepPlan,
@@ -23,10 +23,14 @@ from lactok.data.batches import (
     WorkerBatches,
     by_folder,
     noise_seed,
-    split,
+    split_ranks,
 )
 from lactok.data.folder import DataError
-from lactok.data.pack import Pack, open_pack
+from lactok.data.pack import open_pack
+from lactok.data.sources import all_files
+from lactok.data.stream import OnBad, StreamedImages
+from lactok.data.tar_roots import find_tars
+from lactok.images.decode import ImageError
 from lactok.train.config import TrainConfig
 from lactok.train.recipe import Batch, Recipe
 from lactok.train.sheet import measured_images, shown_images
@@ -57,6 +61,11 @@ class TrainingData(ABC):
     def fingerprint(self) -> str:
         """sha256 hex over the content, in order: a run goes on with the same data alone."""
 
+    @property
+    def of_what(self) -> str:
+        """What the fingerprint is made of, for a message."""
+        return "sha256 of the data"
+
     @abstractmethod
     def __len__(self) -> int:
         """How many samples there are, those held back included."""
@@ -74,38 +83,51 @@ class TrainingData(ABC):
 
 
 class ImageData(TrainingData):
-    """Random crops of the images below data.root."""
+    """Random crops of the images of data.root."""
 
-    def __init__(self, pack: Pack) -> None:
-        self.pack = pack
+    def __init__(self, images: Pictures) -> None:
+        self.images = images
         self._batches: StepBatches | None = None
 
     @classmethod
     def open(cls, config: TrainConfig, check_held_out: bool = True) -> ImageData:
-        """The images, decoded. Raises DataError, WriteError; see `open_pack`."""
-        assert config.data.roots, "data.root is None: expected the folder that compose_config requires"
-        where = Path(config.data.pack).expanduser() if config.data.pack else config.folder
-        return cls(open_pack(config.data.roots, where, config.data.side, check_held_out))
+        """The images, decoded once (`open_pack`), or read as they are needed (`StreamedImages`): those of tars, and all
+        with data.stream=true. Raises DataError, WriteError."""
+        data = config.data
+        assert data.roots, "data.root is None: expected the folder that compose_config requires"
+        where = Path(data.pack).expanduser() if data.pack else config.folder
+        streamed = data.stream
+        if streamed is None:
+            streamed = any(find_tars(root) is not None for root in data.roots)
+        if not streamed:
+            return cls(open_pack(data.roots, where, data.side, check_held_out))
+        on_bad: OnBad = "skip" if data.on_bad_image == "skip" else "stop"
+        images = StreamedImages(all_files(data.roots, where), data.side, where, on_bad, check_held_out)
+        if on_bad == "stop":
+            images.check()
+        return cls(images)
 
     @property
     def fingerprint(self) -> str:
-        """Over the images' names, sizes and pixels (as they are packed)."""
-        index = self.pack.index
-        return sha256(json.dumps([index.names, index.sizes, index.pixels]).encode()).hexdigest()
+        return self.images.fingerprint
+
+    @property
+    def of_what(self) -> str:
+        return self.images.of_what
 
     def __len__(self) -> int:
-        return len(self.pack)
+        return len(self.images)
 
     def begin(self, recipe: Recipe, config: TrainConfig, share: Share) -> None:
         data = config.data
-        training, validation = split(self.pack.index.names, data.validation)
-        if not training:
+        training, validation = split_ranks(self.images.ranks, data.validation)
+        if not len(training):
             raise DataError(
-                f"data.root={data.root} holds {len(self.pack)} image(s), data.validation={data.validation} of them "
+                f"data.root={data.root} holds {len(self.images)} image(s), data.validation={data.validation} of them "
                 "held back: none is left to train on; name a larger folder, or a smaller data.validation"
             )
-        folders = by_folder(training, self.pack.index.counts)
-        if empty := [root for root, indices in zip(data.roots, folders) if data.weights and not indices]:
+        folders = by_folder(training, self.images.counts)
+        if empty := [root for root, indices in zip(data.roots, folders) if data.weights and not len(indices)]:
             raise DataError(
                 f"data.root: all images of {', '.join(empty)} are held back: none is left to train on; leave the "
                 "folder out, or name a smaller data.validation"
@@ -114,7 +136,7 @@ class ImageData(TrainingData):
             folders = [training]
         crops = CropRange(data.smallest_crop, data.largest_crop)
         order = SampleOrder(folders, config.seed, data.weights or (1.0,))
-        images = TrainingImages(self.pack, order, crops, share.per_step)
+        images = TrainingImages(self.images, order, crops, share.per_step)
         self._seed, self._rows = config.seed, share.rows
         plan = StepPlan(share.rows, config.steps, recipe.image_size_at)
         workers = data.workers
@@ -125,8 +147,20 @@ class ImageData(TrainingData):
             if workers
             else ThreadedBatches(images, plan, share.device)
         )
-        self.shown = shown_images(self.pack, validation, recipe.image_size, crops)
-        self.measured = measured_images(self.pack, validation, recipe.image_size, crops)
+        usable = self._usable(validation)
+        self.shown = shown_images(self.images, usable, recipe.image_size, crops)
+        self.measured = measured_images(self.images, usable, recipe.image_size, crops)
+
+    def _usable(self, validation: Sequence[int]) -> list[int]:
+        """Those that can be read, which data.on_bad_image=skip does not know before. Raises DataError for none."""
+        usable: list[int] = []
+        for i in validation:
+            with contextlib.suppress(ImageError):
+                self.images[i]
+                usable.append(i)
+        if not usable:
+            raise DataError(f"none of the {len(validation)} images held back (data.validation) can be read")
+        return usable
 
     def at(self, step: int) -> list[Batch]:
         assert self._batches is not None, "begin was not called"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lactok.data.folder import list_images, unreadable
+from lactok.data.folder import unreadable
+from lactok.data.sources import image_files
 from lactok.images.decode import ImageError, decode
-from lactok.images.folder import printable
 from lactok.train.config import DataConfig, TrainConfig
 from lactok.train.precision import resolve
 from lactok.train.recipe import Recipe
@@ -117,19 +117,19 @@ def _network(name: str, module: nn.Module) -> Network:
 
 
 def look_at_data(roots: Sequence[str]) -> DataLook:
-    """Count the images below `roots` and decode a few. Raises DataError for none, or for some that can't be read."""
-    paths = [path for root in roots for path in list_images(root).values()]
-    count = min(DECODED, len(paths))
-    chosen = [paths[i * (len(paths) - 1) // max(1, count - 1)] for i in range(count)]
+    """Count the images of `roots` and decode a few. Raises DataError for none, or for some that can't be read."""
+    images = [(files, i) for root in roots for files in [image_files(root)] for i in range(len(files))]
+    count = min(DECODED, len(images))
+    chosen = [images[i * (len(images) - 1) // max(1, count - 1)] for i in range(count)]
     sides, bad = [], []
-    for path in chosen:
+    for files, i in chosen:
         try:
-            sides.append(min(decode(path).pixels.shape[:2]))
+            sides.append(min(decode(files.read(i)).pixels.shape[:2]))
         except ImageError as error:
-            bad.append(ImageError(printable(path), error.reason))
+            bad.append(ImageError(files.label(i), error.reason))
     if bad:
         raise unreadable(bad)
-    return DataLook(len(paths), tuple(sides))
+    return DataLook(len(images), tuple(sides))
 
 
 def describe(config: TrainConfig, recipe_class: type[Recipe]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from lactok.train.chain import PARTS
 from lactok.train.config import CHAIN, SCALES, loop_keys, preset_path
 
 _TEXT = """\
-Train a model of this project from a folder of images.
+Train a model of this project from a folder of images, or from tars of them.
 
     python -m lactok.train recipe=NAME data.root=DIR [scale=mini] [key=value ...]
 
@@ -38,6 +38,7 @@ Examples
     python -m lactok.train recipe=vq data.root=~/images out=runs/try steps=200 optimizer.learning_rate=3e-4
     python -m lactok.train recipe=vq data.root=~/images stop_after_minutes=30 trackers=[tensorboard]
     python -m lactok.train recipe=vq 'data.root=[~/images,~/scenes]' 'data.weights=[0.85,0.15]' minutes=30
+    python -m lactok.train recipe=vq "data.root='shards/{{00000..00009}}.tar'"
     python -m lactok.train recipe=mini-all data.root=~/images stop_after_minutes=60
     python -m lactok.train recipe=mini-all data.root=~/images jobs=3 minutes=8 steps=100000 device=cuda precision=bf16
     python -m lactok.train recipe=mini-all data.root=~/images out=runs/try steps=200 pixel.options.colour=0.5

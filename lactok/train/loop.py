@@ -7,6 +7,7 @@ the same weights, bit for bit on the CPU, as one that was never interrupted.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedType, PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -79,6 +80,22 @@ def accumulate_gradients(accelerator: Accelerator, model: nn.Module, batches: Se
     return sums
 
 
+def _require_whole_networks(accelerator: Accelerator) -> None:
+    """Raises DataError where networks would be cut up among processes, or where they were to be and would not be."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"  # accelerate ignores it on CPUs
+    kind = "FSDP" if asked else accelerator.distributed_type.value
+    if asked or accelerator.distributed_type in (
+        DistributedType.FSDP,
+        DistributedType.DEEPSPEED,
+        DistributedType.MEGATRON_LM,
+    ):
+        raise DataError(
+            f"accelerate was told to cut networks up ({kind}): expected whole networks in every process, as the "
+            "average, the checkpoints and the export are of whole parameters. Launch with `accelerate launch "
+            "--multi_gpu`; precision=bf16 and gradient_checkpointing=true lower the memory, dry_run=true shows it"
+        )
+
+
 def train(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> Outcome:
     """Start or resume a training run until its last step, a signal, or `stop_after_minutes`.
 
@@ -108,6 +125,7 @@ class _Run:
         )
         if config.device == "cuda" and self.accelerator.device.type != "cuda":
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
+        _require_whole_networks(self.accelerator)
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
             self.data = open_run(config, recipe_class, check_held_out, self.accelerator.num_processes)

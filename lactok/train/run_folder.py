@@ -69,7 +69,7 @@ def open_run(
     start = (LocalWeights(str(Path(config.init).expanduser())),) if config.init else ()
     inputs = inputs_fingerprint((*recipe_class.sources(config.options), *start))
     data = recipe_class.open_data(config, check_held_out)
-    inputs_now = Inputs(data.fingerprint, processes, tuple(recipe_class.path_options), tuple(inputs))
+    inputs_now = Inputs(data.fingerprint, processes, tuple(recipe_class.path_options), tuple(inputs), data.of_what)
     claim(config.folder, config, inputs_now)
     return data
 
@@ -134,14 +134,15 @@ def finished(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bo
 class Inputs:
     """What moves a run's weights beside its settings.
 
-    data: fingerprint of the images; processes: which share a step's samples; paths: options that name files;
-    files: what those hold, which is compared in their place.
+    data: fingerprint of the data, made `of_what`; processes: which share a step's samples; paths: options that name
+    files; files: what those hold, which is compared in their place.
     """
 
     data: str
     processes: int = 1
     paths: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    of_what: str = "sha256 of the data"
 
 
 def claim(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
@@ -163,7 +164,8 @@ def claim(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     wanted = json.loads(json.dumps(wanted))
     differ = [k for k in sorted(seen.keys() | wanted.keys()) if seen.get(k) != wanted.get(k)]
     if differ:
-        lines = "\n".join(f"  {_MEANING.get(k, k)}: {seen.get(k)} in the folder, {wanted.get(k)} now" for k in differ)
+        meaning = _MEANING | {"data": f"data ({inputs.of_what})"}
+        lines = "\n".join(f"  {meaning.get(k, k)}: {seen.get(k)} in the folder, {wanted.get(k)} now" for k in differ)
         raise RunFolderError(
             f"{folder} holds a run with other settings:\n{lines}\nGive them as they were to resume it, "
             "name another out= for a new run, or delete the folder"
@@ -194,7 +196,6 @@ def _settings_there(path: Path) -> dict[str, Any] | None:
 
 
 _MEANING = {
-    "data": "data (sha256 of the images' names, sizes and pixels)",
     "inputs": "inputs (sha256 of the files that it starts from)",
     "processes": "processes (which share a step's samples)",
 }

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lactok.data.batches import CropRange, centre_crop, noise_seed, random_crop, rng, to_tensor
-from lactok.data.pack import Pack
+from lactok.data.batches import CropRange, Pictures, centre_crop, noise_seed, random_crop, rng, to_tensor
 from lactok.files import write_atomically
 
 SHOWN = 16
@@ -28,16 +27,16 @@ def fixed_seeds(count: int) -> list[int]:
     return [noise_seed(0, 0, i) for i in range(count)]
 
 
-def shown_images(pack: Pack, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
+def shown_images(images: Pictures, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
     """The first SHOWN of them, their middles: float32 (N, 3, size, size) in [0, 1]."""
     side = round(math.sqrt(crops.smallest * crops.largest))
-    return to_tensor([centre_crop(pack[i], size, side) for i in validation[:SHOWN]])
+    return to_tensor([centre_crop(images[i], size, side) for i in validation[:SHOWN]])
 
 
-def measured_images(pack: Pack, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
+def measured_images(images: Pictures, validation: Sequence[int], size: int, crops: CropRange) -> Tensor:
     """CROPS_MEASURED crops of each, the same at every step: float32 (N, 3, size, size) in [0, 1]."""
     return to_tensor(
-        [random_crop(pack[i], size, crops, rng(0, 0, i, k)) for i in validation for k in range(CROPS_MEASURED)]
+        [random_crop(images[i], size, crops, rng(0, 0, i, k)) for i in validation for k in range(CROPS_MEASURED)]
     )
 
 

@@ -85,6 +85,10 @@ class TokenData(TrainingData):
         """Over the indices, which have the sha256 of every shard."""
         return sha256(json.dumps([asdict(part.index) for part in self.parts], sort_keys=True).encode()).hexdigest()
 
+    @property
+    def of_what(self) -> str:
+        return "sha256 of the folders' indices, which have that of every shard"
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 
@@ -97,8 +101,8 @@ class TokenData(TrainingData):
         back = np.sort(rng(HELD_BACK).permutation(count)[:held])
         training = np.setdiff1d(np.arange(count), back)
         weights = config.data.weights
-        folders = by_folder(training.tolist(), self._counts) if weights else [training.tolist()]
-        if weights and not all(folders):
+        folders = by_folder(training, self._counts) if weights else [training]
+        if weights and not all(len(indices) for indices in folders):
             raise DataError("data.root: all samples of a folder are held back; leave it out, or lower data.validation")
         self._order = SampleOrder(folders, config.seed, weights or (1.0,))
         self._seed, self._share, self._steps = config.seed, share, config.steps

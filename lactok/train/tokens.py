@@ -25,12 +25,12 @@ from torch import Tensor
 from lactok import registry
 from lactok.checkpoint_file import tensors_sha256
 from lactok.data.batches import centre_crop, to_tensor
-from lactok.data.captioned import CaptionedImage, list_captioned, names_and_captions
+from lactok.data.captioned import CaptionedImage, captioned_images
 from lactok.data.folder import DataError
 from lactok.data.held_out import held_out_name
 from lactok.data.token_shards import INDEX, ShardIndex, ShardRecord, pack_texts, record_of, write_shard
 from lactok.files import explained, write_atomically
-from lactok.images.decode import ImageError, decode, read_bytes
+from lactok.images.decode import ImageError, decode
 from lactok.interface import Tokenizer, Tokens
 from lactok.locks import LockHeld, Owner, sole_lock
 from lactok.progress import Meter
@@ -98,7 +98,7 @@ class TokenExtraction:
         locate_all(self.sources(self.options))
         if self.options.text != NONE and self.options.clean:
             _require_cleaning()
-        self.images = list_captioned(config.data.roots[0])
+        self.images = captioned_images(config.data.roots[0], self.folder)
         plugin, chosen = _plugin(self.options)
         sources = plugin.weights(chosen)
         self.tokenizer_identity = " ".join([self.options.tokenizer, *(identity_of(source) for source in sources)])
@@ -109,9 +109,8 @@ class TokenExtraction:
 
     def _claim(self) -> None:
         """Note what the folder's shards are made from, or compare."""
-        data = json.dumps(names_and_captions(self.images), ensure_ascii=True)
         wanted = {
-            "data": sha256(data.encode()).hexdigest(),
+            "data": self.images.identity,
             "tokenizer": self.tokenizer_identity,
             "text": f"{self.text_identity} clean={self.options.clean}" if self.text_identity else NONE,
             "shard_size": self.options.shard_size,
@@ -140,9 +139,9 @@ class TokenExtraction:
             )
 
     @property
-    def _parts(self) -> list[list[CaptionedImage]]:
-        size = self.options.shard_size
-        return [self.images[i : i + size] for i in range(0, len(self.images), size)]
+    def _parts(self) -> list[range]:
+        size, count = self.options.shard_size, len(self.images)
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
     def run(self) -> ShardIndex:
         """Make the shards that are missing, wait for those that others make, and write the index.
@@ -189,14 +188,14 @@ class TokenExtraction:
     def _left_out_path(self, number: int) -> Path:
         return self.folder / f"left-out-{number:05d}.json"
 
-    def _make(self, number: int, part: Sequence[CaptionedImage], encoder: _Encoder, meter: Meter, done: int) -> None:
+    def _make(self, number: int, part: Sequence[int], encoder: _Encoder, meter: Meter, done: int) -> None:
         """One shard. What could not be used is noted beside it, before it."""
         rows: list[Tensor] = []
         states: list[Tensor] = []
         kept: list[CaptionedImage] = []
         left_out: list[tuple[str, str]] = []
         for start in range(0, len(part), self.config.batch_size):
-            batch = part[start : start + self.config.batch_size]
+            batch = [self.images[i] for i in part[start : start + self.config.batch_size]]
             pixels = [self._pixels(image, encoder.size) for image in batch]
             left_out += [(image.name, why) for image, why in zip(batch, pixels) if isinstance(why, str)]
             good = [(image, p) for image, p in zip(batch, pixels) if not isinstance(p, str)]
@@ -219,8 +218,10 @@ class TokenExtraction:
 
     def _pixels(self, image: CaptionedImage, size: int) -> np.ndarray | str:
         """The centre square, uint8 (size, size, 3), by Pillow's antialiased bicubic filter; or why it is left out."""
+        if image.problem:
+            return image.problem
         try:
-            data = read_bytes(image.path)
+            data = image.read()
             pixels = decode(data).pixels
         except ImageError as error:
             return error.reason
@@ -365,7 +366,7 @@ def describe(config: TrainConfig) -> Iterator[str]:
     yield f"{config.name}: a dry run; nothing is extracted, fetched or written"
     yield from described_weights(TokenExtraction.sources(config.options))
     for root in config.data.roots:
-        count = len(list_captioned(root))
+        count = len(captioned_images(root))
         shards = -(-count // config.options.shard_size)
         yield f"{'data':<12}{count:,} captioned images below {root}, for {shards:,} shards"
 

@@ -1,4 +1,4 @@
-"""Prompts of a file: a .txt with one a line, or a .csv or .jsonl with a column `prompt`.
+"""Prompts of a file: a .txt with one a line, or a .csv, .jsonl or .parquet with a column `prompt`; a tar's KEY.txt.
 
 The columns `id` (default: the prompt's number, from 0) and `cluster` (default: the id) are an item's; all others become
 its tags: text in a .csv, any JSON value in a .jsonl. An item's content hash is the sha256 of its prompt alone, so that
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from evals.datasets.base import DatasetError, DatasetNeeds, DatasetRequest, MissingData, PromptDataset, spread
+from evals.datasets.prompts.packed import of_parquet, of_tar
 from lactok.items import Item, prompt_hash
 
 # Bad lines that a message shows.
@@ -24,7 +25,7 @@ _SHOWN = 10
 
 
 class Prompts(PromptDataset):
-    """The prompts of a .txt, .csv or .jsonl file."""
+    """The prompts of a .txt, .csv, .jsonl or .parquet file, or the texts of a tar."""
 
     name = "prompts"
 
@@ -58,14 +59,9 @@ class BadLine(ValueError):
 
 def read_prompts(path: Path) -> list[Item]:
     """The items of a file, in its order. Raises DatasetError with all bad lines, or for a file of another kind."""
-    if path.suffix.lower() not in _READERS:
-        raise DatasetError(f"dataset.root={path}: {_EXPECTED}")
-    text = read_text(path)
-    if not text.strip():
-        raise DatasetError(f"{path} holds no prompts; {_EXPECTED}")
     items: dict[str, Item] = {}
     bad: list[str] = []
-    for line, make in _READERS[path.suffix.lower()](text, path):
+    for line, make in _lines(path):
         try:
             item = _item(make(), len(items) + len(bad))
             if item.id in items:
@@ -79,6 +75,20 @@ def read_prompts(path: Path) -> list[Item]:
     if not items:
         raise DatasetError(f"{path} holds no prompts; {_EXPECTED}")
     return list(items.values())
+
+
+def _lines(path: Path) -> _Lines:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return of_parquet(path)
+    if kind == ".tar":
+        return of_tar(path, BadLine)
+    if kind not in _READERS:
+        raise DatasetError(f"dataset.root={path}: {_EXPECTED}")
+    text = read_text(path)
+    if not text.strip():
+        raise DatasetError(f"{path} holds no prompts; {_EXPECTED}")
+    return _READERS[kind](text, path)
 
 
 def read_text(path: Path) -> str:

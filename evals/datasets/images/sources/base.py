@@ -5,14 +5,13 @@ And what an archive may hold: one member that breaks a rule refuses the whole ar
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from evals.datasets.base import BadImage, DataError
+from lactok.images import tars
+from lactok.images.tars import MAX_MEMBER
 
-# Bytes of one member. The largest image that is decoded has 89 million pixels, 256 MiB at 3 bytes each.
-MAX_MEMBER = 256 * 2**20
 # Declared bytes for each stored byte. Photographs hardly compress again; deflate's limit is about 1030.
 MAX_RATIO = 200
 
@@ -55,10 +54,9 @@ def file_stamp(path: Path) -> tuple[int, int, int, int]:
 def safe_name(name: str, archive: Path) -> str:
     """The member's name with forward slashes and without "./". Raises DataError for one that leaves the archive:
     absolute, with a drive letter, with "..", or with a byte 0."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    if "\0" in name or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in parts or not parts:
+    if (safe := tars.safe_name(name)) is None:
         raise refused(archive, name, "its path leaves the archive")
-    return "/".join(parts)
+    return safe
 
 
 def check_size(size: int, stored: int, name: str, archive: Path) -> None:
@@ -78,9 +76,9 @@ def check_length(data: bytes, size: int, name: str, archive: Path) -> bytes:
 
 def refused(archive: Path, name: str, reason: str) -> DataError:
     """An archive that is not read at all because of one member."""
-    return DataError(f"{archive} is refused because of {name!r}: {reason}. Get the archive again from its publisher")
+    return DataError(str(tars.refused(archive, name, reason)))
 
 
 def damaged(archive: Path, reason: object) -> DataError:
     """An archive that is cut off or otherwise not whole."""
-    return DataError(f"{archive} is cut off or damaged ({reason}): get it again")
+    return DataError(str(tars.damaged(archive, reason)))

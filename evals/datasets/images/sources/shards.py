@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,27 @@ _MAX_GROUP = 4 * 2**30
 _ROWS = 16
 
 
-class ParquetSource(ImageSource):
-    """Images in shards, by `image.path`. Raises DataError for a shard that is cut off or has other columns."""
+class NameMissing(DataError):
+    """An image has no path, or another's."""
 
-    def __init__(self, shards: list[Path], where: Path) -> None:
+
+class ParquetSource(ImageSource):
+    """Images in shards, by `image.path`; where `unnamed` allows it, those of which a path is missing or there twice go
+    by shard and row, all of them. Raises DataError for a shard that is cut off or has other columns."""
+
+    def __init__(self, shards: list[Path], where: Path, unnamed: bool = False) -> None:
         self.where = where
         self.unlisted: list[BadImage] = []
         self._places: dict[str, tuple[Path, int, int]] = {}
-        for shard in shards:
-            self._list(shard)
+        try:
+            for shard in shards:
+                self._list(shard)
+        except NameMissing:
+            if not unnamed:
+                raise
+            self._places = {}
+            for shard in shards:
+                self._number(shard)
         self.members = list(self._places)
         self._fresh()
 
@@ -50,10 +63,23 @@ class ParquetSource(ImageSource):
                 paths = file.read_row_group(group, columns=["image.path"]).column("image").combine_chunks()
                 for row, path in enumerate(paths.field("path").to_pylist()):
                     if not path:
-                        raise DataError(f"{shard}: row {row} of row group {group} has no image.path to name it by")
+                        raise NameMissing(f"{shard}: row {row} of row group {group} has no image.path to name it by")
                     name = safe_name(path, shard)
                     if name in self._places:
-                        raise DataError(f"{shard}: {name!r} is in {self._places[name][0]} too: keep one set of shards")
+                        raise NameMissing(
+                            f"{shard}: {name!r} is in {self._places[name][0]} too: keep one set of shards"
+                        )
+                    self._places[name] = (shard, group, row)
+
+    def _number(self, shard: Path) -> None:
+        with _explained(shard):
+            file = _open(shard)
+            numbers = count()
+            for group in range(file.metadata.num_row_groups):
+                for row in range(file.metadata.row_group(group).num_rows):
+                    name = f"{shard.stem}/{next(numbers):08d}"
+                    if name in self._places:
+                        raise DataError(f"{shard} and {self._places[name][0]} have one name: keep one set of shards")
                     self._places[name] = (shard, group, row)
 
     def _group(self, shard: Path, group: int) -> list[bytes | None]:

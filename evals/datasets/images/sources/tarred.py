@@ -6,9 +6,7 @@ One that is compressed as a whole can't be: it is expanded once, to a plain tar 
 from __future__ import annotations
 
 import gzip
-import io
 import os
-import tarfile
 import time
 import zlib
 from hashlib import sha256
@@ -19,17 +17,14 @@ from evals.datasets.images.sources.base import (
     MAX_RATIO,
     ImageSource,
     check_length,
-    check_size,
     damaged,
     file_stamp,
     refused,
-    safe_name,
 )
 from lactok.files import WriteError
+from lactok.images.tars import ArchiveError, tar_members
 
-_BLOCK = 512  # bytes of a tar record (POSIX.1-1988 ustar)
 _READ = 2**20  # bytes that are expanded at a time
-_MAX_HEADER = 2**20  # bytes of one extended header; tarfile reads them into memory
 _STALE = 3600.0  # seconds without a write after which an expansion was killed
 
 
@@ -63,39 +58,12 @@ class TarSource(ImageSource):
         return f"{self.where}: {name}"
 
 
-class _Headers(io.FileIO):
-    """A tar of which headers are read: one that declares a name or attributes of more than 1 MiB is damaged."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        size = -1 if size is None else size
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header at byte {self.tell():,} declares {size:,} bytes")
-        return super().read(size)
-
-
 def _index(plain: Path, archive: Path) -> dict[str, tuple[int, int]]:
     """(offset, size) of each file's bytes, by safe name, in the order in which they lie."""
-    places: dict[str, tuple[int, int]] = {}
     try:
-        with _Headers(plain) as headers, tarfile.open(fileobj=headers, mode="r:") as tar:
-            for info in tar:
-                name = safe_name(info.name, archive)
-                if info.isdir():
-                    continue
-                if not info.isreg() or info.issparse():
-                    raise refused(archive, name, "it is a link, a device or sparse, not a plain file")
-                if name in places:
-                    raise refused(archive, name, "it is there twice")
-                check_size(info.size, info.size, name, archive)
-                places[name] = (info.offset_data, info.size)
-            end = tar.offset
-        with open(plain, "rb") as file:
-            file.seek(end)
-            if file.read(_BLOCK) != bytes(_BLOCK):  # tarfile ends silently at a header that it can't read
-                raise damaged(archive, f"no end-of-archive mark at byte {end:,}")
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise damaged(archive, error) from error
-    return places
+        return {member.name: (member.offset, member.size) for member in tar_members(plain, archive)}
+    except ArchiveError as error:
+        raise DataError(str(error)) from error
 
 
 def expand(archive: Path, cache_dir: Path) -> Path:
