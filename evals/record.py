@@ -215,3 +215,15 @@ def read(path: str | Path) -> RunRecord:
     except UnicodeDecodeError as error:
         raise RecordError(f"{path} is no UTF-8 text: {error}") from error
     return from_json(text, str(path))
+
+
+def of_folder(folder: Path) -> RunRecord:
+    """The record of a finished run's folder. Raises RecordError, for a folder that is none, too."""
+    path = folder / "run.json"
+    if not path.is_file():
+        what = "holds no run.json" if folder.is_dir() else "is no folder"
+        raise RecordError(f"{folder} {what}: expected the folder of a finished run (results/runs/...)")
+    try:
+        return read(path)
+    except OSError as error:
+        raise RecordError(f"{path} can't be read: {error.strerror or error}") from error
