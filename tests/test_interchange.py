@@ -70,8 +70,9 @@ def test_every_eval_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert psnr["uncertainty"]["confidence_interval"]["lower"] == pytest.approx(21.294)
     assert psnr["uncertainty"]["num_samples"] == 200
     assert results["PSNR"]["metric_config"]["lower_is_better"] is False
-    assert results["top1-effnet"]["metric_config"] | {"metric_unit": "proportion", "max_score": 1} == (
-        results["top1-effnet"]["metric_config"]
+    assert (
+        results["top1-effnet"]["metric_config"] | {"metric_unit": "proportion", "max_score": 1}
+        == (results["top1-effnet"]["metric_config"])
     )
     assert "biased" in results["FD-effnet"]["score_details"]["details"]["note"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -10,7 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -254,7 +253,7 @@ def _date(run: RunRecord) -> datetime:
         date = datetime.fromisoformat(run.started)
     except ValueError as error:
         raise InterchangeError(f"run.json: started is {run.started!r}: expected a date, 2026-01-31T12:00:00") from error
-    return date.astimezone(timezone.utc) if date.tzinfo else date.replace(tzinfo=timezone.utc)
+    return date.astimezone(UTC) if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _write(out: Path, files: dict[str, str]) -> None:
