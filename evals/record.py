@@ -186,7 +186,9 @@ def from_json(text: str, source: str = "the text") -> RunRecord:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise RecordError(f"{source} is no JSON: {error}") from error
+        raise RecordError(
+            f"{source} is no JSON ({error}): another file, or one that is cut short; of a run, run its command again"
+        ) from error
     schema = data.get("schema", 1) if isinstance(data, dict) and "suite" in data and "rows" in data else None
     if not isinstance(schema, int):
         raise RecordError(f"{source} is no run's record: expected the run.json of a folder under OUT/runs")
