@@ -159,7 +159,7 @@ def _panel(axis: Axes, column: ColumnRecord, tests: Sequence[Compared | None]) -
         test = one.test
         low, high = test.low, test.high
         if low is not None and high is not None:
-            ends: tuple[float, float] = (low, high)
+            ends: list[float] = [low, high]
             axis.plot(ends, [place, place], color=_colour(one, column), linewidth=1.6)
         axis.plot([test.mean], [place], marker="o", markersize=4, color=_colour(one, column))
     axis.set_title(_heads([column])[0], fontsize=8)
