@@ -138,7 +138,7 @@ class LiveProgress:
             f"{self._rate(states, now):.1f} {self.unit}/s",
             *([f"{self.ranks.size} processes"] if self.ranks.size > 1 else []),
             *([_memory(states)] if _memory(states) else []),
-            *([f"about {duration(left)} left"] if worked >= TELLING * len(states) else []),
+            *([f"about {duration(left)} left"] if worked >= max(TELLING, len(states)) else []),
         ]
         return f"{_rows(states)}: {', '.join(parts)}"
 

@@ -156,12 +156,11 @@ def _panel(axis: Axes, column: ColumnRecord, tests: Sequence[Compared | None]) -
     for place, one in enumerate(tests):
         if one is None or one.test.mean is None:
             continue
-        test = one.test
-        low, high = test.low, test.high
+        middle, low, high = one.test.mean, one.test.low, one.test.high
         if low is not None and high is not None:
             ends: list[float] = [low, high]
             axis.plot(ends, [place, place], color=_colour(one, column), linewidth=1.6)
-        axis.plot([test.mean], [place], marker="o", markersize=4, color=_colour(one, column))
+        axis.plot(middle, place, marker="o", markersize=4, color=_colour(one, column))
     axis.set_title(_heads([column])[0], fontsize=8)
     axis.tick_params(labelsize=6)
     axis.grid(axis="x", linewidth=0.4)
