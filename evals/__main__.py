@@ -22,6 +22,10 @@ COMMANDS = {
     "compare": ("evals.cli.compare", "paired tests between two tokenizers of one run or of two: compare RUN_A RUN_B"),
     "power": ("evals.cli.power", "how many images or prompts tell a given difference: power RUN row=A,B"),
     "report": ("evals.cli.report", "a table of the paper from the newest runs that fit each other: report table1"),
+    "results": (
+        "evals.cli.results",
+        "docs/results.md from the summaries that are committed: results > docs/results.md",
+    ),
     "lint-paper": ("evals.cli.lint_paper", "where the paper disagrees with itself or its release, computed anew"),
     "judges": (
         "evals.cli.judges",

@@ -218,7 +218,9 @@ def from_json(text: str, source: str = "the text") -> RunRecord:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise RecordError(f"{source} is no JSON: {error}") from error
+        raise RecordError(
+            f"{source} is no JSON ({error}): another file, or one that is cut short; of a run, run its command again"
+        ) from error
     schema = data.get("schema", 1) if isinstance(data, dict) and "suite" in data and "rows" in data else None
     if not isinstance(schema, int):
         raise RecordError(f"{source} is no run's record: expected the run.json of a folder under OUT/runs")
@@ -247,3 +249,15 @@ def read(path: str | Path) -> RunRecord:
     except UnicodeDecodeError as error:
         raise RecordError(f"{path} is no UTF-8 text: {error}") from error
     return from_json(text, str(path))
+
+
+def of_folder(folder: Path) -> RunRecord:
+    """The record of a finished run's folder. Raises RecordError, for a folder that is none, too."""
+    path = folder / "run.json"
+    if not path.is_file():
+        what = "holds no run.json" if folder.is_dir() else "is no folder"
+        raise RecordError(f"{folder} {what}: expected the folder of a finished run (results/runs/...)")
+    try:
+        return read(path)
+    except OSError as error:
+        raise RecordError(f"{path} can't be read: {error.strerror or error}") from error

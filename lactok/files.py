@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,33 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_new(folder: Path) -> None:
+    """Raises WriteError unless `folder` does not exist yet or is empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise WriteError(f"out={str(folder)!r} {what}: name a folder that does not exist yet, or an empty one")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` at the block's end; after an exception nothing is left of it.
+
+    Raises WriteError, where `folder` is not empty, too.
+    """
+    check_new(folder)
+    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
+    try:
+        with explained(folder):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with explained(folder):
+            if folder.exists():
+                folder.rmdir()
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def append_line(path: Path, line: bytes) -> None:

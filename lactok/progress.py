@@ -19,6 +19,8 @@ from rich.progress import (
 
 # Seconds between two lines where the output is no terminal.
 SAY_EVERY = 10.0
+# How many must be done before a time left is told: the first one takes what is loaded and compiled with it.
+TELLING = 2
 
 
 def bar(console: Console, *columns: ProgressColumn, transient: bool = True) -> Progress:
@@ -68,8 +70,9 @@ class Meter:
         self._bar.update(self._task, completed=done, rate=self._rate(rate))
         if self._plain and now - self._said > SAY_EVERY:
             self._said = now
-            left = (self._total - done) / max(rate, 1e-6)
-            line = f"{self._doing}: {done:,}/{self._total:,}, {self._rate(rate)}, {left:.0f} s left"
+            line = f"{self._doing}: {done:,}/{self._total:,}"
+            if done - self._first >= TELLING:
+                line += f", {self._rate(rate)}, {(self._total - done) / rate:.0f} s left"
             print(line, file=sys.stderr, flush=True)
 
     def _rate(self, rate: float) -> str:

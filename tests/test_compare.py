@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy.stats import permutation_test, ttest_1samp
 
 from evals import record
@@ -246,6 +247,60 @@ def test_all_pairs_of_a_run_with_holms_p_values(tmp_path: Path, capsys):
     assert adjusted == pytest.approx(holm(plain), rel=0.06)  # two digits are shown
     for wrong in ([run, run, "--all"], [run, "--all", "--row", "a"], [run]):
         assert main(wrong) == 2
+
+
+def test_the_items_that_differ_most_are_named(tmp_path: Path, capsys):
+    run = three_rows(tmp_path / "run")
+    frame = pd.read_parquet(Path(run) / "per_image.parquet")
+    frame.loc[(frame["row"] == "b") & (frame["item"] == "007"), "perc"] -= 50
+    frame.to_parquet(Path(run) / "per_image.parquet")
+    assert main([run, run, "row=a,b"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (perc,) = [i for i, line in enumerate(lines) if line.startswith("  perc:")]
+    assert lines[perc + 1].startswith("    differing most: 007 ")
+    assert lines[perc + 1].count("->") == 3
+    assert "differing most" not in "".join(line for line in lines if "dl:" in line), "equal values differ nowhere"
+    assert main([run, run, "row=a,b", "images=0"]) == 0
+    assert "differing most" not in capsys.readouterr().out
+    assert main([run, run, "images=-1"]) == 2
+
+
+def test_pairs_as_files(tmp_path: Path, capsys):
+    run, out = three_rows(tmp_path / "run"), tmp_path / "out"
+    assert main([run, "all=true", f"out={out}"]) == 0
+    assert str(out / "compare.png") in capsys.readouterr().out
+    tests, items = pd.read_csv(out / "compare.csv"), pd.read_csv(out / "largest.csv", dtype={"item": str})
+    assert list(zip(tests["first"], tests["second"]))[:3] == [("a", "b"), ("a", "c"), ("b", "c")]
+    perc = tests[tests["metric"] == "perc"]
+    assert list(perc["holm_p"]) == pytest.approx(holm(list(perc["p"])))
+    assert perc["tied"].tolist() == [0, 0.5, 0]
+    frame = pd.read_parquet(Path(run) / "per_image.parquet").pivot(index="item", columns="row", values="perc")
+    worst = (frame["b"] - frame["a"]).abs().sort_values(ascending=False)
+    seen = items[(items["metric"] == "perc") & (items["first"] == "a") & (items["second"] == "b")]
+    assert list(seen["item"]) == list(worst.index[:10])
+    assert list(seen["difference"].abs()) == pytest.approx(list(worst[:10]))
+    assert seen["rank"].tolist() == list(range(1, 11))
+    page, latex = (out / "compare.md").read_text(), (out / "compare.tex").read_text()
+    mean = perc["mean"].iloc[0]
+    assert f"| a | b | +0.000 \\[+0.000, +0.000\\] | {mean:+.3f}" in page
+    assert rf"a & b & +0.000 {{[}}+0.000, +0.000{{]}} & {mean:+.3f}" in latex
+    assert r"perc $\downarrow$" in latex
+    assert latex.count(r"\\") == 4, "a head and three pairs"
+    with Image.open(out / "compare.png") as image:
+        assert min(image.size) > 300
+        colours = {colour for _, colour in image.convert("RGB").getcolors(2**20)}
+    assert (213, 94, 0) in colours, "b and c are worse than a"
+    assert (0, 114, 178) not in colours
+    assert main([run, "all=true", f"out={out}"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_rows_of_two_runs_as_files(tmp_path: Path):
+    a, b = make(tmp_path / "a", 0.0), make(tmp_path / "b", 0.5)
+    assert main([a, b, f"out={tmp_path / 'out'}"]) == 0
+    tests = pd.read_csv(tmp_path / "out" / "compare.csv")
+    assert set(zip(tests["first"], tests["second"])) == {("a of a", "a of b")}
+    assert list(tests["mean"]) == pytest.approx([0.5] * 3)
 
 
 def test_power_says_how_many_sources_tell_a_difference(tmp_path: Path, capsys):

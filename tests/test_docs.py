@@ -13,6 +13,8 @@ import torch
 from scipy import ndimage
 from skimage import data
 
+from evals.__main__ import COMMANDS
+from evals.config import ConfigError, compose_runs
 from evals.metrics.plan import metric_class
 from lactok import registry
 from tests.commands import evals
@@ -173,6 +175,38 @@ def test_every_file_that_the_docs_name_exists(page: Path):
     """`evals/engine/job.py` and the like: paths from the repository's root in code spans."""
     for path in re.findall(r"`((?:lactok|baselines|evals|benchmarks|tests)/[\w./-]*)`", page.read_text()):
         assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def documented() -> list[tuple[str, list[str]]]:
+    """(page, words) of each `python -m` and torchrun command that stands on a line of its own."""
+    found = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^ {4,}((?:\S*python|torchrun) .*)$", text, re.MULTILINE):
+            words = re.sub(r"(^| ) *#.*| > .*|\.\.\.+$", "", line).replace("roots....", "").split()
+            found.append((page.name, words[words.index("-m") + 1 :] if "-m" in words else words))
+    return found
+
+
+def test_every_command_of_the_docs_is_one():
+    """Each names a command that there is, and settings that it takes; what it needs beyond (weights, data, a GPU) is
+    another test's."""
+    seen = documented()
+    composed = 0
+    for page, (module, *words) in seen:
+        if module == "evals":
+            assert words[0] in COMMANDS, f"{page}: {words}"
+        if module != "evals.run" or "--help" in words:
+            continue
+        given = [word for word in words if "=" in word and not word.startswith("-")]
+        known = [word for word in given if not word.startswith(("tokenizers=", "generators=", "options.", "metrics="))]
+        known = [word for word in known if word != "dataset=gradients"]  # the page's own plugin
+        assert compose_runs(known), f"{page}: {words}"
+        composed += 1
+    assert composed > 20
+    assert len(seen) > 60
+    with pytest.raises(ConfigError):
+        compose_runs(["tokenisers=all"])
 
 
 def test_a_heading_has_the_anchor_of_github():

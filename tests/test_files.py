@@ -40,6 +40,11 @@ def test_progress_says_a_line_now_and_then(capsys: pytest.CaptureFixture[str], m
             meter.advance()
     assert capsys.readouterr().err == "checking images: 11/40, 1 images/s, 29 s left\n"
     now[0] = 0.0
+    with progress.Meter(40, "decoding images") as meter:
+        now[0] = 60.0
+        meter.advance()
+    assert capsys.readouterr().err == "decoding images: 1/40\n", "one says nothing of the others"
+    now[0] = 0.0
     with progress.Meter(10**8, "val2017.zip", "byte", done=5 * 10**7) as meter:
         now[0] = 20.0
         meter.at(7 * 10**7)

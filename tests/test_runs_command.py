@@ -9,8 +9,12 @@ import pandas as pd
 import pytest
 
 from evals import record
+from evals.cli.check import main as check
 from evals.cli.compare import main as compare
 from evals.cli.export import main as export
+from evals.cli.judges import main as judges
+from evals.cli.power import main as power
+from evals.cli.report import main as report
 from evals.cli.runs import main as runs
 from evals.run import main as run
 from tests.support import pictures, the_run
@@ -170,3 +174,86 @@ def test_a_command_that_can_not_be_used_exits_2(
     monkeypatch.chdir(tmp_path)
     assert runs(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_page_of_a_run_is_written_again(out: Path, capsys: pytest.CaptureFixture[str]):
+    folder = folder_of(out, "resize-64")
+    page = folder / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert report([str(folder)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert page.read_text() == before
+    shutil.rmtree(out / "cache")
+    assert report([str(folder)]) == 2
+    assert "the store" in capsys.readouterr().err
+
+
+def test_the_page_of_other_files_is_none(out: Path, capsys: pytest.CaptureFixture[str]):
+    folder = folder_of(out, "mean-colour")
+    frame = pd.read_parquet(folder / "per_image.parquet")
+    frame.assign(item=frame["item"].to_numpy()[::-1]).to_parquet(folder / "per_image.parquet")
+    for wrong, said in ((folder, "has other items of mean-colour"), (out / "runs" / "typo", "holds no run.json")):
+        assert report([str(wrong)]) == 2
+        assert said in capsys.readouterr().err
+    assert report(["tabel1"]) == 2
+    assert "tabel1" in capsys.readouterr().err
+
+
+BROKEN = {
+    "cut short": ("is no JSON", lambda text: text[: len(text) // 2]),
+    "future": ("has schema 99, written by a newer version", lambda text: text.replace('"schema": 2', '"schema": 99')),
+    "foreign": ("is no run's record", lambda text: '{"a": [1]}'),
+    "a list": ("is no run's record", lambda text: "[1, 2]"),
+    "nulls": ("is no run's record", lambda text: '{"suite": null, "rows": null, "schema": null}'),
+    "damaged": ("is damaged: rows", lambda text: text.replace('"label"', '"lable"')),
+    "gone": ("holds no run.json", None),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_each_command_names_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str):
+    """A clear error and never a table, of every command that reads a run's folder."""
+    message, change = BROKEN[kind]
+    folder = Path(make(tmp_path / "run", 0.0))
+    text = (folder / "run.json").read_text()
+    (folder / "run.json").unlink()
+    if change is not None:
+        assert change(text) != text
+        (folder / "run.json").write_text(change(text))
+    out = tmp_path / "out"
+    for command, words in (
+        (compare, [folder, folder]),
+        (compare, [folder, "all=true", f"out={out}"]),
+        (power, [folder, "row=a", "difference=1"]),
+        (export, [folder, f"out={out}"]),
+        (export, [folder, f"out={out}", "format=every-eval-ever", "organization=A"]),
+        (export, [folder, f"out={out}", "format=eval-results", "benchmark=a/b"]),
+        (runs, ["merge", folder, folder, f"out={out}"]),
+        (runs, ["name", folder, "name"]),
+        (report, [folder]),
+        (judges, ["failures", folder]),
+    ):
+        assert command([str(word) for word in words]) == 2, (command.__module__, words)
+        told = capsys.readouterr()
+        assert told.err.startswith("error: "), told.err
+        assert message in told.err
+        assert told.out == ""
+        assert not out.exists()
+
+
+@pytest.mark.parametrize("content", [b"PAR1", None])
+def test_values_that_can_not_be_read_make_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], content):
+    folder = Path(make(tmp_path / "run", 0.0))
+    (folder / "per_image.parquet").unlink()
+    if content is not None:
+        (folder / "per_image.parquet").write_bytes(content)
+    for command, words in ((compare, [folder, folder]), (power, [folder, "row=a", "difference=1"]), (report, [folder])):
+        assert command([str(word) for word in words]) == 2
+        told = capsys.readouterr()
+        assert "per_image.parquet" in told.err
+        assert told.out == ""
+    (tmp_path / "x.json").write_bytes(b"\xff")
+    for wrong in (folder, folder / "run.json", folder / "gone.json", tmp_path / "x.json"):
+        assert check([str(wrong)]) == 2
+        assert str(wrong) in capsys.readouterr().err

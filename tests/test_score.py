@@ -13,7 +13,8 @@ from PIL import Image
 from evals import record
 from evals.cli.export import main as export
 from evals.cli.score import main as score
-from evals.report.export import file_names, folder_names
+from evals.report.export import file_names
+from evals.report.symbols import folder_names
 from evals.run import main as run
 from lactok.items import Item
 from tests.support import ROOT, pictures, the_run
@@ -159,7 +160,7 @@ def test_names_of_files_are_different_and_sorted():
     assert named("a.jpg", "a.png") == ["0-a.png", "1-a.png"]
     assert named("b", "a") == ["0-b.png", "1-a.png"]
     assert named("../a", "b")[0].startswith("0-")
-    assert folder_names(["a", "x[bits=3]", "x[bits,3]", "references"]) == {
+    assert folder_names(["a", "x[bits=3]", "x[bits,3]", "references"], ("references",)) == {
         "a": "a", "x[bits=3]": "x_bits_3", "x[bits,3]": "x_bits_3-2", "references": "references-2",
     }  # fmt: skip
 

@@ -85,8 +85,13 @@ _SNAPSHOT = TypeAdapter(Snapshot)
 
 
 def read(path: Path) -> Snapshot:
-    """A file of this command. Raises RecordError for another one; OSError when it can't be read."""
-    content = path.read_bytes()
+    """A file of this command. Raises RecordError for another one, and when it can't be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecordError(
+            f"{path} can't be read ({error.strerror}): expected a file, results/mini/NAME.json"
+        ) from error
     _refuse_a_run(path, content)
     try:
         return _SNAPSHOT.validate_json(content)

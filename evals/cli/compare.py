@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evals import record
 from evals.cli.arguments import as_options
 from evals.record import ColumnRecord, Origin, RowRecord, RunRecord, Value
+from lactok.files import WriteError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,10 +30,19 @@ and the same.
     python -m evals compare RUN_A RUN_B row=llamagen            one of them
     python -m evals compare RUN RUN row=llamagen,titok          titok against llamagen
     python -m evals compare RUN all=true                        every pair, p-values adjusted for their number
+    python -m evals compare RUN all=true out=DIR                the same as files: DIR/compare.md, .tex and .csv, the
+                                                                figure compare.png, and largest.csv, the items on
+                                                                which each pair differs most
+
+Below each metric stand the items on which both differ most (images=N of them [3]; 10 in largest.csv).
 
 A row is named as in its run's table, or as on the command line: llamagen is llamagen-mini where the run has that alone.
 Exit status: 0 compared, 2 they can't be compared (another protocol, other items).
 """
+
+
+# Items that differ most: named below a metric, and in largest.csv.
+NAMED, IN_FILES = 3, 10
 
 
 class NotComparable(ValueError):
@@ -68,6 +78,18 @@ class Paired:
     count: int
     infinite: int
     refused: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A test of a pair. holm: its p adjusted by Holm over all pairs of the column; largest: (item, value of the first,
+    value of the second) where both differ most, the largest difference first."""
+
+    first: str
+    second: str
+    test: Paired
+    holm: float | None
+    largest: list[tuple[str, float, float]]
 
 
 def load(folder: Path) -> Run:
@@ -229,15 +251,22 @@ def _weights(row: RowRecord) -> str:
     return ", ".join(f"{w.source} sha256 {w.sha256[:12]}" for w in row.weights) or "none"
 
 
-def report(a: Run, b: Run, label_a: str, label_b: str) -> str:
-    """The comparison of two rows as text. Raises NotComparable."""
+def report(a: Run, b: Run, label_a: str, label_b: str, images: int = 0) -> str:
+    """The comparison of two rows as text. images: how many of the items that differ most are named below a metric.
+
+    Raises NotComparable.
+    """
     row_a, row_b = row_of(a, label_a), row_of(b, label_b)
     values_a, values_b = row_values(a.values, label_a), row_values(b.values, label_b)
     tests = paired(values_a, values_b, a.record.columns)
     title = f"{label_b} less {label_a}" if label_a != label_b else label_a
     lines = [f"{title}, {len(values_a):,} {a.record.unit} of {a.record.dataset}, protocol {a.record.protocol_hash}"]
     lines += [f"  {line}" for line in changes(a.record, b.record, row_a, row_b)] or ["  nothing else changed"]
-    lines += [_line(test) for test in tests]
+    for test in tests:
+        lines.append(_line(test))
+        if items := largest(values_a, values_b, test.column, images):
+            shown = ", ".join(f"{item} {x:.4g} -> {y:.4g}" for item, x, y in items)
+            lines.append(f"    differing most: {shown}")
     lines += [line for c in a.record.columns if not c.per_image and (line := _set_line(c, row_a, row_b))]
     return "\n".join(lines)
 
@@ -266,32 +295,65 @@ def _set_line(column: ColumnRecord, row_a: RowRecord, row_b: RowRecord) -> str:
     return f"  {column.name}: {change} (of the whole set: not paired{notes})"
 
 
-def all_pairs(run: Run) -> str:
-    """Every pair of a run's rows, a block a per-image metric, p-values adjusted by Holm over the pairs of a block.
+def largest(a: pd.DataFrame, b: pd.DataFrame, column: str, count: int) -> list[tuple[str, float, float]]:
+    """The `count` items on which both rows' finite values differ most: (item, first, second); equal ones are none.
 
-    Raises NotComparable where fewer than two rows have figures.
+    a, b: of `row_values`, over the same items.
     """
-    from itertools import combinations
+    import numpy as np
 
+    both = np.stack([a[column].to_numpy(float), b[column].to_numpy(float)])
+    kept = np.flatnonzero(np.isfinite(both).all(axis=0) & (both[0] != both[1]))
+    order = kept[np.argsort(-abs(both[1, kept] - both[0, kept]), kind="stable")][:count]
+    return [(str(a.index[i]), float(both[0, i]), float(both[1, i])) for i in order]
+
+
+def compared(pairs: Sequence[tuple[Run, str, Run, str]], count: int) -> list[Compared]:
+    """Every per-image metric of each pair (run, label of the first; of the second), by metric, with Holm's p over the
+    pairs and the `count` items that differ most. Raises NotComparable."""
     from evals.metrics.intervals import holm
+
+    found: dict[str, list[tuple[str, str, Paired, list[tuple[str, float, float]]]]] = {}
+    kept: dict[tuple[Path, str], pd.DataFrame] = {}
+    for a, first, b, second in pairs:
+        for run, label in ((a, first), (b, second)):
+            if (run.folder, label) not in kept:
+                kept[run.folder, label] = row_values(run.values, label)
+        one, other = kept[a.folder, first], kept[b.folder, second]
+        names = (first, second) if a is b else (f"{first} of {a.folder.name}", f"{second} of {b.folder.name}")
+        for test in paired(one, other, a.record.columns):
+            found.setdefault(test.column, []).append((*names, test, largest(one, other, test.column, count)))
+    tests = []
+    for of_column in found.values():
+        adjusted = iter(holm([test.p for _, _, test, _ in of_column if test.p is not None]))
+        for first, second, test, items in of_column:
+            tests.append(Compared(first, second, test, next(adjusted) if test.p is not None else None, items))
+    return tests
+
+
+def pairs_of(run: Run) -> list[tuple[Run, str, Run, str]]:
+    """Every pair of a run's rows. Raises NotComparable where fewer than two have figures."""
+    from itertools import combinations
 
     labels = [row.label for row in run.record.rows if row.status == "ok"]
     if len(labels) < 2:
         raise NotComparable(f"{run.folder} has {len(labels)} row(s) with figures: expected two or more")
-    values = {label: row_values(run.values, label) for label in labels}
-    tests: dict[str, list[tuple[str, str, Paired]]] = {}
-    for first, second in combinations(labels, 2):
-        for test in paired(values[first], values[second], run.record.columns):
-            tests.setdefault(test.column, []).append((first, second, test))
-    items = len(values[labels[0]])
-    lines = [f"{items:,} {run.record.unit} of {run.record.dataset}; second less first; p adjusted by Holm over a block"]
-    for column, found in tests.items():
-        tested = [test.p for _, _, test in found if test.p is not None]
-        adjusted = iter(holm(tested))
-        lines.append(f"\n{column}")
-        for first, second, test in found:
-            holms = f", Holm's p {next(adjusted):.2g}" if test.p is not None else ""
-            lines.append(f"  {second} less {first}: {_line(test).partition(': ')[2]}{holms}")
+    return [(run, first, run, second) for first, second in combinations(labels, 2)]
+
+
+def all_pairs(run: Run, tests: Sequence[Compared]) -> str:
+    """Every pair of a run's rows as text, a block a per-image metric, p-values adjusted by Holm over its pairs."""
+    lines = [
+        f"{run.record.items:,} {run.record.unit} of {run.record.dataset}; second less first; "
+        "p adjusted by Holm over a block"
+    ]
+    column = ""
+    for one in tests:
+        if one.test.column != column:
+            column = one.test.column
+            lines.append(f"\n{column}")
+        holms = "" if one.holm is None else f", Holm's p {one.holm:.2g}"
+        lines.append(f"  {one.second} less {one.first}: {_line(one.test).partition(': ')[2]}{holms}")
     return "\n".join(lines)
 
 
@@ -322,8 +384,12 @@ def main(argv: list[str]) -> int:
         dest="row",
         help="a row of both runs, or one of RUN_A and one of RUN_B",
     )
+    parser.add_argument("--out", type=Path, help="a new folder for the tests as tables, CSV and a figure")
+    parser.add_argument("--images", type=int, default=NAMED, help="how many items that differ most are named [3]")
     try:
-        args = parser.parse_args(as_options(argv, lists=("row", "tokenizer"), flags=("all",)))
+        args = parser.parse_args(as_options(argv, ("out", "images"), ("row", "tokenizer"), ("all",)))
+        if args.images < 0:
+            parser.error(f"images={args.images}: expected 0 or more")
         if args.row and len(args.row) > 2:
             parser.error(f"row: {len(args.row)} names: expected one or two")
         if args.all and (args.row or args.run_b):
@@ -335,12 +401,22 @@ def main(argv: list[str]) -> int:
     try:
         a = load(args.run_a)
         if args.all:
-            print(all_pairs(a))
-            return 0
-        b = a if args.run_b == args.run_a else load(args.run_b)
-        same_conditions(a.record, b.record)
-        print("\n\n".join(report(a, b, *labels) for labels in _chosen(a, b, args.row)))
-    except (NotComparable, record.RecordError, OSError) as error:
+            pairs = pairs_of(a)
+        else:
+            b = a if args.run_b == args.run_a else load(args.run_b)
+            same_conditions(a.record, b.record)
+            pairs = [(a, first, b, second) for first, second in _chosen(a, b, args.row)]
+        tests = compared(pairs, max(args.images, IN_FILES)) if args.all or args.out else []
+        if args.all:
+            print(all_pairs(a, tests))
+        else:
+            print("\n\n".join(report(x, y, first, second, args.images) for x, first, y, second in pairs))
+        if args.out:
+            from evals.report.pairs import write_pairs
+
+            title = f"{a.record.items:,} {a.record.unit} of {a.record.dataset}, protocol {a.record.protocol_hash}"
+            print("\n" + "\n".join(map(str, write_pairs(tests, a.record.columns, title, args.out))))
+    except (NotComparable, record.RecordError, WriteError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,4 +1,4 @@
-"""`python -m evals export RUN out=DIR`: a run's images, tokens and per-image figures as files."""
+"""`python -m evals export RUN out=DIR`: a run's images, tokens and figures as files, or in a format of others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from evals.report.export import Exported
 
+# The formats of others, with the keys of each.
+FORMATS = {"every-eval-ever": ("organization", "relationship"), "eval-results": ("benchmark", "source")}
 HELP = """\
 usage: python -m evals export RUN out=DIR [rows=NAME,NAME]
+       python -m evals export RUN out=DIR format=every-eval-ever organization=WHO [relationship=HOW] [rows=...]
+       python -m evals export RUN out=DIR format=eval-results benchmark=OWNER/NAME [source=URL] [rows=...]
 
 Writes the run of the folder RUN (OUT/runs/...), whose store OUT/cache is still there, to the new folder DIR:
 
@@ -26,6 +30,17 @@ Images are in the store with save_images=true (those of prompts always). Where t
 the stored tokens, and compared with those that are kept for the contact sheet. rows= names some rows [all with
 figures]. DIR appears when it is whole.
 
+With format= the figures alone, of the rows that are no calibration rows (rows= names those, too); no store is needed:
+
+  every-eval-ever   data/lactok/DEVELOPER/MODEL/UUID.json of each row, in the schema 0.3.0 of Every Eval Ever, whose
+                    `every_eval_ever validate` takes them. organization= says who evaluated; relationship= of the
+                    evaluator to the models: first_party, third_party [default], collaborative, other
+  eval-results      ROW/.eval_results/lactok.yaml of each row, as the model hub takes it in the model's repository.
+                    benchmark= is the dataset on the hub whose leaderboard it is, with a task for each column, its
+                    name in lower case; source= an address of the run
+
+Figures that a format can't hold (infinite ones, columns of which neither side is better) are left out and named.
+
 Exit status: 0 all rows written; 1 a row could not be, or was decoded otherwise than before; 2 nothing was written; 130
 stopped by Ctrl-C, and nothing was written.
 """
@@ -38,11 +53,18 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     runs = [word for word in argv if "=" not in word]
     given = dict(word.split("=", 1) for word in argv if "=" in word)
-    wrong = [key for key in given if key not in ("out", "rows")] + [word for word in runs if word.startswith("-")]
+    form = given.get("format", "")
+    if form and form not in FORMATS:
+        print(f"error: format={form}: expected {' or '.join(FORMATS)}, or none for images", file=sys.stderr)
+        return 2
+    known = ("out", "rows", *(("format", *FORMATS[form]) if form else ()))
+    wrong = [key for key in given if key not in known] + [word for word in runs if word.startswith("-")]
     if wrong or len(runs) != 1 or not given.get("out", "").strip():
         reason = f"unknown {wrong[0]}" if wrong else "name one run's folder and out=DIR, the new folder"
         print(f"error: {reason}; python -m evals export RUN out=DIR [rows=NAME,NAME]", file=sys.stderr)
         return 2
+    if form:
+        return _figures(Path(runs[0]), given)
     from evals.cli.arguments import listed
     from evals.cli.compare import NotComparable
     from evals.config import ConfigError
@@ -66,6 +88,31 @@ def main(argv: list[str]) -> int:
         print("\nstopped; nothing was written", file=sys.stderr)
         return 130
     return _told(exported, out)
+
+
+def _figures(folder: Path, given: dict[str, str]) -> int:
+    """Write the run's figures in a format of others."""
+    from evals.cli.arguments import listed
+    from evals.record import RecordError, of_folder
+    from evals.report.interchange import InterchangeError, every_eval_ever, hub_results
+    from lactok.files import WriteError
+
+    out, rows = Path(given["out"]).expanduser(), listed(given.get("rows", ""))
+    try:
+        run = of_folder(folder)
+        if given["format"] == "every-eval-ever":
+            who, how = given.get("organization", ""), given.get("relationship", "third_party")
+            written = every_eval_ever(run, out, who, how, rows)
+        else:
+            written = hub_results(run, out, given.get("benchmark", ""), given.get("source", ""), rows)
+    except (InterchangeError, RecordError, WriteError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for row in written:
+        print(f"{row.label}: {row.figures} figures in {out / row.file}")
+        for reason in row.left_out:
+            print(f"left out: {row.label}: {reason}", file=sys.stderr)
+    return 0
 
 
 def _told(rows: list[Exported], out: Path) -> int:

@@ -1,8 +1,9 @@
-"""`python -m evals report TABLE`: the paper's table from the newest runs that fit each other."""
+"""`python -m evals report TABLE`: the paper's table from the newest runs that fit each other; RUN: a run's page."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,11 @@ that measures it. Writes OUT/tables/TABLE.md, .tex and .html. Exit status: 0 all
 could not be made.
 
     python -m evals report table1 out=results [protocol=HASH]
+
+RUN, the folder of a finished run whose store OUT/cache is still there: writes its page, report.html, anew. Nothing is
+measured. Exit status: 0 written, 2 it could not be.
+
+    python -m evals report results/runs/RUN
 """
 
 
@@ -29,7 +35,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m evals report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", metavar="TABLE", help=", ".join(PAPER_TABLES))
+    parser.add_argument("table", metavar="TABLE|RUN", help=f"{', '.join(PAPER_TABLES)}, or a run's folder")
     parser.add_argument("--out", type=Path, default=Path("results"), help="the folder of cache and runs [results]")
     parser.add_argument("--protocol", metavar="HASH", help="take this protocol instead of the newest run's")
     try:
@@ -40,6 +46,8 @@ def main(argv: list[str]) -> int:
     from evals.engine.store import StoreError
     from lactok.registry import unknown
 
+    if args.table not in PAPER_TABLES and (os.sep in args.table or Path(args.table).exists()):
+        return _page(Path(args.table))
     if args.table not in PAPER_TABLES:
         print(f"error: {unknown('table', args.table, list(PAPER_TABLES))}", file=sys.stderr)
         return 2
@@ -48,6 +56,27 @@ def main(argv: list[str]) -> int:
     except (ReportError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _page(folder: Path) -> int:
+    """Write a run's page anew and print its path."""
+    from evals.cli.compare import NotComparable
+    from evals.config import ConfigError
+    from evals.datasets.base import DatasetError
+    from evals.engine.reopen import NotReopened
+    from evals.engine.store import StoreError
+    from evals.record import RecordError
+    from evals.report.output import page_again
+    from lactok.registry import RegistryError
+
+    try:
+        print(page_again(folder))
+    except (
+        NotComparable, NotReopened, RecordError, ConfigError, DatasetError, RegistryError, StoreError, OSError
+    ) as error:  # fmt: skip
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def write(name: str, out: Path, protocol: str | None = None) -> int:

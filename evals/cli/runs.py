@@ -101,7 +101,7 @@ def _list(out: Path) -> int:
             bad.append(f"{folder.name}: no run that can be read: {error}")
             continue
         rows = f"{sum(row.status == 'ok' for row in run.rows)} of {len(run.rows)}"
-        items = f"{run.items:,} {run.unit} of {run.dataset}, {run.protocol['name']}"
+        items = f"{run.items:,} {run.unit} of {run.dataset}, {run.protocol.get('name', '?')}"
         line = [folder.name, f"{run.suite}, {run.scale}", items, run.started, rows, _size(bytes_of(folder))]
         found.append((run.started, line))
     for _, cells in sorted(found, reverse=True):

@@ -13,7 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from evals.engine.batches import most_held_gib
 from evals.engine.ranks import Ranks
-from lactok.progress import SAY_EVERY, bar
+from lactok.progress import SAY_EVERY, TELLING, bar
 
 # Seconds between polls of what the other processes have done.
 POLL_EVERY = 1.0
@@ -128,7 +128,8 @@ class LiveProgress:
             print(self.line(now), file=sys.stderr, flush=True)
 
     def line(self, now: float) -> str:
-        """Row at work, chunks, rate, GPU memory and time left (at the rate so far) of all processes together."""
+        """Row at work, chunks, rate, GPU memory and time left (at the rate so far; once a few chunks are done) of all
+        processes together."""
         states, total = self._states, self._states[0].total
         done, worked = sum(s.done for s in states), sum(s.worked for s in states)
         left = (total - done) * (now - self._began) / max(worked, 1)
@@ -137,7 +138,7 @@ class LiveProgress:
             f"{self._rate(states, now):.1f} {self.unit}/s",
             *([f"{self.ranks.size} processes"] if self.ranks.size > 1 else []),
             *([_memory(states)] if _memory(states) else []),
-            f"about {duration(left)} left",
+            *([f"about {duration(left)} left"] if worked >= max(TELLING, len(states)) else []),
         ]
         return f"{_rows(states)}: {', '.join(parts)}"
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import posixpath
 import re
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +25,10 @@ from evals.engine.models import ModelRun, stop
 from evals.engine.reopen import is_same, reopened
 from evals.engine.store import Entry
 from evals.record import RunRecord
+from evals.report.symbols import folder_names
 from evals.tasks.base import Images, Outputs, unpack_images
-from lactok.files import explained
+from lactok.files import check_new, explained, new_folder
 from lactok.images.decode import has_image_ending
-from lactok.images.folder import printable
 from lactok.items import Item
 from lactok.progress import Meter
 
@@ -66,18 +64,13 @@ def export(folder: Path, out: Path, wanted: Sequence[str] = ()) -> list[Exported
     """Write the run of `folder` to the new folder `out`, whole or not at all.
 
     wanted: labels of rows, () for all. Raises ExportError, NotComparable and RecordError (a folder that is no run's),
-    WriteError, and what planning a run raises.
+    WriteError (`out` is not empty, too), and what planning a run raises.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise ExportError(f"out={printable(out)} {what}: name a folder that does not exist yet, or an empty one")
+    check_new(out)
     run = load(folder)
     _check_wanted(run.record, wanted)
     job = reopened(folder, run.record)
-    temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
-    try:
-        with explained(out):
-            temporary.mkdir(parents=True)
+    with new_folder(out) as temporary:
         exporter = _Exporter(job, run.record, temporary)
         rows = exporter.write(wanted)
         with explained(out):
@@ -87,11 +80,6 @@ def export(folder: Path, out: Path, wanted: Sequence[str] = ()) -> list[Exported
             figures.to_csv(temporary / FIGURES, index=False)
             manifest = _manifest(folder, run.record, rows, exporter)
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
-            if out.exists():
-                out.rmdir()
-            os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return rows
 
 
@@ -116,7 +104,7 @@ class _Exporter:
         rows = [row for row in self.found.rows if not wanted or row.label in wanted]
         runs = {run.row.label: run for run in self.job.runs}
         seeds = sum(row.seeds for row in rows if row.status == "ok")
-        self.folders = folder_names([row.label for row in rows])
+        self.folders = folder_names([row.label for row in rows], (REFERENCES,))
         exported = []
         with Meter((seeds + self.job.task.has_references) * len(self.names), "exporting images") as meter:
             if self.job.task.has_references:
@@ -270,19 +258,6 @@ def file_names(items: Sequence[Item]) -> list[str]:
     width = len(str(len(items)))
     flat = [re.sub(r"[^\w.-]+", "_", name) for name in names]
     return [f"{number:0{width}d}-{name}" for number, name in enumerate(flat)]
-
-
-def folder_names(labels: Sequence[str]) -> dict[str, str]:
-    """A folder's name for each row, fit for a command line."""
-    found: dict[str, str] = {}
-    for label in labels:
-        name = re.sub(r"[^\w.+-]+", "_", label).strip("_.") or "row"
-        taken, number = {REFERENCES, *found.values()}, 2
-        unique = name
-        while unique in taken:
-            unique, number = f"{name}-{number}", number + 1
-        found[label] = unique
-    return found
 
 
 def _csv(text: str) -> str:

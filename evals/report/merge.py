@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +14,7 @@ from evals.cli.compare import NotComparable, Run, load, same_conditions
 from evals.engine.store import write_atomically
 from evals.record import RowRecord, RunRecord, to_json
 from evals.report.markdown import write_report
-from lactok.files import explained
-from lactok.images.folder import printable
+from lactok.files import check_new, new_folder
 
 
 def merge(folders: Sequence[Path], out: Path, command: str) -> RunRecord:
@@ -26,10 +23,7 @@ def merge(folders: Sequence[Path], out: Path, command: str) -> RunRecord:
     A row that several runs have is taken once where it is the same work. Raises NotComparable for runs of other
     protocols, items, clusters or conditions and for two rows of one name, RecordError and WriteError.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise NotComparable(
-            f"out={printable(out)} is not empty: name a folder that does not exist yet, or an empty one"
-        )
+    check_new(out)
     runs = [load(folder) for folder in folders]
     for run in runs[1:]:
         _check(runs[0], run)
@@ -38,17 +32,10 @@ def merge(folders: Sequence[Path], out: Path, command: str) -> RunRecord:
     merged = _record([run.record for run in runs], rows, command)
     content = io.BytesIO()
     values.to_parquet(content, index=False)
-    temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
-    try:
+    with new_folder(out) as temporary:
         write_atomically(temporary / "per_image.parquet", content.getvalue())
         write_atomically(temporary / "run.json", to_json(merged).encode())
         write_report(merged, temporary)
-        with explained(out):
-            if out.exists():
-                out.rmdir()
-            os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return merged
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from evals import record
+from evals.cli.compare import NotComparable, Run, load
+from evals.engine.job import Job
+from evals.engine.reduce import PerImage
+from evals.engine.reopen import NotReopened, reopened
 from evals.engine.run import Finished, contact_images
 from evals.engine.store import write_atomically
 from evals.report.contact import contact_sheet
@@ -62,3 +67,36 @@ def _parquet(frame: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     return buffer.getvalue()
+
+
+def page_again(folder: Path) -> Path:
+    """Write report.html of a finished run anew, from its folder and the store beside it; returns its path.
+
+    Nothing is measured. Raises NotComparable and RecordError for a folder that is no run's, NotReopened where the store
+    is gone or the run's command means something else now, StoreError, and what planning a run raises.
+    """
+    run = load(folder)
+    job = reopened(folder, run.record)
+    labels, planned = [row.label for row in run.record.rows], [one.row.label for one in job.runs]
+    if sorted(labels) != sorted(planned):
+        raise NotReopened(
+            f"{folder} has the rows {', '.join(labels)}; its command means {', '.join(planned)} now: run it again: "
+            f"{run.record.command}"
+        )
+    measured = [row.label for row in run.record.rows if row.status == "ok"]
+    per_image = {label: _per_image(run, label, job) for label in measured}
+    return write_page(Finished(run.record, folder, per_image, job))
+
+
+def _per_image(run: Run, label: str, job: Job) -> PerImage:
+    """A row's values of per_image.parquet, in the dataset's order. Raises NotComparable."""
+    frame = run.values[run.values["row"] == label] if len(run.values) else run.values
+    items = [item.id for item in job.dataset.items]
+    found: dict[str, list[np.ndarray]] = {}
+    for _, part in frame.groupby("seed_index", sort=True) if len(frame) else ():
+        if list(part["item"]) != items:
+            raise NotComparable(f"{run.folder}/per_image.parquet has other items of {label} than the run's dataset now")
+        for name in part.columns.difference(["row", "item", "cluster", "seed_index"], sort=False):
+            if part[name].notna().any():
+                found.setdefault(name, []).append(part[name].to_numpy(float))
+    return PerImage({name: np.stack(seeds) for name, seeds in found.items()})

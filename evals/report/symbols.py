@@ -1,8 +1,9 @@
 """What tables and plots share: symbols (evals/streams.py spells them in ASCII where a console can't show them), colours
-that the colour-blind tell apart, and labels short enough to stand beside a row or a line."""
+that the colour-blind tell apart, and labels short enough to stand beside a row or a line, or fit to name its folder."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 NOTHING = "–"
@@ -34,6 +35,18 @@ def short_labels(labels: Sequence[str]) -> list[tuple[str, ...]]:
             number += 1
             short = (f"{name} ({number})", *lines)
         found.append(short)
+    return found
+
+
+def folder_names(labels: Sequence[str], taken: Sequence[str] = ()) -> dict[str, str]:
+    """A folder's name for each row, fit for a command line. taken: names that none may have."""
+    found: dict[str, str] = {}
+    for label in labels:
+        name = re.sub(r"[^\w.+-]+", "_", label).strip("_.") or "row"
+        unique, number = name, 2
+        while unique in (*taken, *found.values()):
+            unique, number = f"{name}-{number}", number + 1
+        found[label] = unique
     return found
 
 
