@@ -235,11 +235,18 @@ def from_json(text: str, source: str = "the text") -> RunRecord:
             "command again"
         )
     try:
-        return _RUN.validate_python(data)
+        run = _RUN.validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise RecordError(f"{source} is damaged: {where}: {first['msg']} ({error.error_count()} such)") from error
+    for what, names in (
+        ("rows", [row.label for row in run.rows]),
+        ("columns", [column.name for column in run.columns]),
+    ):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise RecordError(f"{source} is damaged: {what}: {', '.join(twice)} more than once: expected each once")
+    return run
 
 
 def read(path: str | Path) -> RunRecord:

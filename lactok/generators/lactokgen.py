@@ -26,7 +26,7 @@ from lactok.weights import HubWeights, UnpublishedWeights, WeightsSource
 
 GPT_MINI = Miniature(
     "lactokgen-mini.safetensors",
-    sha256=None,
+    sha256="aee554010550ea1397c0876a435ba94ff57e578506c9ff89deda1545755baed2",
     command="python -m lactok.train recipe=generator scale=mini data.root=SHARDS",
 )
 """The GPT of every generator in miniature."""

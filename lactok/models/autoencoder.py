@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MINI = Miniature(
     "autoencoder-mini.safetensors",
-    sha256="5c3c416b400be5ee0d8fe89b9f1d9d38167847617bb58ae833f2fc44147981e1",
+    sha256="c4171272778b11921c347cf994368fbd727293aaf768e1d2d6e41dfd2b60322e",
     command="python -m lactok.train recipe=vae scale=mini data.root=DIR",
 )
 """The miniatures' autoencoder, in place of FlexTok's, Stable Diffusion's and SDXL's."""

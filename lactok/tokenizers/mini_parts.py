@@ -36,7 +36,7 @@ _COMMAND = "python -m lactok.train recipe={} scale=mini data.root=DIR"
 
 LDM = Miniature(
     "ldm-mini.safetensors",
-    sha256="20816e3cd9f97b3b49519b91d09a344ed12d6adc3ab532fa583cf9589ce6a93f",
+    sha256="40c02b72f27dc65af07387f691d74b229a450f51fa3dd245d129f13dea76bc82",
     command=_COMMAND.format("ldm"),
 )
 """The diffusion UNet."""
@@ -44,12 +44,12 @@ LDM = Miniature(
 FEW_STEP_LORA_FILES = {
     "hypersd": Miniature(
         "hypersd-mini.safetensors",
-        sha256="594579a5dbbe04ea1653fec89f2bf402ab8963e0a036af53d96c4ca621eaf625",
+        sha256="b2246e15abf5d3a8f629e52438efe41b3eccbaa3c000f3d57bceb68664a72995",
         command=_COMMAND.format("accelerator accelerator=hypersd"),
     ),
     "tlcm": Miniature(
         "tlcm-mini.safetensors",
-        sha256="eb232b204ab0aea4dea849f508c62262820413e3cf584a748e2f2513da41973e",
+        sha256="f5b2597d2a586f88dff73bc173577df84d6634684df94eb0e6b60f853a4bd438",
         command=_COMMAND.format("accelerator accelerator=tlcm"),
     ),
 }
@@ -57,7 +57,7 @@ FEW_STEP_LORA_FILES = {
 
 FIRST_STAGE = Miniature(
     "vq-ladd-mini.safetensors",
-    sha256="40d114d45116cd4e6b3504232c0551af0da7025aa191a8f478753cba3f885e2b",
+    sha256="e5e2bda75d4cc81ab81e63ae97bc64b13489eb40126634d8d6cd3602673305b5",
     command=_COMMAND.format("diffusion"),
 )
 """The trainable copy after the paper's stage 1."""
@@ -65,12 +65,12 @@ FIRST_STAGE = Miniature(
 SECOND_STAGE = {
     "hypersd": Miniature(
         "lactok-h-mini.safetensors",
-        sha256="cff684e6a4385eb214ee4e368a3aa3a457bc37e00e3189809246af28ceb2cafe",
+        sha256="896b8d95e64a71493e29d8efb5a3971feb25610c0e48c1a6d7f2dbab6c6052d2",
         command=_COMMAND.format("pixel accelerator=hypersd"),
     ),
     "tlcm": Miniature(
         "lactok-t-mini.safetensors",
-        sha256="d4e90eebf4d0744363d7058abb497ff952749ec745fc1d60086a0ed0c5448442",
+        sha256="27fc431ad8eb3ae13358973aae36617a6bb74b37edd08be0387a23a3c522b70a",
         command=_COMMAND.format("pixel accelerator=tlcm"),
     ),
 }

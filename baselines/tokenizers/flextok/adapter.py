@@ -36,7 +36,7 @@ from lactok.weights import (
 
 MINI = Miniature(
     "flextok-mini.safetensors",
-    sha256="1272819cc15e5412f4ca6e7f693bc649776c7a753a19ab1f7c70dc64bd994184",
+    sha256="cdaf609d8132cf4c48077c75f116c29bbd534cf6e3c44d40747ef012076d6c92",
     command="python -m lactok.train recipe=flextok scale=mini data.root=DIR",
 )
 

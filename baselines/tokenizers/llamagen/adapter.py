@@ -19,7 +19,7 @@ from lactok.weights import HubWeights, WeightsSource, load_state_dict, locate, o
 
 MINI = Miniature(
     "llamagen-mini.safetensors",
-    sha256="9e3590dd7da922b75c669556e0a8953bcc2dd75c90e5e2702632e341412f2b83",
+    sha256="0c9c8eccc8af859061383d13cd14f0cc3b08ce7fb4d9d08171f46cb4e3054bb4",
     command="python -m lactok.train recipe=vq scale=mini data.root=DIR",
 )
 

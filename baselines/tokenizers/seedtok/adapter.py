@@ -32,7 +32,7 @@ from lactok.weights import (
 
 MINI = Miniature(
     "seedtok-mini.safetensors",
-    sha256="2f2a86ee3096faabb84080d218cae3b214d87feec00fc90351c67a5a3156807e",
+    sha256="0d65a63b20865ec4ca75112e087786c6096f1e7082ce93a57d60c0611506b2f3",
     command="python -m lactok.train recipe=seed scale=mini data.root=DIR",
 )
 
