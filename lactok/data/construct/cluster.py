@@ -1,0 +1,95 @@
+"""Ray: started on this machine, or joined by address; what it is told; what is said where it isn't installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lactok.data.construct.spec import Spec, Stage
+
+EXTRA = "Ray is not installed, which `python -m lactok.data build` runs on: pip install 'lactok[cluster]'"
+
+
+class NoCluster(Exception):
+    """Ray can't be had; the message says why and what to do."""
+
+
+def require_ray() -> None:
+    """Raises NoCluster, naming the extra, where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise NoCluster(EXTRA)
+
+
+@contextlib.contextmanager
+def connected(spec: Spec) -> Iterator[Any]:
+    """Ray's module, connected to the cluster at spec.address, or to one that lives as long as the context.
+
+    Raises NoCluster.
+    """
+    require_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray
+
+    here: dict[str, Any] = {"include_dashboard": False, "_temp_dir": str(_short_folder())}
+    if spec.cpus:
+        here["num_cpus"] = spec.cpus
+    if spec.store:
+        here["object_store_memory"] = spec.store * 2**20
+    owned = not ray.is_initialized()
+    try:
+        if owned:
+            ray.init(
+                address=spec.address or "local",
+                logging_level="error",
+                log_to_driver=False,
+                configure_logging=True,
+                **({} if spec.address else here),
+            )
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        where = f"no Ray cluster at address={spec.address}" if spec.address else "Ray can't be started here"
+        raise NoCluster(f"{where}: {error}; start one by `ray start --head` and give its HOST:PORT") from error
+    try:
+        _quiet()
+        yield ray
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+def _quiet() -> None:
+    """Ray Data's own bars and lines make room for the live view; its log is in Ray's folder."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _short_folder() -> Path:
+    """Ray puts sockets there, whose paths may have 107 bytes."""
+    base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    return (base if len(str(base)) < 40 else Path("/tmp")) / f"ray-{os.getuid()}"
+
+
+def pool(stage: Stage) -> dict[str, Any]:
+    """How Ray runs a stage: arguments of map_batches. An actor that dies is started again, its units are done again."""
+    from ray.data import ActorPoolStrategy
+
+    least, most = stage.actors
+    return {
+        "compute": ActorPoolStrategy(min_size=least, max_size=most),
+        "num_cpus": stage.cpus,
+        **({"num_gpus": stage.gpus} if stage.gpus else {}),
+        "batch_size": 1,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+    }
