@@ -7,18 +7,22 @@ grouped are a few hundred bytes an item, never images.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lactok.data.construct import units
-from lactok.data.construct.prints import BANDS, BITS, NEAR, bands, distance, same_picture
+from lactok.data.construct.prints import BITS, NEAR, bands, distance, same_picture
 from lactok.data.construct.spec import Spec
 
 CONTENT, PERCEPTUAL, CAPTION = "duplicate: content", "duplicate: perceptual hash", "duplicate: caption"
-PARTITIONS = 8
+RULES = {"c": CONTENT, "p": PERCEPTUAL, "t": CAPTION}
+"""By the letter that a shared key begins with."""
+PARTITIONS = 4
 """Of a shuffle, at least."""
 _AT_ONCE = 2048
 """Hashes of a group that are compared with the others at once."""
@@ -32,83 +36,80 @@ def normalised_caption(text: str) -> str:
 def find(spec: Spec, out: Path, total: int, kept: int) -> dict[int, tuple[str, int]]:
     """Items that are dropped: index to (reason, the index of the item that stays). Needs a connection to Ray.
 
-    total: units, all done; kept: items that are kept so far. The rules apply in the order content, perceptual hash,
-    caption; an item that an earlier rule drops takes no part in a later one.
+    total: units, all done; kept: items that are kept so far. One shuffle groups the items by all that they may share.
+    The rules apply in the order content, perceptual hash, caption; an item that an earlier rule drops takes no part in
+    a later one, and an item that is the same picture as a dropped one alone stays.
     """
     import ray.data
 
-    dropped: dict[int, tuple[str, int]] = {}
-    parts = max(PARTITIONS, kept // 200_000)
+    if not kept:
+        return {}
+    parts = max(PARTITIONS, kept // 100_000)
     numbers = ray.data.range(total, override_num_blocks=max(1, min(total, 4 * parts)))
-    rows = numbers.map_batches(_read, batch_size=32, fn_kwargs={"out": str(out)}, num_cpus=0.5).materialize()
-    if rows.count() == 0:
-        return dropped
-    if "content" in spec.duplicates:
-        groups = rows.groupby("pixels", num_partitions=parts)
-        _first_stays(groups.map_groups(_copies, fn_kwargs={"keep": 1}, num_cpus=0.5), CONTENT, dropped)
-    if "perceptual" in spec.duplicates:
-        banded = rows.map_batches(_banded, batch_size=4096, num_cpus=0.5)
-        pairs = banded.groupby("band", num_partitions=parts).map_groups(_near, num_cpus=0.5)
-        same = pairs.map_batches(_confirmed, batch_size=1024, fn_kwargs={"out": str(out), "unit": spec.unit}, num_cpus=0.5)
-        edges = sorted({(int(row["later"]), int(row["first"])) for row in same.iter_rows()})
-        _without_chains(edges, dropped)
-    if "caption" in spec.duplicates and spec.copies:
-        gone = np.array(sorted(dropped), np.int64)
-        left = rows.map_batches(_without, batch_size=4096, fn_kwargs={"gone": gone}, num_cpus=0.5)
-        if left.count():
-            groups = left.groupby("caption", num_partitions=parts)
-            more = groups.map_groups(_copies, fn_kwargs={"keep": spec.copies}, num_cpus=0.5)
-            _first_stays(more, CAPTION, dropped)
+    known = {"out": str(out), "rules": list(spec.duplicates), "copies": spec.copies}
+    shared = numbers.map_batches(_shared, batch_size=32, fn_kwargs=known)
+    groups = shared.groupby("key", num_partitions=parts).map_groups(_alike, fn_kwargs={"copies": spec.copies})
+    checked = groups.map_batches(_confirmed, batch_size=1024, fn_kwargs={"out": str(out), "unit": spec.unit})
+    edges: dict[str, set[tuple[int, int]]] = {rule: set() for rule in (CONTENT, PERCEPTUAL, CAPTION)}
+    for row in checked.iter_rows():
+        edges[RULES[row["rule"]]].add((int(row["later"]), int(row["first"])))
+    return _resolved(edges, spec.copies)
+
+
+def _resolved(edges: Mapping[str, set[tuple[int, int]]], copies: int) -> dict[int, tuple[str, int]]:
+    """What is dropped. edges: by reason, (later, earlier) of equal or like items; of a caption, (item, first item) of
+    every item of a caption that more than `copies` items have."""
+    dropped: dict[int, tuple[str, int]] = {}
+    for rule in (CONTENT, PERCEPTUAL):
+        for later, first in sorted(edges[rule]):
+            if later not in dropped and first not in dropped:
+                dropped[later] = (rule, first)
+    stays: dict[int, list[int]] = {}
+    for index, first in sorted(edges[CAPTION]):
+        if index not in dropped:
+            holders = stays.setdefault(first, [])
+            if len(holders) >= copies:
+                dropped[index] = (CAPTION, holders[0])
+            else:
+                holders.append(index)
     return dropped
 
 
-def _without(batch: Mapping[str, np.ndarray], gone: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows of items that are not dropped. gone: int64, sorted."""
-    stays = ~np.isin(batch["index"], gone)
-    return {name: np.asarray(batch[name])[stays] for name in ("index", "caption")}
+def _shared(batch: Mapping[str, np.ndarray], out: str, rules: list[str], copies: int) -> dict[str, Any]:
+    """Numbers of units to a row for everything that a kept item of them may share with another one.
 
-
-def _first_stays(found: Any, reason: str, dropped: dict[int, tuple[str, int]]) -> None:
-    for row in found.iter_rows():
-        dropped.setdefault(int(row["later"]), (reason, int(row["first"])))
-
-
-def _without_chains(edges: list[tuple[int, int]], dropped: dict[int, tuple[str, int]]) -> None:
-    """Drop each item that is the same picture as an earlier one which stays. edges: (later, earlier), sorted."""
-    for later, first in edges:
-        if later not in dropped and first not in dropped:
-            dropped[later] = (PERCEPTUAL, first)
-
-
-def _read(batch: Mapping[str, np.ndarray], out: str) -> dict[str, Any]:
-    """Numbers of units to what their kept items are compared by."""
-    made: dict[str, list[Any]] = {"index": [], "pixels": [], "caption": [], "signature": []}
+    key: the rule's letter and what is compared; signature: of a part of a hash, else empty.
+    """
+    keys, indices, signatures = [], [], []
     columns = ["index", "reason", "pixels_sha256", "caption", "signature"]
     for table in units.rows(Path(out), [int(n) for n in batch["id"]], columns):
-        for row in table.to_pylist():
-            if not row["reason"]:
-                made["index"].append(row["index"])
-                made["pixels"].append(row["pixels_sha256"])
-                made["caption"].append(normalised_caption(row["caption"]))
-                made["signature"].append(row["signature"])
-    return {"index": np.array(made["index"], np.int64), **{k: made[k] for k in ("pixels", "caption", "signature")}}
+        for row in table.filter(pc.equal(table["reason"], "")).to_pylist():
+            mine = [f"c{row['pixels_sha256']}"] if "content" in rules else []
+            if "caption" in rules and copies:
+                mine.append(f"t{sha256(normalised_caption(row['caption']).encode()).hexdigest()}")
+            plain = len(mine)
+            if "perceptual" in rules:
+                signature = np.frombuffer(row["signature"], np.uint8)
+                mine += [f"p{value:x}" for value in bands(signature[None])[0].tolist()]
+            keys += mine
+            indices += [row["index"]] * len(mine)
+            signatures += [b""] * plain + [row["signature"]] * (len(mine) - plain)
+    return {"key": np.array(keys, object), "index": np.array(indices, np.int64), "signature": np.array(signatures, object)}
 
 
-def _copies(group: Mapping[str, np.ndarray], keep: int) -> dict[str, np.ndarray]:
-    """All of a group but the `keep` lowest."""
-    order = np.sort(group["index"])
-    return {"later": order[keep:], "first": np.full(max(len(order) - keep, 0), order[0])}
-
-
-def _banded(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for each part of each hash."""
-    signatures = np.frombuffer(b"".join(batch["signature"]), np.uint8).reshape(-1, BITS // 8)
-    values = bands(signatures)
-    return {
-        "band": values.reshape(-1).view(np.int64),
-        "index": np.repeat(np.asarray(batch["index"], np.int64), BANDS),
-        "signature": [bytes(s) for s in np.repeat(signatures, BANDS, axis=0)],
-    }
+def _alike(group: Mapping[str, np.ndarray], copies: int) -> dict[str, np.ndarray]:
+    """Pairs (later, first) of a group and its rule's letter; of hashes, those that are near."""
+    rule = str(group["key"][0])[0]
+    if rule == "p":
+        pairs = _near(group)
+    else:
+        order = np.sort(group["index"])
+        if rule == "c":
+            later = order[1:]
+        else:
+            later = order if len(order) > copies else order[:0]
+        pairs = {"later": later, "first": np.full(len(later), order[0], np.int64)}
+    return {**pairs, "rule": np.array([rule] * len(pairs["later"]), object)}
 
 
 def _near(group: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -131,8 +132,9 @@ def _near(group: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _confirmed(batch: Mapping[str, np.ndarray], out: str, unit: int) -> dict[str, np.ndarray]:
-    """The pairs whose thumbnails show one picture."""
-    pairs = sorted(set(zip(batch["later"].tolist(), batch["first"].tolist(), strict=True)))
+    """The pairs of hashes whose thumbnails show one picture, and all other pairs."""
+    columns = (batch["rule"].tolist(), batch["later"].tolist(), batch["first"].tolist())
+    pairs = sorted(set(zip(*columns, strict=True)))
     held: dict[int, list[bytes]] = {}
 
     def thumbnail(index: int) -> bytes:
@@ -144,5 +146,9 @@ def _confirmed(batch: Mapping[str, np.ndarray], out: str, unit: int) -> dict[str
             held[number] = column.to_pylist()
         return held[number][index % unit]
 
-    same = [pair for pair in pairs if same_picture(thumbnail(pair[1]), thumbnail(pair[0]))]
-    return {key: np.array([pair[i] for pair in same], np.int64) for i, key in enumerate(("later", "first"))}
+    same = [(rule, x, y) for rule, x, y in pairs if rule != "p" or same_picture(thumbnail(y), thumbnail(x))]
+    return {
+        "rule": np.array([rule for rule, _, _ in same], object),
+        "later": np.array([x for _, x, _ in same], np.int64),
+        "first": np.array([y for _, _, y in same], np.int64),
+    }

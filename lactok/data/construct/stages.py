@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -41,10 +42,9 @@ class StageActor:
     """What Ray builds in an actor: a stage from the settings, called with units."""
 
     def __init__(self, build: Any, spec: Spec) -> None:
-        import torch
-
-        torch.set_num_threads(1)  # the actors share the cores
         self.stage: StageWork = build(spec)
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)  # the actors share the cores
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         unit = unpacked(batch)
@@ -87,9 +87,8 @@ def _raise_if_not_theirs(error: Exception) -> None:
 
 def _gpu() -> tuple[float | None, int | None]:
     """Percent of the last second that the GPU was busy, where its driver's library is here, and the peak memory."""
-    import torch
-
-    if not torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # a stage without a network has not imported it
+    if torch is None or not torch.cuda.is_available():
         return None, None
     try:
         busy: float | None = float(torch.cuda.utilization())
