@@ -25,7 +25,8 @@ nothing once DIR/build.json stands. docs/data-construction.md has the whole way.
   address=HOST:PORT   a Ray cluster; else Ray starts here, with cpus=N and store=MB of memory for objects
   seed=S plant.KEY=PART                                of recipe=mini: duplicates, leaks, broken, hostile
 
-  --plan items=N gpus=M                                what it takes, before anything runs
+  --plan items=N existing=N gpus=M [speed.STAGE=IMAGES_A_SECOND] [speeds=report.json]
+                      prints GPU hours, days and storage of so many synthesised and existing images; nothing runs
 
     python -m lactok.data build recipe=mini items=2000 out=data/mini
     python -m lactok.data build recipe=paper captions=[laion/] images=[aesthetics/] out=/data/starred address=auto

@@ -18,14 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lactok.data.construct import duplicates, listing, recipes, shards, units
+from lactok.data.construct import duplicates, listing, needs, recipes, report, shards, units
 from lactok.data.construct.books import Books
-from lactok.data.construct.cluster import connected, pool
+from lactok.data.construct.cluster import connected, pool, unwrapped
 from lactok.data.construct.items import packed
 from lactok.data.construct.spec import STAGES, Spec, SpecError
-from lactok.data.construct.stages import StageActor
+from lactok.data.construct.stages import StageActor, StageBroken
 from lactok.data.construct.view import View
-from lactok.files import write_atomically
+from lactok.data.folder import DataError
+from lactok.files import WriteError, write_atomically
 from lactok.locks import LockHeld, sole_lock
 
 SETTINGS = "settings.json"
@@ -42,6 +43,8 @@ def build(spec: Spec, say: Callable[[str], None] = lambda _: None) -> dict[str, 
     out = spec.out
     if manifest := finished(spec):
         return manifest
+    listing.sources_of(spec)
+    needs.require(spec)
     (out / "work").mkdir(parents=True, exist_ok=True)
     try:
         with sole_lock(out / "work" / "lock"):
@@ -93,7 +96,7 @@ def _build(spec: Spec, say: Callable[[str], None]) -> dict[str, Any]:
     listed = listing.make(spec, out)
     done = units.finished(out, listed.units)
     say(f"{listed.items:,} items in {listed.units:,} units, {len(done):,} of them done")
-    with connected(spec):
+    with connected(spec), unwrapped(WriteError, StageBroken, SpecError, DataError):
         todo = [number for number in range(listed.units) if number not in done]
         if todo:
             _make_units(spec, todo, listed)
@@ -108,7 +111,9 @@ def _build(spec: Spec, say: Callable[[str], None]) -> dict[str, Any]:
     books.require_balance()
     if sum(shard.samples for shard in made) != books.kept:
         raise SpecError(f"the shards of {out} hold other samples than are kept: delete shard-* there and run again")
-    return _declare(spec, made, books)
+    manifest = _declare(spec, made, books)
+    report.write(spec, manifest, listed.units, dropped)
+    return manifest
 
 
 def _make_units(spec: Spec, todo: Sequence[int], listed: listing.Listing) -> None:

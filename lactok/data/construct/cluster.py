@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ def connected(spec: Spec) -> Iterator[Any]:
     require_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     here: dict[str, Any] = {"include_dashboard": False, "_temp_dir": str(_short_folder())}
@@ -81,7 +83,8 @@ def _short_folder() -> Path:
 
 
 def pool(stage: Stage) -> dict[str, Any]:
-    """How Ray runs a stage: arguments of map_batches. An actor that dies is started again, its units are done again."""
+    """How Ray runs a stage: arguments of map_batches. Ray Data starts an actor that dies again, and does its units
+    again, any number of times."""
     from ray.data import ActorPoolStrategy
 
     least, most = stage.actors
@@ -90,6 +93,29 @@ def pool(stage: Stage) -> dict[str, Any]:
         "num_cpus": stage.cpus,
         **({"num_gpus": stage.gpus} if stage.gpus else {}),
         "batch_size": 1,
-        "max_restarts": -1,
-        "max_task_retries": -1,
     }
+
+
+@contextlib.contextmanager
+def unwrapped(*kinds: type[Exception]) -> Iterator[None]:
+    """Raises an error of these kinds that a process of Ray met as itself, without Ray's wrapping."""
+    import ray.exceptions
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        found: BaseException | None = error
+        while found is not None:
+            inner = getattr(found, "cause", None) or found.__cause__
+            if isinstance(inner, kinds):
+                raise inner from error
+            if isinstance(found, kinds):  # Ray's own class, made of theirs
+                raise next(kind for kind in kinds if isinstance(found, kind))(_message(found)) from error
+            found = inner if inner is not found else None
+        raise NoCluster(f"Ray gave up: {_message(error)}; finished units are kept, the same command goes on") from error
+
+
+def _message(error: BaseException) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^[\w.]+: ", "", lines[-1]) if lines else type(error).__name__

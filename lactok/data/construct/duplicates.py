@@ -6,10 +6,11 @@ grouped are a few hundred bytes an item, never images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow.compute as pc
@@ -24,7 +25,7 @@ RULES = {"c": CONTENT, "p": PERCEPTUAL, "t": CAPTION}
 """By the letter that a shared key begins with."""
 PARTITIONS = 4
 """Of a shuffle, at least."""
-_AT_ONCE = 2048
+_AT_ONCE = 1024
 """Hashes of a group that are compared with the others at once."""
 
 
@@ -44,11 +45,11 @@ def find(spec: Spec, out: Path, total: int, kept: int) -> dict[int, tuple[str, i
 
     if not kept:
         return {}
-    parts = max(PARTITIONS, kept // 100_000)
+    parts = max(PARTITIONS, kept // 20_000)
     numbers = ray.data.range(total, override_num_blocks=max(1, min(total, 4 * parts)))
-    known = {"out": str(out), "rules": list(spec.duplicates), "copies": spec.copies}
+    known = {"out": str(out), "rules": list(spec.duplicates), "copies": spec.copies, "buckets": parts}
     shared = numbers.map_batches(_shared, batch_size=32, fn_kwargs=known)
-    groups = shared.groupby("key", num_partitions=parts).map_groups(_alike, fn_kwargs={"copies": spec.copies})
+    groups = shared.groupby("bucket", num_partitions=parts).map_groups(_alike, fn_kwargs={"copies": spec.copies})
     checked = groups.map_batches(_confirmed, batch_size=1024, fn_kwargs={"out": str(out), "unit": spec.unit})
     edges: dict[str, set[tuple[int, int]]] = {rule: set() for rule in (CONTENT, PERCEPTUAL, CAPTION)}
     for row in checked.iter_rows():
@@ -75,18 +76,19 @@ def _resolved(edges: Mapping[str, set[tuple[int, int]]], copies: int) -> dict[in
     return dropped
 
 
-def _shared(batch: Mapping[str, np.ndarray], out: str, rules: list[str], copies: int) -> dict[str, Any]:
+def _shared(batch: Mapping[str, np.ndarray], out: str, rules: list[str], copies: int, buckets: int) -> dict[str, Any]:
     """Numbers of units to a row for everything that a kept item of them may share with another one.
 
-    key: the rule's letter and what is compared; signature: of a part of a hash, else empty.
+    key: the rule's letter and what is compared; signature: of a part of a hash, else empty; bucket: equal for equal
+    keys, so that a group that Ray makes holds many of them.
     """
     keys, indices, signatures = [], [], []
     columns = ["index", "reason", "pixels_sha256", "caption", "signature"]
     for table in units.rows(Path(out), [int(n) for n in batch["id"]], columns):
         for row in table.filter(pc.equal(table["reason"], "")).to_pylist():
-            mine = [f"c{row['pixels_sha256']}"] if "content" in rules else []
+            mine = [f"c{row['pixels_sha256'][:32]}"] if "content" in rules else []
             if "caption" in rules and copies:
-                mine.append(f"t{sha256(normalised_caption(row['caption']).encode()).hexdigest()}")
+                mine.append(f"t{sha256(normalised_caption(row['caption']).encode()).hexdigest()[:32]}")
             plain = len(mine)
             if "perceptual" in rules:
                 signature = np.frombuffer(row["signature"], np.uint8)
@@ -94,30 +96,39 @@ def _shared(batch: Mapping[str, np.ndarray], out: str, rules: list[str], copies:
             keys += mine
             indices += [row["index"]] * len(mine)
             signatures += [b""] * plain + [row["signature"]] * (len(mine) - plain)
-    return {"key": np.array(keys, object), "index": np.array(indices, np.int64), "signature": np.array(signatures, object)}
+    return {
+        "bucket": np.array([crc32(key.encode()) % buckets for key in keys], np.int64),
+        "key": np.array(keys, object),
+        "index": np.array(indices, np.int64),
+        "signature": np.array(signatures, object),
+    }
 
 
-def _alike(group: Mapping[str, np.ndarray], copies: int) -> dict[str, np.ndarray]:
-    """Pairs (later, first) of a group and its rule's letter; of hashes, those that are near."""
-    rule = str(group["key"][0])[0]
-    if rule == "p":
-        pairs = _near(group)
-    else:
-        order = np.sort(group["index"])
-        if rule == "c":
-            later = order[1:]
+def _alike(bucket: Mapping[str, np.ndarray], copies: int) -> dict[str, np.ndarray]:
+    """Pairs (later, first) of equal keys, and the letters of their rules; of hashes, those that are near."""
+    keys = np.array([key.encode() for key in bucket["key"]], "S33")
+    index = np.asarray(bucket["index"])
+    order = np.lexsort((index, keys))
+    _, starts, sizes = np.unique(keys[order], return_index=True, return_counts=True)
+    found: dict[str, list[np.ndarray]] = {"rule": [], "later": [], "first": []}
+    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+        group = order[start : start + size]
+        rule = str(bucket["key"][group[0]])[0]
+        if rule == "p":
+            later, first = _near(index[group], [bucket["signature"][place] for place in group])
         else:
-            later = order if len(order) > copies else order[:0]
-        pairs = {"later": later, "first": np.full(len(later), order[0], np.int64)}
-    return {**pairs, "rule": np.array([rule] * len(pairs["later"]), object)}
+            later = index[group[1:]] if rule == "c" else index[group] if size > copies else index[:0]
+            first = np.full(len(later), index[group[0]], np.int64)
+        found["later"].append(later)
+        found["first"].append(first)
+        found["rule"].append(np.array([rule] * len(later), object))
+    none = {"rule": np.zeros(0, object), "later": np.zeros(0, np.int64), "first": np.zeros(0, np.int64)}
+    return {name: np.concatenate([none[name], *parts]) for name, parts in found.items()}
 
 
-def _near(group: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Pairs of a group whose hashes are near, (later, first)."""
-    order = np.argsort(group["index"], kind="stable")
-    index = np.asarray(group["index"])[order]
-    joined = b"".join(group["signature"][place] for place in order)
-    signatures = np.frombuffer(joined, np.uint8).reshape(len(index), BITS // 8)
+def _near(index: np.ndarray, hashes: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """(later, first) of items, in order, whose hashes are near."""
+    signatures = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(index), BITS // 8)
     first, later = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for start in range(0, len(index), _AT_ONCE):
         mine = signatures[start : start + _AT_ONCE]
@@ -128,7 +139,7 @@ def _near(group: Mapping[str, Any]) -> dict[str, np.ndarray]:
             before = b < a
             later.append(index[a[before]])
             first.append(index[b[before]])
-    return {"later": np.concatenate(later), "first": np.concatenate(first)}
+    return np.concatenate(later), np.concatenate(first)
 
 
 def _confirmed(batch: Mapping[str, np.ndarray], out: str, unit: int) -> dict[str, np.ndarray]:

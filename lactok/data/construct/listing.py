@@ -84,7 +84,7 @@ def make(spec: Spec, out: Path, done: Callable[[int], None] = lambda _: None) ->
     Raises SpecError for sources that hold nothing or changed since, DataError, WriteError.
     """
     target = out / "work" / "listing"
-    sources = {} if spec.recipe == "mini" else {str(path): path.stat().st_size for path, _ in _files(spec)}
+    sources = sources_of(spec)
     if (target / "listing.json").is_file():
         stored = Listing(**json.loads((target / "listing.json").read_bytes()))
         if stored.sources != sources:
@@ -106,6 +106,11 @@ def make(spec: Spec, out: Path, done: Callable[[int], None] = lambda _: None) ->
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return listing
+
+
+def sources_of(spec: Spec) -> dict[str, int]:
+    """Every file of the sources with its size. Raises SpecError, DataError for one that can't be a source."""
+    return {} if spec.recipe == "mini" else {str(path): path.stat().st_size for path, _ in _files(spec)}
 
 
 def _written(spec: Spec, folder: Path, sources: dict[str, int], done: Callable[[int], None]) -> Listing:

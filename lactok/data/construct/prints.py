@@ -19,13 +19,15 @@ SIDE = 32
 """Of a thumbnail, pixels; uint8 (SIDE, SIDE, 3) is what is kept of an image."""
 BITS = 256
 COARSE = 8
-BANDS = 8
+BANDS = 16
 """Parts of the hash; images of which one part is equal are candidates."""
-NEAR = 48
+NEAR = 64
 """Bits in which the hashes of candidates differ at most."""
-# An image is taken for another one after the best gain and offset between their thumbnails, where the mean difference
-# and that of the worst 4 x 4 pixels are below these (of 255); see docs/data-construction.md for what they were chosen on.
-MEAN, WORST = 6.0, 16.0
+# An image is taken for another one where, after the best gain and offset between their thumbnails, the mean difference
+# is below MEAN, and the mean of the signed differences over any square of so many pixels below SQUARES[side] (of 255):
+# compression and resizing move edges to and fro, another object moves a whole square. Chosen on copies of scenes.
+MEAN = 9.5
+SQUARES = {4: 22.0, 8: 10.0}
 GAINS, OFFSETS = (0.7, 1.4), (-64.0, 64.0)
 
 
@@ -47,7 +49,7 @@ def _directions() -> np.ndarray:
 
 def print_of(pixels: np.ndarray) -> Print:
     """The print of an image, uint8 (H, W, 3) RGB of any size."""
-    small = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX))
+    small = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.HAMMING))
     step = SIDE // COARSE
     sums = small.reshape(COARSE, step, COARSE, step, 3).astype(np.int32).sum(axis=(1, 3)).reshape(-1, 3)
     centred = (sums * len(sums) - sums.sum(axis=0)).reshape(-1)  # times their number: no division
@@ -71,9 +73,14 @@ def same_picture(a: bytes, b: bytes) -> bool:
     offset = float(y.mean() - gain * x.mean())
     if not OFFSETS[0] <= offset <= OFFSETS[1]:
         return False
-    off = np.abs(np.clip(gain * x + offset, 0, 255) - y)
-    worst = off.reshape(SIDE // 4, 4, SIDE // 4, 4, 3).mean(axis=(1, 3)).max()
-    return bool(off.mean() < MEAN and worst < WORST)
+    off = np.clip(gain * x + offset, 0, 255) - y
+    if np.abs(off).mean() >= MEAN:
+        return False
+    return all(_worst(off, side) < most for side, most in SQUARES.items())
+
+
+def _worst(off: np.ndarray, side: int) -> float:
+    return float(np.abs(off.reshape(SIDE // side, side, SIDE // side, side, 3).mean(axis=(1, 3))).max())
 
 
 def bands(signatures: np.ndarray) -> np.ndarray:
@@ -82,4 +89,4 @@ def bands(signatures: np.ndarray) -> np.ndarray:
     values = np.zeros(parts.shape[:2], np.uint64)
     for octet in range(parts.shape[2]):
         values = (values << np.uint64(8)) | parts[:, :, octet]
-    return (values << np.uint64(3)) | np.arange(BANDS, dtype=np.uint64)
+    return (values << np.uint64(4)) | np.arange(BANDS, dtype=np.uint64)

@@ -102,10 +102,11 @@ class View:
         self._meter.__exit__(kind, error, trace)
 
     def _watch(self) -> None:
-        said = time.monotonic()
+        said, before = time.monotonic(), len(self._totals.seen)
         while not self._stop.wait(1.0):
             self._totals.read()
-            self._meter.at(len(self._totals.seen))
+            if len(self._totals.seen) > before:
+                self._meter.at(len(self._totals.seen))
             if time.monotonic() - said >= self._every and self._totals.items:
                 said = time.monotonic()
                 print(self._totals.line(), file=sys.stderr, flush=True)
