@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import re
-import sys
 import tarfile
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from PIL import Image
 from skimage import data
 
 from lactok.data.__main__ import main
-from lactok.data.construct import build as building
-from lactok.data.construct import cluster, duplicates, listing, needs, recipes, report, shards, units
+from lactok.data.construct import cluster, duplicates, listing, shards, units
 from lactok.data.construct.books import Books, BooksDoNotBalance
 from lactok.data.construct.captioner import QwenCaptioner, checked
 from lactok.data.construct.inspection import EvaluationSet, Inspection, encoded, previews
@@ -94,7 +92,12 @@ def test_what_the_papers_recipe_lacks_is_told_at_once(tmp_path: Path, capsys: py
     (tmp_path / "c.txt").write_text("a cat\n")
     assert main(["build", "recipe=paper", f"captions={tmp_path / 'c.txt'}", f"out={tmp_path / 'o'}"]) == 2
     said = capsys.readouterr().err
-    for part in ("hf download black-forest-labs/FLUX.1-dev", "hf download Qwen/Qwen2.5-VL-72B", "ImageReward.pt", "convert-mps"):
+    for part in (
+        "hf download black-forest-labs/FLUX.1-dev",
+        "hf download Qwen/Qwen2.5-VL-72B",
+        "ImageReward.pt",
+        "convert-mps",
+    ):
         assert part in said
     assert not (tmp_path / "o").exists(), "nothing was begun"
 
@@ -253,6 +256,9 @@ class FakeQwen(QwenCaptioner):
     def __init__(self, spec: Spec, answers: list[dict[int, str]]) -> None:
         self.spec, self.batch, self.given, self.prompts = spec, 16, answers, []
 
+    def device(self) -> str:
+        return "none"
+
     def answers(self, pictures, prompts, attempt):
         self.prompts.append(list(prompts))
         return [self.given[attempt][int(re.search(r"raw(\d)", p)[1])] for p in prompts]
@@ -283,7 +289,11 @@ class FakeJudge:
 
 def test_scores_are_kept_and_must_exceed_the_threshold():
     stage = Judges.__new__(Judges)
-    stage.batch, stage.thresholds, stage.judges = 4, {"mean": 100.0, "same": 150.0}, {"mean": FakeJudge(), "same": FakeJudge()}
+    stage.batch, stage.thresholds, stage.judges = (
+        4,
+        {"mean": 100.0, "same": 150.0},
+        {"mean": FakeJudge(), "same": FakeJudge()},
+    )
     stage.at = __import__("torch").device("cpu")
     grey = [encoded(np.full((40, 40, 3), v, np.uint8), "png", 100) for v in (50, 120, 151, 100)]
     unit = Unit(0, [WorkItem(i, "s", "", "c", image) for i, image in enumerate(grey)])
@@ -493,7 +503,7 @@ def test_the_plan_is_the_docs_and_its_measured_speed_is_the_results(capsys: pyte
         if row.get("judge") == "imagereward" and row["dtype"] == "float32"
     ]
     assert known["imagereward"]["images_per_second"] == pytest.approx(rates[0], rel=1e-3)
-    assert main("build --plan recipe=paper items=30000000 gpus=256".split()) == 0
+    assert main(["build", "--plan", "recipe=paper", "items=30000000", "gpus=256"]) == 0
     said = capsys.readouterr().out
     page = (ROOT / "docs" / "data-construction.md").read_text()
     for line in (re.search(r"GPU hours: .*", said)[0], re.search(r"storage: .*", said)[0]):

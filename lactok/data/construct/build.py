@@ -127,13 +127,14 @@ def _make_units(spec: Spec, todo: Sequence[int], listed: listing.Listing) -> Non
     count = min(len(todo), _BLOCKS)
     data = ray.data.from_items([{"id": number} for number in todo], override_num_blocks=count)
     read = {"out": str(spec.out), "unit": listed.unit}
-    data = data.map_batches(_read_unit, batch_size=1, fn_kwargs=read, num_cpus=0.1)
+    hands = max(1, count // 100)  # few units: each process costs more to start than it has to read or write
+    data = data.map_batches(_read_unit, batch_size=1, fn_kwargs=read, num_cpus=0.1, concurrency=hands)
     for name in STAGES:
         data = data.map_batches(
             StageActor, fn_constructor_args=(stages[name], spec), **pool(getattr(spec.stages, name))
         )
     with View(spec, listed.units):
-        data.write_datasink(sinks.UnitsSink(spec.out), ray_remote_args={"num_cpus": 0.1})
+        data.write_datasink(sinks.UnitsSink(spec.out), ray_remote_args={"num_cpus": 0.1}, concurrency=hands)
 
 
 def _read_unit(batch: Mapping[str, Any], out: str, unit: int) -> dict[str, Any]:
@@ -151,7 +152,9 @@ def _count(out: Path, listed: listing.Listing) -> tuple[Books, list[int]]:
     books.kept = len(kept)
     if books.items != listed.items:
         books.require_balance()
-        raise SpecError(f"{out}/work/units holds {books.items:,} items, the sources {listed.items:,}: delete {out}/work")
+        raise SpecError(
+            f"{out}/work/units holds {books.items:,} items, the sources {listed.items:,}: delete {out}/work"
+        )
     return books, kept
 
 
@@ -185,8 +188,7 @@ def _make_shards(spec: Spec, indices: Sequence[int]) -> list[shards.Shard]:
     if todo:
         rows = [{"number": number, "indices": np.array(parts[number], np.int64)} for number in todo]
         data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS))
-        cpus = {"num_cpus": min(1.0, spec.stages.inspect.cpus)}
-        data.write_datasink(sinks.ShardsSink(spec, recipes.models(spec)), ray_remote_args=cpus)
+        data.write_datasink(sinks.ShardsSink(spec, recipes.models(spec)))
     made = [shards.standing(spec.out, number) for number in range(len(parts))]
     if missing := [shards.name_of(number) for number, shard in enumerate(made) if shard is None]:
         raise SpecError(f"{', '.join(missing[:3])} of {spec.out} is not as it was written: run the same command again")

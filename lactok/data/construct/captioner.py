@@ -36,7 +36,8 @@ KNOWN = ' The original caption, which may be wrong: "{raw}"'
 RAW = 300
 """Characters of a source's caption that the model is told."""
 _REFUSAL = re.compile(
-    r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can(no|')t|i can not|i am unable|i'?m unable|as an ai|not able to)\b", re.I
+    r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can(no|')t|i can not|i am unable|i'?m unable|as an ai|not able to)\b",
+    re.I,
 )
 _OPENING = re.compile(r"^(here('s| is) [^:]{0,60}:|caption:|sentence:|answer:)\s*", re.I)
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]")

@@ -17,7 +17,9 @@ def classes(spec: Spec) -> dict[str, Any]:
     found = {name: registry.load("metrics", name) for name in spec.judges}
     for name, cls in found.items():
         if not hasattr(cls, "rate"):
-            raise SpecError(f"judges: {name} rates no image with its caption: expected imagereward, mps or another judge")
+            raise SpecError(
+                f"judges: {name} rates no image with its caption: expected imagereward, mps or another judge"
+            )
     return found
 
 

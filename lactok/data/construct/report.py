@@ -55,9 +55,7 @@ def facts_of(
         "shards": len(manifest["shards"]),
         "bytes": manifest["bytes"],
         "models": manifest["models"],
-        "stages": {
-            name: {**asdict(stage), "images_per_second": stage.rate} for name, stage in totals.stages.items()
-        },
+        "stages": {name: {**asdict(stage), "images_per_second": stage.rate} for name, stage in totals.stages.items()},
         "scores": histograms(spec, total),
         "duplicates": [
             {"index": index, "reason": reason, "stays": stays} for index, (reason, stays) in sorted(dropped.items())
@@ -194,7 +192,9 @@ def _page(facts: Mapping[str, Any], kept: Sequence[tuple[bytes, str]], gone: Seq
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(
-        "<tr>" + "".join(f"<td{' class=n' if i else ''}>{html.escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td{' class=n' if i else ''}>{html.escape(cell)}</td>" for i, cell in enumerate(row))
+        + "</tr>"
         for row in rows
     )
     return f"<table><tr>{top}</tr>{body}</table>"
