@@ -1,4 +1,4 @@
-"""A build on Ray whose worker and driver are killed gives the shards that the stages give when they are called in turn."""
+"""A build on Ray whose worker and driver are killed gives the shards that the stages give when called in turn."""
 
 from __future__ import annotations
 

@@ -24,8 +24,9 @@ class Books:
         lost = sum(self.dropped.values())
         if self.items != self.kept + lost:
             raise BooksDoNotBalance(
-                f"{self.items:,} items came in, {self.kept:,} are kept and {lost:,} dropped: {self.items - self.kept - lost:,} "
-                "are not accounted for. The shards are not declared finished; delete the build's work folder and run again"
+                f"{self.items:,} items came in, {self.kept:,} are kept and {lost:,} dropped: "
+                f"{self.items - self.kept - lost:,} are not accounted for. The shards are not declared finished; delete "
+                "the build's work folder and run again"
             )
 
     def as_json(self) -> dict[str, Any]:

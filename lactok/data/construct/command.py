@@ -42,9 +42,8 @@ def _build(spec: Spec) -> int:
     manifest = stood or build(spec, lambda line: print(line, file=sys.stderr, flush=True))
     books = manifest["books"]
     done = "was finished before" if stood else f"done in {time.monotonic() - started:.0f} s"
-    print(
-        f"{spec.out}: {done}; {books['in']:,} items = {books['kept']:,} kept + {sum(books['dropped'].values()):,} dropped"
-    )
+    lost = sum(books["dropped"].values())
+    print(f"{spec.out}: {done}; {books['in']:,} items = {books['kept']:,} kept + {lost:,} dropped")
     for reason, count in sorted(books["dropped"].items(), key=lambda one: -one[1]):
         print(f"  {count:8,} {reason}")
     print(f"{len(manifest['shards']):,} shards, {manifest['bytes'] / 1e6:,.1f} MB")

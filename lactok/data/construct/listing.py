@@ -119,7 +119,7 @@ def _written(spec: Spec, folder: Path, sources: dict[str, int], done: Callable[[
     while not finished:
         with pq.ParquetWriter(folder / f"{units // UNITS_A_FILE:06d}.parquet", SCHEMA) as writer:
             for _ in range(UNITS_A_FILE):
-                rows = []
+                rows: list[dict[str, Any]] = []
                 while len(rows) < spec.unit and not (spec.items and count + len(rows) >= spec.items):
                     if (entry := next(entries, None)) is None:
                         break

@@ -34,7 +34,8 @@ def planted(spec: Spec, index: int) -> tuple[str, str, int]:
     """(kind, how, index of the image it copies): kind "" for most items."""
     draws = Draws(f"lactok plants 1|{spec.seed}|{index}")
     place = draws.below(10**6) / 10**6
-    for kind, part in spec.plant.model_dump().items():
+    kind = ""
+    for kind, part in spec.plant.model_dump().items():  # noqa: B007  # the one that it stops at
         if place < part:
             break
         place -= part

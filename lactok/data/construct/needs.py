@@ -69,6 +69,6 @@ def _gpus(spec: Spec) -> list[str]:
         return []
     each = ", ".join(f"{name} {stage.actors[0]} x {stage.gpus:g}" for name, stage in wanted.items())
     return [
-        f"GPUs: at least {least:g} ({each}), here are {here}: join a cluster by address=HOST:PORT, or set stages.NAME.gpus "
-        "to parts of one (captioner=7b fits one GPU; 0 runs a stage on the CPU, for weeks)"
+        f"GPUs: at least {least:g} ({each}), here are {here}: join a cluster by address=HOST:PORT, or set "
+        "stages.NAME.gpus to parts of one (captioner=7b fits one GPU; 0 runs a stage on the CPU, for weeks)"
     ]

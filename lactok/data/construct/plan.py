@@ -98,21 +98,22 @@ def told(spec: Spec, made: int, existing: int, gpus: int, known: Mapping[str, Ma
     image = BYTES[spec.keep_format] * spec.size**2
     everything = kept * image + (made + existing) * 4200  # dropped images leave their row alone
     text = [
-        f"{made:,} images synthesised, {existing:,} that exist, {kept:,.0f} kept ({PASS['judge']:.0%}: section 4.4 keeps "
-        f"20 of 30 million), {gpus:,} GPUs",
+        f"{made:,} images synthesised, {existing:,} that exist, {kept:,.0f} kept ({PASS['judge']:.0%}: section 4.4 "
+        f"keeps 20 of 30 million), {gpus:,} GPUs",
         "",
         f"{'stage':<12} {'images':>12} {'images/s':>10} {'GPUs each':>9} {'GPU hours':>12}  speed is",
     ]
     for line in lines:
         hours = f"{line.gpu_hours:,.0f}" if line.gpus else f"({line.process_hours:,.0f} core h)"
         text.append(
-            f"{line.stage:<12} {line.images:>12,.0f} {line.rate:>10.4g} {line.gpus:>9g} {hours:>12}  {line.kind}: {line.source}"
+            f"{line.stage:<12} {line.images:>12,.0f} {line.rate:>10.4g} {line.gpus:>9g} {hours:>12}  "
+            f"{line.kind}: {line.source}"
         )
     text += [
         "",
         f"GPU hours: {total:,.0f}; days on {gpus:,} GPUs: {total / gpus / 24:,.1f}, if every one is busy",
-        f"storage: shards {kept * (image + 2000) / 1e12:,.2f} TB, and while it is built {everything / 1e12:,.2f} TB of units "
-        f"({image / 1e3:,.0f} kB an image, {spec.keep_format}: assumed)",
+        f"storage: shards {kept * (image + 2000) / 1e12:,.2f} TB, and while it is built "
+        f"{everything / 1e12:,.2f} TB of units ({image / 1e3:,.0f} kB an image, {spec.keep_format}: assumed)",
         "One assumed speed decides the whole: measure yours (items=1000 of a build, then speeds=DIR/report.json).",
     ]
     return "\n".join(text)

@@ -1,9 +1,9 @@
 """What tells that two images are one: a 256-bit perceptual hash that finds candidates, a thumbnail that confirms them.
 
 The hash holds the signs of 256 random projections of the image's 8 x 8 means, each channel less its own mean. A bit of
-two images differs with the probability of the angle between these over pi (Charikar, STOC 2002); brightness and contrast
-do not count. Unlike hashes of neighbouring pixels (dHash) or of a DCT's coefficients (pHash), each bit reads the whole
-image, so that flat areas decide nothing by noise. Integers throughout: the same on every machine.
+two images differs with the probability of the angle between these over pi (Charikar, STOC 2002); brightness and
+contrast do not count. Unlike hashes of neighbouring pixels (dHash) or of a DCT's coefficients (pHash), each bit reads
+the whole image, so that flat areas decide nothing by noise. Integers throughout: the same on every machine.
 """
 
 from __future__ import annotations

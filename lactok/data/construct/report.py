@@ -74,7 +74,7 @@ def histograms(spec: Spec, total: int) -> dict[str, dict[str, Any]]:
     for scores in _scores(spec, total):
         for name, values in scores.items():
             low[name], high[name] = min(low[name], values.min()), max(high[name], values.max())
-    made = {}
+    made: dict[str, dict[str, Any]] = {}
     for name, threshold in spec.judges.items():
         if low[name] > high[name]:
             continue

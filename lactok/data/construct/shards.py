@@ -55,7 +55,7 @@ def name_of(number: int) -> str:
 
 
 def write_shard(folder: Path, number: int, samples: Iterator[Sample], schema: pa.Schema) -> Shard:
-    """Write a shard and its index. schema: of the index's rows. Raises WriteError; nothing half-written has its name."""
+    """Write a shard and its index. schema: of the index's rows. Raises WriteError, and leaves nothing half-written."""
     path = folder / name_of(number)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     rows: list[dict[str, Any]] = []

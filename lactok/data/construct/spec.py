@@ -30,9 +30,9 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     actors: tuple[int, int] = (1, 1)
-    cpus: float = Field(1.0, gt=0)
-    gpus: float = Field(0.0, ge=0)
-    batch: int = Field(16, ge=1)
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+    batch: int = Field(default=16, ge=1)
 
     @field_validator("actors", mode="before")
     @classmethod
@@ -64,10 +64,10 @@ class Plant(BaseModel):
     """Of the miniature: parts of all items that are made into something that must be found."""
 
     model_config = ConfigDict(extra="forbid")
-    duplicates: float = Field(0.02, ge=0, le=0.3)
-    leaks: float = Field(0.01, ge=0, le=0.3)
-    broken: float = Field(0.01, ge=0, le=0.3)
-    hostile: float = Field(0.005, ge=0, le=0.3)
+    duplicates: float = Field(default=0.02, ge=0, le=0.3)
+    leaks: float = Field(default=0.01, ge=0, le=0.3)
+    broken: float = Field(default=0.01, ge=0, le=0.3)
+    hostile: float = Field(default=0.005, ge=0, le=0.3)
 
 
 class Spec(BaseModel):
@@ -87,30 +87,30 @@ class Spec(BaseModel):
     out: Path
     captions: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
-    items: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
-    unit: int = Field(64, ge=1, le=4096)
-    shard: int = Field(1000, ge=1)
-    size: int = Field(1024, ge=32, le=4096)
+    items: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    unit: int = Field(default=64, ge=1, le=4096)
+    shard: int = Field(default=1000, ge=1)
+    size: int = Field(default=1024, ge=32, le=4096)
     keep_format: Literal["png", "jpg", "webp"] = "jpg"
-    quality: int = Field(95, ge=50, le=100)
+    quality: int = Field(default=95, ge=50, le=100)
     generator: str = "flux.1-dev"
     options: dict[str, str] = {}
     captioner: str = "72b"
-    words: int = Field(20, ge=1)
-    tries: int = Field(3, ge=1)
+    words: int = Field(default=20, ge=1)
+    tries: int = Field(default=3, ge=1)
     judges: dict[str, float] = {}
     duplicates: tuple[Literal["content", "perceptual", "caption"], ...] = ("content", "perceptual", "caption")
-    copies: int = Field(1, ge=0)
+    copies: int = Field(default=1, ge=0)
     leakage: tuple[str, ...] = ()
-    leak_cosine: float = Field(0.95, gt=0, le=1)
-    longest_caption: int = Field(2000, ge=1)
+    leak_cosine: float = Field(default=0.95, gt=0, le=1)
+    longest_caption: int = Field(default=2000, ge=1)
     plant: Plant = Plant()
     stages: Stages = Stages()
     address: str = ""
-    cpus: int = Field(0, ge=0)
-    store: int = Field(0, ge=0, description="MB of Ray's object store; 0: Ray's default")
-    every: float = Field(10.0, gt=0)
+    cpus: int = Field(default=0, ge=0)
+    store: int = Field(default=0, ge=0, description="MB of Ray's object store; 0: Ray's default")
+    every: float = Field(default=10.0, gt=0)
 
     @model_validator(mode="after")
     def _has_sources(self) -> Spec:
