@@ -25,8 +25,8 @@ class Books:
         if self.items != self.kept + lost:
             raise BooksDoNotBalance(
                 f"{self.items:,} items came in, {self.kept:,} are kept and {lost:,} dropped: "
-                f"{self.items - self.kept - lost:,} are not accounted for. The shards are not declared finished; delete "
-                "the build's work folder and run again"
+                f"{self.items - self.kept - lost:,} are not accounted for. The shards are not declared finished: "
+                "delete the build's work folder and run again"
             )
 
     def as_json(self) -> dict[str, Any]:
