@@ -65,6 +65,8 @@ LIGHT = [
     "lactok.weights",
     "lactok.train.__main__",
     "lactok.data.scenes.__main__",
+    "lactok.data.__main__",
+    "lactok.data.construct.spec",
     "lactok.data.scene_check",
 ]
 
@@ -126,7 +128,8 @@ def test_importing_the_packages_costs_nothing():
 
 
 @pytest.mark.parametrize(
-    "command", [["evals.run"], ["evals"], ["evals", "selftest"], ["lactok.train"], ["lactok.data.scenes"]]
+    "command",
+    [["evals.run"], ["evals"], ["evals", "selftest"], ["lactok.train"], ["lactok.data"], ["lactok.data.scenes"]],
 )
 def test_help_answers_at_once(command: list[str]):
     started = time.perf_counter()

@@ -1,0 +1,343 @@
+"""The sources of a build as one list of items, in work/listing: what each unit is made of, fixed before anything runs.
+
+A listing file has a row an item and a row group a unit. Captions are stored in it; images stay where they are and are
+read by place: a file, an offset in a tar, a row of a Parquet file. Nothing is ever unpacked from a tar.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lactok.data.construct.items import Unit, WorkItem
+from lactok.data.construct.spec import Spec, SpecError
+from lactok.data.folder import DataError
+from lactok.files import explained, write_synced
+from lactok.images.decode import has_image_ending
+from lactok.images.folder import list_folder, printable
+
+UNITS_A_FILE = 100
+CAPTION_KEYS = ("caption", "TEXT", "text", "prompt")
+IMAGE_KEYS = ("image", "jpg", "png", "webp", "bytes")
+ID_KEYS = ("id", "key", "URL", "url", "SAMPLE_ID")
+"""Columns and JSON keys that are looked for, in order."""
+
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("source", "source_id", "caption", "path", "reason", "detail")]
+    + [("place", pa.int64()), ("size", pa.int64())]
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+
+
+@dataclass
+class Entry:
+    """One item of a source. path: of the file that holds its image, "" for a caption alone; place, size: bytes in a
+    tar; row group and row in a Parquet file; -1 for a file that is the image."""
+
+    source: str
+    source_id: str
+    caption: str = ""
+    path: str = ""
+    reason: str = ""
+    detail: str = ""
+    place: int = -1
+    size: int = -1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """items, units: how many there are; sources: what each file of a source was, to notice that it changed."""
+
+    items: int
+    units: int
+    unit: int
+    sources: dict[str, int]
+
+
+def cleaned(text: object, longest: int) -> tuple[str, str, str]:
+    """(caption, reason, detail): white space to single spaces; the reason for which it can't be used, or ""."""
+    if not isinstance(text, str):
+        return "", "caption is no text", repr(text)[:80]
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "", "caption is no text", "it holds half of a surrogate pair"
+    if len(text) > longest:
+        return "", "caption too long", f"{len(text):,} characters, at most {longest:,}"
+    if found := _CONTROL.search(text):
+        return "", "caption has control characters", f"U+{ord(found[0]):04X}"
+    words = " ".join(text.split())
+    return (words, "", "") if words else ("", "caption is empty", "")
+
+
+def make(spec: Spec, out: Path, done: Callable[[int], None] = lambda _: None) -> Listing:
+    """The build's listing, made where it does not stand. done: told how many items are listed.
+
+    Raises SpecError for sources that hold nothing or changed since, DataError, WriteError.
+    """
+    target = out / "work" / "listing"
+    sources = sources_of(spec)
+    if (target / "listing.json").is_file():
+        stored = Listing(**json.loads((target / "listing.json").read_bytes()))
+        if stored.sources != sources:
+            changed = sorted(set(stored.sources.items()) ^ set(sources.items()))[:3]
+            raise SpecError(
+                f"the sources changed since {out} was begun: {', '.join(name for name, _ in changed)}; name another "
+                "folder by out=DIR, or put them back"
+            )
+        return stored
+    temporary = target.with_name(f".listing.{os.getpid()}.tmp")
+    try:
+        with explained(target):
+            temporary.mkdir(parents=True)
+            listing = _written(spec, temporary, sources, done)
+            if not listing.items:
+                raise SpecError(f"the sources hold no item: {', '.join([*spec.captions, *spec.images])}")
+            write_synced(temporary / "listing.json", json.dumps(asdict(listing), indent=1).encode())
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return listing
+
+
+def sources_of(spec: Spec) -> dict[str, int]:
+    """Every file of the sources with its size. Raises SpecError, DataError for one that can't be a source."""
+    return {} if spec.recipe == "mini" else {str(path): path.stat().st_size for path, _ in _files(spec)}
+
+
+def _written(spec: Spec, folder: Path, sources: dict[str, int], done: Callable[[int], None]) -> Listing:
+    count, units, entries = 0, 0, iter(entries_of(spec))
+    finished = False
+    while not finished:
+        with pq.ParquetWriter(folder / f"{units // UNITS_A_FILE:06d}.parquet", SCHEMA) as writer:
+            for _ in range(UNITS_A_FILE):
+                rows: list[dict[str, Any]] = []
+                while len(rows) < spec.unit and not (spec.items and count + len(rows) >= spec.items):
+                    if (entry := next(entries, None)) is None:
+                        break
+                    rows.append(asdict(entry))
+                finished = len(rows) < spec.unit
+                if rows:
+                    writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                    count, units = count + len(rows), units + 1
+                    done(count)
+                if finished:
+                    break
+    return Listing(count, units, spec.unit, sources)
+
+
+def read_unit(out: Path, number: int, unit: int) -> Unit:
+    """The items of a unit, with the bytes of their images; what can't be read is dropped with its reason."""
+    path = out / "work" / "listing" / f"{number // UNITS_A_FILE:06d}.parquet"
+    rows = pq.ParquetFile(path).read_row_group(number % UNITS_A_FILE).to_pylist()
+    items = []
+    for offset, row in enumerate(rows):
+        entry = Entry(**row)
+        item = WorkItem(number * unit + offset, entry.source, entry.source_id, entry.caption)
+        if entry.reason:
+            item.drop(entry.reason, entry.detail)
+        elif entry.path:
+            try:
+                item.image = _bytes(entry)
+            except (OSError, pa.ArrowException, KeyError, IndexError) as error:
+                item.drop("image can't be read", f"{error}")
+        items.append(item)
+    return Unit(number, items)
+
+
+def _bytes(entry: Entry) -> bytes:
+    if entry.path.endswith(".parquet"):
+        file = pq.ParquetFile(entry.path)
+        column = _first(file.schema_arrow.names, IMAGE_KEYS)
+        value = file.read_row_group(entry.place, columns=[column])[column][entry.size].as_py()
+        return value["bytes"] if isinstance(value, dict) else value
+    with open(entry.path, "rb") as file_:
+        if entry.place < 0:
+            return file_.read()
+        file_.seek(entry.place)
+        return file_.read(entry.size)
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def entries_of(spec: Spec) -> Iterator[Entry]:
+    """Every item of the sources, in the order of the settings, files of a folder by name."""
+    if spec.recipe == "mini":
+        from lactok.data.construct.miniature import scene_entries
+
+        yield from scene_entries(spec)
+        return
+    for path, kind in _files(spec):
+        if kind == "captions":
+            yield from _captions(path, spec.longest_caption)
+        elif path.suffix == ".tar":
+            yield from _tar(path, spec.longest_caption)
+        elif path.suffix == ".parquet":
+            yield from _parquet_images(path, spec.longest_caption)
+        else:
+            yield _image_file(path, spec.longest_caption)
+
+
+def _files(spec: Spec) -> Iterator[tuple[Path, str]]:
+    """Every file of the sources, with the kind of its source. Raises SpecError."""
+    for kind, names in (("captions", spec.captions), ("images", spec.images)):
+        for name in names:
+            path = Path(name).expanduser().absolute()
+            if not path.exists():
+                raise SpecError(f"{kind}={name}: no such file or folder")
+            if path.is_file():
+                if kind == "captions" and path.suffix not in (".txt", ".jsonl", ".parquet"):
+                    raise SpecError(f"captions={name}: expected .txt (a caption a line), .jsonl or .parquet")
+                yield path, kind
+                continue
+            endings = {".txt", ".jsonl", ".parquet"} if kind == "captions" else {".tar", ".parquet"}
+            found = list_folder(path, lambda p, wanted=endings: p.suffix in wanted)  # type: ignore[misc]
+            if kind == "images" and not found.images:
+                found = list_folder(path)
+            if found.unlisted:
+                raise DataError(str(found.unlisted[0]))
+            if not found.images:
+                raise SpecError(f"{kind}={name}: no file of this kind among {found.aside.total()} in it")
+            for _, file in sorted(found.images.items(), key=lambda one: one[0].split("/")):
+                yield file, kind
+
+
+def _captions(path: Path, longest: int) -> Iterator[Entry]:
+    if path.suffix == ".parquet":
+        file = pq.ParquetFile(path)
+        text = _first(file.schema_arrow.names, CAPTION_KEYS)
+        own = [name for name in ID_KEYS if name in file.schema_arrow.names][:1]
+        number = 0
+        for batch in file.iter_batches(8192, columns=[text, *own]):
+            values = batch.to_pydict()
+            for place, value in enumerate(values[text]):
+                given = str(values[own[0]][place]) if own else str(number)
+                yield _captioned(path, given, value, longest)
+                number += 1
+        return
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            yield _captioned(path, f"line {number}", _text_of(line, path.suffix == ".jsonl"), longest)
+
+
+def _captioned(path: Path, identifier: str, value: object, longest: int) -> Entry:
+    caption, reason, detail = cleaned(value, longest)
+    return Entry(printable(Path(path.name)), identifier[:500], caption, "", reason, detail)
+
+
+def _text_of(line: bytes, is_json: bool) -> object:
+    """A line's caption, or what stands in its place."""
+    try:
+        text = line.decode("utf-8-sig")
+        if not is_json:
+            return text
+        fields = json.loads(text)
+        return fields[_first(list(fields), CAPTION_KEYS)]
+    except (ValueError, KeyError, TypeError, SpecError, RecursionError):
+        return line[:80]
+
+
+def _first(names: Sequence[str], wanted: Sequence[str]) -> str:
+    for name in wanted:
+        if name in names:
+            return name
+    raise SpecError(f"none of {', '.join(wanted)} among {', '.join(map(str, names))[:200]}")
+
+
+def _image_file(path: Path, longest: int) -> Entry:
+    entry = Entry(printable(Path(path.parent.name)), printable(Path(path.name)), path=str(path))
+    text = path.with_suffix(".txt")
+    if text.is_file():
+        _say(entry, text.read_bytes()[: 4 * longest + 4], longest)
+    return entry
+
+
+def _say(entry: Entry, content: bytes, longest: int) -> None:
+    """Give an image its own caption, which one that can't be used takes with it."""
+    try:
+        text: object = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        text = content[:40] if len(content) <= 4 * longest else "x" * (longest + 1)
+        del error
+    caption, reason, detail = cleaned(text, longest)
+    if reason and reason != "caption is empty":
+        entry.reason, entry.detail = reason, detail
+    entry.caption = caption
+
+
+def _parquet_images(path: Path, longest: int) -> Iterator[Entry]:
+    file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+    _first(names, IMAGE_KEYS)
+    texts = [name for name in CAPTION_KEYS if name in names][:1]
+    own = [name for name in ID_KEYS if name in names][:1]
+    for group in range(file.metadata.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        values: dict[str, list[Any]] = file.read_row_group(group, columns=[*texts, *own]).to_pydict()
+        for row in range(count):
+            identifier = str(values[own[0]][row]) if own else f"row group {group}, row {row}"
+            entry = Entry(printable(Path(path.name)), identifier[:500], path=str(path), place=group, size=row)
+            if texts and values[texts[0]][row]:
+                entry.caption, entry.reason, entry.detail = cleaned(values[texts[0]][row], longest)
+            yield entry
+
+
+def _tar(path: Path, longest: int) -> Iterator[Entry]:
+    """The samples of a WebDataset tar: files whose names agree up to the first dot, adjacent."""
+    source = printable(Path(path.name))
+    held: Entry | None = None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if reason := _why_unsafe(member):
+                    if has_image_ending(member.name) or member.name.startswith(("/", "..")) or ".." in member.name:
+                        yield Entry(source, ascii(member.name)[:200], reason=reason, detail=ascii(member.name)[:80])
+                    continue
+                if not member.isfile():
+                    continue
+                name = PurePosixPath(member.name)
+                key = str(name.parent / name.name.partition(".")[0])
+                if held and held.source_id != key:
+                    yield from _whole(held)
+                    held = None
+                held = held or Entry(source, key, path=str(path))
+                if has_image_ending(member.name):
+                    held.place, held.size = member.offset_data, member.size
+                elif name.suffix == ".txt":
+                    content = tar.extractfile(member)
+                    _say(held, content.read(4 * longest + 4) if content else b"", longest)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        yield Entry(source, path.name, reason="tar is damaged", detail=f"{error}")
+    if held:
+        yield from _whole(held)
+
+
+def _whole(entry: Entry) -> Iterator[Entry]:
+    """A sample of a tar, which may lack an image."""
+    if entry.place < 0:
+        entry.reason = entry.reason or "sample without an image"
+    elif os.path.getsize(entry.path) < entry.place + entry.size:
+        entry.reason = "tar is damaged"
+        entry.detail = "it ends within the image"
+    yield entry
+
+
+def _why_unsafe(member: tarfile.TarInfo) -> str:
+    """Why a member's name or kind is not taken; "" for a good one. Names only tell samples apart: nothing is written
+    where they say, but a tar that has such names was made to do harm."""
+    if member.name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", member.name):
+        return "unsafe name in a tar"
+    if ".." in re.split(r"[/\\]", member.name) or _CONTROL.search(member.name):
+        return "unsafe name in a tar"
+    return "link in a tar" if member.issym() or member.islnk() or member.isdev() else ""
