@@ -23,16 +23,16 @@ Makes images of prompts and writes a grid (FILE.png: a row a prompt), or each im
 
   out              FILE.png, or a folder: 00000-0.png (prompt, output), grid.png, prompts.txt
   prompts=FILE     more prompts, one a line
-  generator=NAME   a registered generator; default {DEFAULT}, of rendered scenes; its GPT does not ship
-                   (`python -m lactok.train recipe=generator` trains one): options.gpt=FILE
+  generator=NAME   a registered generator; default {DEFAULT}, which ships and draws scenes of coloured
+                   shapes alone; options.gpt=FILE takes one of `python -m lactok.train recipe=generator`
   count=1          images a prompt
   seed=0           the same seed gives the same images, and those of `python -m evals.run suite=generate seed=0`
   device=auto      auto, cpu or cuda
   batch=8          prompts that are generated together
   options.KEY=V    the generator's own: options.guidance_scale=2
 
-    python -m lactok.generate "two red circles" out=circles.png options.gpt=FILE
-    python -m lactok.generate "a red circle left of a blue square" "three keys" count=4 out=scenes.png options.gpt=FILE
+    python -m lactok.generate "two red circles" out=circles.png
+    python -m lactok.generate "a red circle left of a blue square" "three keys" count=4 out=scenes.png
     python -m lactok.generate prompts=prompts.txt out=images generator=lactokgen-t-star
 
 `python -m evals list generators` lists the generators and what each needs.
