@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -183,7 +184,7 @@ def documented() -> list[tuple[str, list[str]]]:
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
         for line in re.findall(r"^ {4,}((?:\S*python|torchrun) .*)$", text, re.MULTILINE):
-            words = re.sub(r"(^| ) *#.*| > .*|\.\.\.+$", "", line).replace("roots....", "").split()
+            words = shlex.split(re.sub(r"(^| ) *#.*| > .*|\.\.\.+$", "", line).replace("roots....", ""))
             found.append((page.name, words[words.index("-m") + 1 :] if "-m" in words else words))
     return found
 

@@ -76,7 +76,7 @@ def test_one_prompt_is_one_image_whatever_stands_beside_it(gpt: Path, folder: Pa
     assert np.abs(pixels(out).astype(int) - pixels(folder / "00001-0.png")).max() <= 1
     said = capsys.readouterr()
     assert f"done: 1 image(s) in {out} by llamagen-t2i-mini" in said.out
-    assert "guidance_scale 3.0, temperature 1.0, top_k 0" in said.out
+    assert "guidance_scale 3.0, temperature 0.7, top_k 100" in said.out
     assert "seed 3" in said.out
     assert "vocabulary" not in said.err
 
@@ -176,7 +176,7 @@ def test_bad_arguments_are_explained(
         (["options.guidance=2"], "options: Key 'guidance' not in 'LlamaGenMiniT2IOptions'"),
         (["options.top_k=some"], "options: Value 'some' of type 'str' could not be converted to Integer"),
         (["options.together=0"], "options: together 0: expected at least 1"),
-        (["options.temperature=-2"], "temperature=-2.0, top_k=0, top_p=1.0): expected temperature >= 0"),
+        (["options.temperature=-2"], "temperature=-2.0, top_k=100, top_p=1.0): expected temperature >= 0"),
         (["options.gpt=absent.safetensors"], "absent.safetensors"),
         (["device=cuda"], "device=cuda: torch finds no CUDA device here"),
     ],

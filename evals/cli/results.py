@@ -143,8 +143,7 @@ def _section(path: Path, found: Snapshot, root: Path) -> Iterator[str]:
 
 def _columns(rows: Mapping[str, RowSnapshot]) -> list[ColumnRecord]:
     """The columns that any row has a figure of, as their metrics describe them."""
-    from dataclasses import asdict
-
+    from evals.engine.run import column_record
     from evals.metrics.plan import UnusableMetric, metric_class
     from lactok import registry
 
@@ -155,7 +154,7 @@ def _columns(rows: Mapping[str, RowSnapshot]) -> list[ColumnRecord]:
         except (registry.RegistryError, UnusableMetric):  # a plugin that can't be imported describes nothing
             continue
         for column in columns:
-            described.setdefault(column.name, ColumnRecord(**asdict(column)))
+            described.setdefault(column.name, column_record(column))
     names = dict.fromkeys(name for row in rows.values() for name in row.cells)
     return [described[name] for name in names if name in described]
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ from evals.engine.ranks import ENDED, POLL, RankError, Ranks
 from evals.engine.reduce import LostArtifact, PerImage, describe, measured_bits, reduce_row
 from evals.engine.rows import Wanted, references_at, resolve_rows
 from evals.engine.store import Cache, StoreError
-from evals.metrics.base import SetMetric
-from evals.metrics.plan import PlannedColumn, plan
+from evals.metrics.base import Column, SetMetric
+from evals.metrics.plan import plan
 from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
 from evals.tasks.build import make_task, task_class
@@ -345,7 +346,7 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         left_out=[dataclasses.asdict(bad) for bad in job.dataset.left_out],
         notes=list(job.dataset.notes),
         missing_metrics=list(job.metrics.missing),
-        columns=[_column(planned) for planned in job.metrics.columns],
+        columns=[column_record(planned.column, planned.kind) for planned in job.metrics.columns],
         device=describe_device(job.device),
         ranks=job.ranks.size,
         versions=package_versions(),
@@ -354,9 +355,10 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
     )
 
 
-def _column(planned: PlannedColumn) -> ColumnRecord:
-    shown = {name: value for name, value in vars(planned.column).items() if name != "blind_to"}
-    return ColumnRecord(**shown, kind=planned.kind)
+def column_record(column: Column, kind: Literal["image", "set", "token"] = "image") -> ColumnRecord:
+    """A metric's column as a run's record has it: without the controls to which it is blind."""
+    shown = {name: value for name, value in vars(column).items() if name != "blind_to"}
+    return ColumnRecord(**shown, kind=kind)
 
 
 def contact_images(finished: Finished) -> tuple[list[np.ndarray], list[tuple[str, list[np.ndarray]]]]:
