@@ -15,7 +15,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 LONG = (
-    "test_data_build.py", "test_paper_run.py", "test_ranks.py", "test_gpu_benchmark.py", "test_workers.py", "test_check.py",
+    "test_data_build.py", "test_paper_run.py", "test_ranks.py", "test_gpu_benchmark.py",
+    "test_workers.py", "test_check.py",
     "test_resume.py", "test_metric_failures.py", "test_failures.py", "test_miniature_recipes.py",
     "test_conformance_device.py", "test_dry_run.py", "test_train.py", "test_isolation.py", "test_generation.py",
     "test_lactok_training.py", "test_wheel.py", "test_recon.py", "test_refused.py", "test_docs.py", "test_ladd.py",

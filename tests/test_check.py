@@ -266,11 +266,12 @@ def test_the_workflow_runs_the_tests_and_this_command_as_they_are():
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     assert ".ci/run" in commands
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    (gate,) = [line.split()[3:] for line in commands if line.startswith("python -m evals")]
-    assert gate[0] == "check"
-    assert (ROOT / gate[1]).resolve() == COMMITTED
-    assert gate[2].startswith(check.SUMMARY)
-    assert gate[2].removeprefix(check.SUMMARY) == '"$GITHUB_STEP_SUMMARY"'
+    gates = [line.split()[3:] for line in commands if line.startswith("python -m evals")]
+    assert [gate[0] for gate in gates] == ["check", "check"]
+    assert [(ROOT / gate[1]).resolve() for gate in gates] == [COMMITTED, COMMITTED.with_name("geneval.json")]
+    for gate in gates:
+        assert gate[2].startswith(check.SUMMARY)
+        assert gate[2].removeprefix(check.SUMMARY) == '"$GITHUB_STEP_SUMMARY"'
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     modules = [hook["entry"].split()[2] for hook in hooks]
     assert all(importlib.util.find_spec(name) for name in modules), modules

@@ -104,6 +104,7 @@ def _trained_parameters(config, recipe) -> list[nn.Parameter]:
     return [p for p in recipe(config.options, config.steps, 0).parameters() if p.requires_grad]
 
 
+@pytest.mark.slow
 def test_stage_one_at_real_size():
     config, recipe = compose_config(["recipe=diffusion", "scale=paper", "dry_run=true"])
     found = plan(config, recipe)

@@ -30,6 +30,7 @@ def test_both_ways_do_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "parts.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_memory_of_a_run_is_its_own_process_s(tmp_path: Path):
     data = memory.synthetic(tmp_path / "images", 3, 64)
     run = memory.measure(data, tmp_path / "out", 64, "psnr,ssim", [])
@@ -46,6 +47,7 @@ def test_what_can_not_be_measured_is_named():
     assert len(metrics) + len(missing) == len(memory.METRICS.split(","))
 
 
+@pytest.mark.slow
 def test_table_ones_path_with_seeded_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     names = "titok,lactok-h"
     assert table1.main(["--quick", "--tokenizers", names, "--plot", str(tmp_path / "parts.png")]) == 0

@@ -58,6 +58,7 @@ def command(out: Path, *more: str) -> list[str]:
 SURROUNDINGS = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_all_of_it_in_miniature(tmp_path: Path):
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, env=SURROUNDINGS)
     assert done.returncode == 0, done.stdout + done.stderr

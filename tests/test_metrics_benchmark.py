@@ -15,6 +15,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "metrics.py"
 
 
+@pytest.mark.slow
 def test_quick_run():
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--quick", "--threads", "1"],

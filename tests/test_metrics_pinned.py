@@ -40,7 +40,7 @@ def small(reference: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["psnr", "ssim", "ssim-gauss11", "colour", "effnet", "lpips-alex", "lpips-vgg", "dists"]
+    "name", ["psnr", "ssim", "ssim-gauss11", "colour", "hue-drift", "effnet", "lpips-alex", "lpips-vgg", "dists"]
 )
 def test_values(name: str, reference: Tensor, small: Tensor):
     cls = metric_class(name)
@@ -83,6 +83,26 @@ METRICS = {
     "psnr": (1, {"PSNR": [31.917005, 28.585354], "MSE": [41.8196, 90.062703]}),
     "ssim": (1, {"SSIM": [0.9207613, 0.89254279]}),
     "ssim-gauss11": (1, {"SSIM-gauss11": [0.90427092, 0.88374209]}),
+    "hue-drift": (
+        1,
+        {
+            "red-cells": [63.0, 63.0],
+            "red-de00": [2.625172, 2.6171169],
+            "yellow-cells": [1.0, 0.0],
+            "yellow-de00": [0.19728699, 0.0],
+            "green-cells": [0.0, 0.0],
+            "green-de00": [0.0, 0.0],
+            "cyan-cells": [0.0, 0.0],
+            "cyan-de00": [0.0, 0.0],
+            "blue-cells": [0.0, 0.0],
+            "blue-de00": [0.0, 0.0],
+            "magenta-cells": [0.0, 0.0],
+            "magenta-de00": [0.0, 0.0],
+            "grey-cells": [0.0, 1.0],
+            "grey-de00": [0.0, 0.029482233],
+            "chroma-change": [-0.075873892, -0.66466796],
+        },
+    ),
     "colour": (1, {"colour-de00": [0.044100921, 0.041353112], "brightness-dl": [-0.0009719455, -0.00046221601]}),
     "effnet": (
         1,

@@ -64,10 +64,16 @@ def _show(table: Any) -> None:
     print()
 
 
+def _licences_of(cls: Any) -> str:
+    """Of a model's code and weights."""
+    return f"{cls.code_licence} / {cls.weights_licence}"
+
+
 def _models(group: str, options: bool = False) -> int:
     """The models of a group of plugins: "tokenizers", "generators" or "calibration". options: whether theirs follow."""
     from evals.engine.rows import named
     from lactok import registry
+    from lactok.interface import Unavailable
 
     key = "tokenizers" if group == "calibration" else group
     title = f"{group.capitalize()} ({key}=NAME)"
@@ -79,9 +85,11 @@ def _models(group: str, options: bool = False) -> int:
             sources = cls.weights(cls.Options())
             needs, here, reasons = _here(sources)
             missing += [named(reason, name) for reason in reasons]
-            licences = f"{cls.code_licence} / {cls.weights_licence}"
             names = "\n".join([name, *(f"also {alias}" for alias in registry.aliases_of(group, name))])
-            table.add_row(names, cls.scale, entry.distribution, licences, needs, _pinned(sources), here)
+            table.add_row(names, cls.scale, entry.distribution, _licences_of(cls), needs, _pinned(sources), here)
+        except Unavailable as error:
+            table.add_row(name, cls.scale, entry.distribution, _licences_of(cls), "a package", "–", "no")
+            missing.append(named(str(error), name))
         except registry.BrokenPlugin as error:
             broken = 1
             table.add_row(name, "?", entry.distribution, "?", "?", "?", "broken")

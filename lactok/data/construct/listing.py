@@ -200,7 +200,7 @@ def _files(spec: Spec) -> Iterator[tuple[Path, str]]:
                 yield path, kind
                 continue
             endings = {".txt", ".jsonl", ".parquet"} if kind == "captions" else {".tar", ".parquet"}
-            found = list_folder(path, lambda p, wanted=endings: p.suffix in wanted)  # type: ignore[misc]
+            found = list_folder(path, lambda p, wanted=endings: p.suffix in wanted)  # type: ignore[misc]  # a default holds the loop's value
             if kind == "images" and not found.images:
                 found = list_folder(path)
             if found.unlisted:
