@@ -90,8 +90,8 @@ class ItemsRefused(Exception):
 
 
 class Unavailable(Exception):
-    """Raised by `Model.weights` where this machine lacks an optional part that a model needs; the row says so, and the
-    run counts as whole without it."""
+    """Raised by `Model.weights` of a reference row where this machine lacks an optional part that it needs; the row
+    says so, and the run counts as whole without it. Of a model under test it is a failure."""
 
 
 class Unreachable(Exception):

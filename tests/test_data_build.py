@@ -24,6 +24,8 @@ from lactok.data.construct import duplicates, inspection, listing, recipes, shar
 from lactok.data.construct.sinks import ShardsSink
 from lactok.data.construct.spec import STAGES, Spec, parse
 from lactok.data.construct.stages import run
+from lactok.data.tar_roots import BUILD
+from lactok.train.__main__ import main as train
 from tests.support import ROOT
 
 WORDS = [
@@ -98,7 +100,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     finally:
         driver.kill()
         driver.communicate()
-    assert not (out / shards.MANIFEST).exists()
+    assert not (out / BUILD).exists()
     assert left < 15, "the driver was killed after all units were done"
     again = start(out)
     said, errors = again.communicate(timeout=280)
@@ -113,7 +115,7 @@ def test_kills_change_no_byte_of_the_shards(killed: tuple[Path, str], tmp_path: 
 
 def test_the_books_are_exact_and_what_was_planted_is_found(killed: tuple[Path, str]):
     out, said = killed
-    manifest = json.loads((out / shards.MANIFEST).read_bytes())
+    manifest = json.loads((out / BUILD).read_bytes())
     books, facts = manifest["books"], json.loads((out / "report.json").read_bytes())
     assert books["in"] == 150 == books["kept"] + sum(books["dropped"].values())
     assert manifest["samples"] == books["kept"] == sum(shard["samples"] for shard in manifest["shards"])
@@ -130,7 +132,7 @@ def test_the_books_are_exact_and_what_was_planted_is_found(killed: tuple[Path, s
 
 def test_the_shards_are_as_the_manifest_and_the_index_say(killed: tuple[Path, str]):
     out, _ = killed
-    manifest = json.loads((out / shards.MANIFEST).read_bytes())
+    manifest = json.loads((out / BUILD).read_bytes())
     keys: list[str] = []
     for shard in manifest["shards"]:
         content = (out / shard["name"]).read_bytes()
@@ -159,3 +161,16 @@ def test_the_same_command_changes_nothing_and_another_is_refused(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
     assert main(["build", *WORDS[:-1], "plant.hostile=0.1", f"out={out}"]) == 2
     assert "begun with other settings: plant" in capsys.readouterr().err
+
+
+def test_lactokgen_trains_on_the_shards(killed: tuple[Path, str], tmp_path: Path):
+    """The commands of docs/data-construction.md: token ids of every kept image with its caption, then a GPT."""
+    out, _ = killed
+    kept = json.loads((out / BUILD).read_bytes())["samples"]
+    common = ["device=cpu", "threads=1"]
+    tokens = tmp_path / "tokens"
+    assert train(["recipe=tokens", f"data.root='{out}'", f"out='{tokens}'", *common]) == 0
+    assert sum(shard["count"] for shard in json.loads((tokens / "index.json").read_bytes())["shards"]) == kept
+    more = ["steps=2", "batch_size=4", "data.validation=8", "log_every=1", "checkpoint_every=2", "sample_every=100"]
+    assert train(["recipe=generator", f"data.root='{tokens}'", f"out='{tmp_path / 'gpt'}'", *common, *more]) == 0
+    assert (tmp_path / "gpt" / "generator-mini.safetensors").is_file()

@@ -1,5 +1,6 @@
 """Finished runs are listed, named and merged, and their store is pruned of what none refers to."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -200,6 +201,12 @@ def test_the_page_of_other_files_is_none(out: Path, capsys: pytest.CaptureFixtur
     assert "tabel1" in capsys.readouterr().err
 
 
+def _twice(text: str, what: str) -> str:
+    record = json.loads(text)
+    record[what].append(record[what][0])
+    return json.dumps(record)
+
+
 BROKEN = {
     "cut short": ("is no JSON", lambda text: text[: len(text) // 2]),
     "future": ("has schema 99, written by a newer version", lambda text: text.replace('"schema": 2', '"schema": 99')),
@@ -207,6 +214,7 @@ BROKEN = {
     "a list": ("is no run's record", lambda text: "[1, 2]"),
     "nulls": ("is no run's record", lambda text: '{"suite": null, "rows": null, "schema": null}'),
     "damaged": ("is damaged: rows", lambda text: text.replace('"label"', '"lable"')),
+    "a row twice": ("is damaged: rows: ", lambda text: _twice(text, "rows")),
     "gone": ("holds no run.json", None),
 }
 

@@ -112,7 +112,8 @@ class ModelRun:
         """Leave this row with the reason; what it had finished stays in the cache."""
         import traceback
 
-        if isinstance(error, (Unavailable, Unreachable)):  # of no item, and no fault
+        reference = self.row.cls is not None and self.row.cls.calibration is not None
+        if reference and isinstance(error, (Unavailable, Unreachable)):  # of no item, and no fault
             self.status, self.error = type(error).__name__.lower(), str(error)
             stop([self])
             return

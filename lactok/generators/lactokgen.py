@@ -38,7 +38,7 @@ MINI_PATHS = ("gpt", "weights", "base", "autoencoder", "vq", "adapter")
 class MiniSampling(SamplingOptions):
     """The miniatures' defaults: guidance 3, the 100 likeliest ids, temperature 0.7.
 
-    Of ten settings tried on the prompts of `suite=geneval` itself with two seeds others than a run's, the best.
+    The best of ten settings that were tried on the prompts of `suite=geneval` with other seeds (docs/geneval.md).
     """
 
     guidance_scale: float = 3.0

@@ -26,6 +26,7 @@ from lactok.data.construct.spec import STAGES, Spec, SpecError
 from lactok.data.construct.stages import StageActor, StageBroken
 from lactok.data.construct.view import View
 from lactok.data.folder import DataError
+from lactok.data.tar_roots import BUILD, FORMAT, FORMAT_VERSION
 from lactok.files import WriteError, write_atomically
 from lactok.locks import LockHeld, sole_lock
 
@@ -45,19 +46,20 @@ def build(spec: Spec, say: Callable[[str], None] = lambda _: None) -> dict[str, 
         return manifest
     listing.sources_of(spec)
     needs.require(spec)
-    (out / "work").mkdir(parents=True, exist_ok=True)
+    lock = out / "work" / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with sole_lock(out / "work" / "lock"):
+        with sole_lock(lock):
             _begin(spec)
             return _build(spec, say)
     except LockHeld as error:
         owner = f"process {error.owner.pid} on {error.owner.host}" if error.owner else "another process"
-        raise SpecError(f"{owner} is building in {out}: wait for it, or delete {out}/work/lock if it is dead") from None
+        raise SpecError(f"{owner} is building in {out}: wait for it, or delete {lock} if it is dead") from None
 
 
 def finished(spec: Spec) -> dict[str, Any] | None:
     """What build.json says if the build is finished. Raises SpecError where it is one of other settings."""
-    path = spec.out / shards.MANIFEST
+    path = spec.out / BUILD
     if not path.is_file():
         return None
     manifest = json.loads(path.read_bytes())
@@ -153,7 +155,8 @@ def _count(out: Path, listed: listing.Listing) -> tuple[Books, list[int]]:
     if books.items != listed.items:
         books.require_balance()
         raise SpecError(
-            f"{out}/work/units holds {books.items:,} items, the sources {listed.items:,}: delete {out}/work"
+            f"{units.folder(out)} holds {books.items:,} items, the sources {listed.items:,}: "
+            f"delete {units.folder(out).parent}"
         )
     return books, kept
 
@@ -198,8 +201,8 @@ def _make_shards(spec: Spec, indices: Sequence[int]) -> list[shards.Shard]:
 def _declare(spec: Spec, made: Sequence[shards.Shard], books: Books) -> dict[str, Any]:
     """Write build.json, without which no trainer takes the shards."""
     manifest = {
-        "format": shards.FORMAT,
-        "version": shards.FORMAT_VERSION,
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
         "recipe": spec.recipe,
         "settings": spec.that_matters(),
         "settings_sha256": spec.sha256(),
@@ -210,5 +213,5 @@ def _declare(spec: Spec, made: Sequence[shards.Shard], books: Books) -> dict[str
         "models": recipes.models(spec),
     }
     content = json.dumps(manifest, indent=1, sort_keys=True)
-    write_atomically(spec.out / shards.MANIFEST, content.encode())
+    write_atomically(spec.out / BUILD, content.encode())
     return json.loads(content)

@@ -21,9 +21,6 @@ import pyarrow.parquet as pq
 
 from lactok.files import explained, write_atomically
 
-FORMAT, FORMAT_VERSION = "lactok shards", 1
-MANIFEST = "build.json"
-
 
 @dataclass
 class Sample:
