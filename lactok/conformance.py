@@ -3,7 +3,7 @@
 A port registers a runner `run(case: CaseFolder) -> Iterator[CheckLine]` under the entry-point group
 `lactok.conformance`, by the name of its model's folder. A case is a folder (`config.json`, `case.safetensors`, and a
 `manifest.json` here or in the folder above), a `.jsonl` file next to such folders, or a `NAME.safetensors` there with
-its `NAME.json`. Nothing in a case is ever run.
+its `NAME.json`. Manifests and `.jsonl` files may be compressed (`.gz`). Nothing in a case is ever run.
 
 A runner works on `case.device`: the case's tensors and seeded weights lie there, and what a runner makes anew it puts
 there. Comparisons are made on the CPU.
@@ -11,7 +11,9 @@ there. Comparisons are made on the CPU.
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ REL_TOLERANCE = 1e-4
 
 GAP_MARGIN = 1e-4
 """An id may differ where the best code was less than this ahead of the second best."""
+
+COMPRESSED = ".gz"
+"""Ending of files that gzip wrote."""
 
 
 class CaseError(Exception):
@@ -100,18 +105,26 @@ class CaseFolder:
 
     def has_manifest(self, filename: str = "manifest.json") -> bool:
         """Whether `manifest` finds a file of that name."""
-        return any((folder / filename).is_file() for folder in (self.path, self.path.absolute().parent))
+        return self.own_manifest(filename) is not None or self._above.own_manifest(filename) is not None
+
+    def own_manifest(self, filename: str = "manifest.json") -> Path | None:
+        """The manifest in the case's own folder, as `filename` or `filename.gz`; None when it has neither."""
+        files = (self.path / filename, self.path / f"{filename}{COMPRESSED}")
+        return next((file for file in files if file.is_file()), None)
+
+    @property
+    def _above(self) -> CaseFolder:
+        return CaseFolder(self.path.absolute().parent)
 
     def manifest(self, filename: str = "manifest.json") -> dict[str, TensorSpec]:
         """Names and shapes of the weights: the case's own file, else the one in the folder above.
 
         Raises CaseError when neither folder has it.
         """
-        for folder in (self.path, self.path.absolute().parent):
-            if (folder / filename).is_file():
-                entries = _read_json(folder / filename)
-                return {name: TensorSpec(tuple(e["shape"]), e["dtype"]) for name, e in entries.items()}
-        raise CaseError(f"no {filename} in {self.path} nor in the folder above")
+        file = self.own_manifest(filename) or self._above.own_manifest(filename)
+        if file is None:
+            raise CaseError(f"no {filename} in {self.path} nor in the folder above")
+        return read_manifest(file)
 
     def seeded_weights(self, filename: str = "manifest.json") -> dict[str, Tensor]:
         """The weights of the case by the rule of lactok/seeded.py, with `weights_seed` of its configuration."""
@@ -165,19 +178,39 @@ class CaseFolder:
 
     def rows(self) -> Iterator[Any]:
         """The objects of a `.jsonl` case, in order. Raises CaseError naming a line that is not JSON."""
-        with open(self.path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise CaseError(f"{self.path}, line {number}: not JSON: {error}") from error
+        for number, line in enumerate(_text(self.path).split("\n"), 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise CaseError(f"{self.path}, line {number}: not JSON: {error}") from error
+
+
+def is_rows(path: Path) -> bool:
+    """Whether a file is one of rows by its name: `.jsonl`, or that compressed."""
+    return path.name.endswith((".jsonl", f".jsonl{COMPRESSED}"))
+
+
+def read_manifest(path: Path) -> dict[str, TensorSpec]:
+    """Names and shapes of weights from a file `{name: {"shape": [...], "dtype": ...}}`, which may be compressed.
+
+    Raises CaseError when it can't be read.
+    """
+    return {name: TensorSpec(tuple(e["shape"]), e["dtype"]) for name, e in _read_json(path).items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise CaseError(f"{path} can't be read: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == COMPRESSED else data).decode()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise CaseError(f"{path} can't be read: {error}") from error
 
 

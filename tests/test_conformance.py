@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evals.cli.conformance import main
+from evals.cli.conformance import is_case_file, main
 from lactok import registry
 from lactok.conformance import (
     CaseError,
@@ -329,3 +330,23 @@ def test_rule_of_the_seeded_weights():
     manifest = {"a.weight": TensorSpec((2, 3)), "steps": TensorSpec((), "int64"), "h": TensorSpec((2,), "bfloat16")}
     assert list(seeded_state_dict(manifest)) == ["a.weight", "h"]
     assert manifest_of(torch.nn.BatchNorm1d(2))["running_mean"] == TensorSpec((2,), "float32")
+
+
+def test_compressed_manifests_and_rows_are_read_as_the_plain_ones(tmp_path: Path):
+    plain, packed = tmp_path / "plain" / "tiny", tmp_path / "packed" / "tiny"
+    manifest = (MODEL / "manifest.json").read_bytes()
+    for folder, name, content in (
+        (plain, "manifest.json", manifest),
+        (packed, "manifest.json.gz", gzip.compress(manifest)),
+    ):
+        folder.mkdir(parents=True)
+        (folder.parent / name).write_bytes(content)
+    assert CaseFolder(packed).manifest() == CaseFolder(plain).manifest() != {}
+    rows = packed / "rows.jsonl.gz"
+    rows.write_bytes(gzip.compress('{"a": "\u2028"}\n\n[2]\n'.encode()))
+    assert list(CaseFolder(rows).rows()) == [{"a": "\u2028"}, [2]]
+    assert is_case_file(rows)
+    for broken in (b"no gzip", gzip.compress(manifest)[:-9], b"\x1f\x8b" + b"\0" * 40):
+        rows.write_bytes(broken)
+        with pytest.raises(CaseError, match=r"rows\.jsonl\.gz can't be read"):
+            list(CaseFolder(rows).rows())

@@ -25,6 +25,7 @@ from evals.metrics.judges.geneval.logic import (
 from evals.metrics.judges.geneval.small import GenEvalSmall
 from evals.metrics.judges.geneval.summary import summarise
 from evals.metrics.plan import MetricPlan
+from lactok.conformance import CaseFolder
 from lactok.data.scenes import Split, scenes
 from lactok.data.scenes.vocabulary import TASKS as SCENE_TASKS
 from lactok.interface import Item
@@ -35,7 +36,7 @@ GOLDEN = ROOT / "tests" / "golden" / "geneval"
 
 
 def test_the_golden_logic_cases_are_decided_as_published(capsys):
-    assert main([str(GOLDEN / "logic_cases.jsonl")]) == 0
+    assert main([str(GOLDEN / "logic_cases.jsonl.gz")]) == 0
     output = capsys.readouterr().out
     assert output.count("(483 rows)") == 4
     assert output.endswith("4 checked: 4 passed, 0 failed\n")
@@ -50,7 +51,7 @@ def test_the_golden_summary_is_the_published_one(capsys):
     ("field", "value"), [("kept", {}), ("color_calls", [{}]), ("correct", None), ("reason", "expected")]
 )
 def test_a_changed_logic_case_fails_by_its_id(tmp_path: Path, capsys, field: str, value):
-    rows = [json.loads(line) for line in (GOLDEN / "logic_cases.jsonl").read_text().splitlines()]
+    rows = list(CaseFolder(GOLDEN / "logic_cases.jsonl.gz").rows())
     rows[7][field] = value
     path = tmp_path / "geneval" / "logic_cases.jsonl"
     path.parent.mkdir()
@@ -69,7 +70,7 @@ def test_a_changed_summary_fails(tmp_path: Path, capsys):
 
 
 def test_an_unknown_option_of_a_case_is_named(tmp_path: Path, capsys):
-    row = json.loads((GOLDEN / "logic_cases.jsonl").read_text().splitlines()[0])
+    row = next(CaseFolder(GOLDEN / "logic_cases.jsonl.gz").rows())
     path = tmp_path / "geneval" / "cases.jsonl"
     path.parent.mkdir()
     path.write_text(json.dumps(row | {"options": {"sharpness": 1}}) + "\n")

@@ -82,11 +82,10 @@ OFFICIAL = {
 def test_official_names_and_shapes_load_strictly(model: str):
     """The whole published manifest, on the meta device: nothing lacks, and what is left out is known by name."""
     adapter, empty, config = OFFICIAL[model]
-    entries = json.loads((GOLDEN / model / "manifest.json").read_text())
+    entries = CaseFolder(GOLDEN / model / "any").manifest()
     dtypes = {"float32": torch.float32, "int64": torch.int64}
     official = {
-        name: torch.empty(entry["shape"], dtype=dtypes[entry["dtype"]], device="meta")
-        for name, entry in entries.items()
+        name: torch.empty(entry.shape, dtype=dtypes[entry.dtype], device="meta") for name, entry in entries.items()
     }
     net = meta_skeleton(empty, config)
     adapter.load(net, dict(official))

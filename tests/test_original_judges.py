@@ -339,8 +339,7 @@ def test_image_reward_is_the_packages(tmp_path: Path):
     environment_or_skip("image-reward")
     from evals.metrics.judges import image_reward
 
-    manifest = json.loads((GOLDEN / "imagereward" / "manifest.json").read_text())
-    state = seeded({name: TensorSpec(tuple(one["shape"]), one["dtype"]) for name, one in manifest.items()})
+    state = seeded(CaseFolder(GOLDEN / "imagereward" / "any").manifest())
     vocabulary = tmp_path / "vocab.txt"
     words = [*WORDS, *(f"[unused{n}]" for n in range(30522 - len(WORDS)))]
     vocabulary.write_text("\n".join(words) + "\n")

@@ -58,7 +58,9 @@ def is_case(path: Path) -> bool:
 
 def is_case_file(path: Path) -> bool:
     """Whether a file is a case by itself: a `.jsonl` file, or a `.safetensors` file with a `.json` of its name."""
-    return path.suffix == ".jsonl" or (path.suffix == ".safetensors" and path.with_suffix(".json").is_file())
+    from lactok.conformance import is_rows
+
+    return is_rows(path) or (path.suffix == ".safetensors" and path.with_suffix(".json").is_file())
 
 
 def cases_of(model_folder: Path) -> list[Path]:
@@ -84,7 +86,7 @@ def run_target(target: Target, device: torch.device | str = "cpu") -> Iterator[C
 
     Raises lactok.conformance.UnhandledCase for a `.jsonl` file that the port says is no case.
     """
-    from lactok.conformance import CaseError, CaseFolder, UnhandledCase, failure
+    from lactok.conformance import CaseError, CaseFolder, UnhandledCase, failure, is_rows
 
     count = 0
     try:
@@ -95,7 +97,7 @@ def run_target(target: Target, device: torch.device | str = "cpu") -> Iterator[C
         if not count:
             yield failure("(case)", CaseError("the port checked nothing in it"))
     except UnhandledCase:
-        if target.alone or target.path.suffix != ".jsonl":
+        if target.alone or not is_rows(target.path):
             yield failure("(case)", CaseError(f"the port does not handle {target.path.name}"))
         else:
             raise

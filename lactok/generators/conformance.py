@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
+from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure, is_rows
 from lactok.generators.captions import CLEANINGS, clean_caption, clean_once
 from lactok.generators.text_encoder import left_pad
 from lactok.models.gpt import GPT, TEXT, GPTConfig, padding_mask, rotary_table, token_loss
@@ -49,7 +49,7 @@ def case_config(case: CaseFolder) -> GPTConfig:
 @torch.no_grad()
 def run(case: CaseFolder) -> Iterator[CheckLine]:
     """Every stored output of a GPT case, one line each. Raises CaseError for a case that is incomplete."""
-    if case.path.suffix == ".jsonl":
+    if is_rows(case.path):
         yield from _cleaning_lines(case)
         return
     checks = _Checks(case)

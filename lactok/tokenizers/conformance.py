@@ -308,8 +308,7 @@ def _to_uint8(images: Tensor) -> Tensor:
 def _manifest_lines(case: CaseFolder) -> Iterator[CheckLine]:
     """The full checkpoint's manifest next to a case that has its own, with the configuration next to it."""
     above = CaseFolder(case.path.absolute().parent)
-    files = [above.path / name for name in ("manifest.json", "config.json")]
-    if not (case.path / "manifest.json").is_file() or not all(file.is_file() for file in files):
+    if not (case.own_manifest() and above.own_manifest() and (above.path / "config.json").is_file()):
         return
     state = {name: torch.empty(spec.shape, device="meta") for name, spec in above.manifest().items()}
     count = len(state)

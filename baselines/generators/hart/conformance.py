@@ -189,7 +189,7 @@ def _gap(gaps: Tensor | None, scale: int, ids: Tensor) -> Tensor | None:
 
 
 def _tokenizer_lines(case: CaseFolder) -> Iterator[CheckLine]:
-    manifest = case.manifest() if (case.path / "manifest.json").is_file() else case.manifest("manifest_tokenizer.json")
+    manifest = case.manifest() if case.own_manifest() else case.manifest("manifest_tokenizer.json")
     require_known_names(case, manifest)
     model = case_tokenizer(case, manifest)
     sides, gaps = model.config.v_patch_nums, case.get("ids_gap")

@@ -234,7 +234,7 @@ def magvit_config(case: CaseFolder) -> MagvitConfig:
 
 def _magvit_lines(case: CaseFolder) -> Iterator[CheckLine]:
     config = magvit_config(case)
-    manifest = case.manifest() if (case.path / "manifest.json").is_file() else case.manifest("manifest_magvitv2.json")
+    manifest = case.manifest() if case.own_manifest() else case.manifest("manifest_magvitv2.json")
     require_known_names(case, manifest)
     kept = {"quantize.embedding": code_vectors(config.codebook_dim)}
     state, model = case_weights(case, manifest, kept.get), meta_skeleton(Magvit, config)

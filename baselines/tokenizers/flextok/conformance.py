@@ -8,7 +8,6 @@ lie in the folder above are loaded strictly on the meta device, one line each.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterator
 
@@ -21,13 +20,22 @@ from baselines.tokenizers.flextok.model import FlexTok
 from baselines.tokenizers.flextok.sampler import ProjectedGuidance, Sampling, projected_guidance
 from baselines.tokenizers.flextok.state_dict import FlexTokStateDict
 from baselines.tokenizers.flextok.transformer import sincos_positions
-from lactok.conformance import CaseError, CaseFolder, CheckLine, compare_floats, compare_ids, failure
+from lactok.conformance import (
+    COMPRESSED,
+    CaseError,
+    CaseFolder,
+    CheckLine,
+    compare_floats,
+    compare_ids,
+    failure,
+    read_manifest,
+)
 from lactok.state_dict import meta_skeleton
 from lactok.weights import CheckpointMismatch
 
 _INPUTS = ("latents", "noise", "noised_latents", "timesteps", "keep_k")
 _POSITIONS = "posemb_module.posembs"
-_MANIFEST = re.compile(r"manifest(?:_d(\d+)_d(\d+))?\.json")
+_MANIFEST = re.compile(r"manifest(?:_d(\d+)_d(\d+))?\.json(?:\.gz)?")
 _MAX_TIMESTEP = re.compile(r"velocity_full_max_timestep_(\d+)")
 
 
@@ -145,16 +153,18 @@ def _manifest_lines(case: CaseFolder) -> Iterator[CheckLine]:
 
     One that the case itself takes its weights from is no full checkpoint's.
     """
-    if not (case.path / "manifest.json").is_file():
+    if not case.own_manifest():
         return
-    for path in sorted(case.path.absolute().parent.glob("manifest*.json")):
+    for path in sorted(case.path.absolute().parent.glob("manifest*.json*")):
         if match := _MANIFEST.fullmatch(path.name):
             config = published(int(match[1] or 18), int(match[2] or 28))
-            entries = json.loads(path.read_text(encoding="utf-8"))
-            state = {name: torch.empty(entry["shape"], device="meta") for name, entry in entries.items()}
+            name = path.name.removesuffix(COMPRESSED)
+            state = {key: torch.empty(spec.shape, device="meta") for key, spec in read_manifest(path).items()}
             try:
                 FlexTokStateDict().load(meta_skeleton(FlexTok, config), state)
             except CheckpointMismatch as error:
-                yield failure(path.name, error)
+                yield failure(name, error)
             else:
-                yield CheckLine(path.name, None, None, None, True, f"{len(state)} tensors load strictly")
+                yield CheckLine(
+                    path.name.removesuffix(COMPRESSED), None, None, None, True, f"{len(state)} tensors load strictly"
+                )

@@ -24,6 +24,7 @@ from lactok.conformance import (
     compare_floats,
     compare_ids,
     failure,
+    is_rows,
     recorded,
 )
 
@@ -35,7 +36,7 @@ _SHARE_ATOL = 1e-12
 
 def run(case: CaseFolder) -> Iterator[CheckLine]:
     """All lines of a `geneval` case, chosen by what it holds."""
-    if case.path.suffix == ".jsonl":
+    if is_rows(case.path):
         rows = list(case.rows())
         first = rows[0] if rows else {}
         if {"metadata", "detections"} <= set(first):
