@@ -109,6 +109,8 @@ class TrainingCompute:
     """What a checkpoint's training cost. None where the publisher does not say.
 
     steps: optimizer steps; images: images seen; core_hours: CPU core-hours; gpu_hours: with `gpu` naming the kind.
+    losses: perceptual losses that it or a part of it was trained on, by the metric of the same network ("lpips-vgg",
+    "lpips-alex"), or "lpips" where the network is not told; metrics that share the network say so beside its figures.
     """
 
     steps: int | None = None
@@ -117,15 +119,20 @@ class TrainingCompute:
     gpu_hours: float | None = None
     gpu: str | None = None
     data: str | None = None
+    losses: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.losses, str):
+            object.__setattr__(self, "losses", tuple(self.losses))  # JSON gives lists
 
     def on_top_of(self, part: TrainingCompute) -> TrainingCompute:
-        """This training, with the hours of a frozen part that was trained before it; steps and images stay its own."""
-
+        """This training, with hours and losses of a frozen part that was trained before it; the rest stays its own."""
         return dataclasses.replace(
             self,
             gpu=self.gpu or part.gpu,
             core_hours=_sum(self.core_hours, part.core_hours),
             gpu_hours=_sum(self.gpu_hours, part.gpu_hours),
+            losses=tuple(sorted({*self.losses, *part.losses})),
         )
 
     def after(self, start: TrainingCompute) -> TrainingCompute:

@@ -17,8 +17,13 @@ from evals.engine.environment import check_precision, precision
 from evals.engine.job import CHUNK, Artifact, Chunk, Job, chunks_of
 from evals.engine.models import Conditions, ModelRun
 from evals.engine.progress import LiveProgress, duration
+from evals.engine.reduce import trained_on
 from evals.engine.rows import Identity, Row
 from evals.engine.store import Cache
+from evals.metrics.base import Metric
+from evals.metrics.image.dists import DistsMetric
+from evals.metrics.image.lpips import LpipsAlex, LpipsVgg
+from evals.metrics.image.psnr import Psnr
 from evals.metrics.plan import plan
 from evals.tasks.protocol import ReconstructionProtocol
 from evals.tasks.reconstruction import Reconstruction
@@ -106,6 +111,7 @@ def test_out_of_memory_at_batch_one_and_other_errors_are_raised():
         ({"family": None}, "family is None, expected a text"),
         ({"training": "long"}, "training is 'long', expected lactok.interface.TrainingCompute"),
         ({"training": TrainingCompute(core_hours=math.inf)}, "training.core_hours is inf"),
+        ({"training": TrainingCompute(losses="lpips-vgg")}, "training.losses is 'lpips-vgg', expected texts"),
     ],
 )
 def test_what_a_plugin_states_wrongly_is_told_with_what_was_expected(wrong: dict, message: str):
@@ -347,3 +353,20 @@ def test_the_time_left_is_told_after_the_first_slow_chunk_where_there_is_no_term
 )
 def test_durations_are_told_in_what_a_person_counts_in(seconds: float, said: str):
     assert duration(seconds) == said
+
+
+def test_figures_of_a_network_that_trained_the_model_say_so():
+    def told(metric: type[Metric], *losses: str) -> str:
+        return trained_on(metric, dataclasses.replace(INFO, training=TrainingCompute(losses=losses)))
+
+    assert told(LpipsVgg, "lpips-vgg") == told(DistsMetric, "lpips-vgg") != ""
+    assert told(LpipsVgg, "lpips-vgg") == "trained on lpips-vgg: the same network scores here"
+    assert told(LpipsAlex, "lpips-vgg") == told(Psnr, "lpips-vgg", "lpips") == told(LpipsVgg) == ""
+    assert "a network that is not told" in told(LpipsAlex, "lpips")
+    assert trained_on(LpipsVgg, INFO) == trained_on(LpipsVgg, None) == ""
+
+
+def test_losses_of_a_frozen_part_count():
+    both = TrainingCompute(losses=["lpips-vgg"]).on_top_of(TrainingCompute(losses=("lpips-alex",)))
+    assert both.losses == ("lpips-alex", "lpips-vgg")
+    assert TrainingCompute().after(both).losses == both.losses

@@ -213,7 +213,7 @@ MINI = VQConfig(
 
 
 def mini_file(path: Path, config: VQConfig = MINI) -> Path:
-    training = TrainingCompute(steps=7, core_hours=0.25)
+    training = TrainingCompute(steps=7, core_hours=0.25, losses=("lpips-vgg",))
     metadata = CheckpointMetadata(asdict(config), 64, training, SHIPPED.command, "0123abc", "images")
     torch.manual_seed(0)
     save_checkpoint(path, VQModel(MINI).state_dict(), metadata)
@@ -226,6 +226,7 @@ def test_miniature_is_built_from_its_file_alone(tmp_path: Path):
     info = tokenizer.info
     assert (info.input_size, info.tokens_per_image, info.codebook_size) == (64, 64, 32)
     assert str(info.training) == "7 steps, 0.25 core-h"
+    assert info.training.losses == ("lpips-vgg",)
     assert tokenizer.model.config == MINI
     assert tokenizer.model.encoder.conv_in.weight.dtype == torch.float32
     codes = tokenizer.encode(photographs(64))

@@ -168,9 +168,9 @@ def test_images_are_enlarged_for_the_network(half: Path):
 
 
 def test_what_was_trained_on_lpips_says_so():
-    assert PerceptualOptions(perceptual_network="lpips-vgg").data_note("photos") == "photos; trained on LPIPS-vgg"
-    assert PerceptualOptions(perceptual_network="lpips-vgg", perceptual=0).data_note("photos") == "photos"
-    assert PerceptualOptions().data_note("photos") == "photos"
+    assert PerceptualOptions(perceptual_network="lpips-vgg").losses == ("lpips-vgg",)
+    assert PerceptualOptions(perceptual_network="lpips-vgg", perceptual=0).losses == ()
+    assert PerceptualOptions().losses == ()
     options = VQOptions(perceptual_network="lpips-vgg")
     assert VQRecipe.sources(options)[0] is imagenet.BACKBONES["vgg"]
     assert VQRecipe.sources(VQOptions()) == ()

@@ -84,6 +84,8 @@ def _check_training(training: object) -> None:
         value = getattr(training, name)
         fits = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
         _expect(value, fits, f"training.{name}", "a whole number, or None")
+    losses = training.losses
+    _expect(losses, isinstance(losses, tuple) and all(isinstance(x, str) for x in losses), "training.losses", "texts")
     for name in ("core_hours", "gpu_hours"):
         value = getattr(training, name)
         fits = value is None or (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0)

@@ -19,12 +19,12 @@ from evals.engine.isolation import isolated
 from evals.engine.job import Artifact, Job
 from evals.engine.models import ModelRun, type_of
 from evals.engine.store import Entry
-from evals.metrics.base import ImageMetric, SetMetric, TokenMetric
+from evals.metrics.base import ImageMetric, Metric, SetMetric, TokenMetric
 from evals.metrics.intervals import bootstrap, cluster_bootstrap
 from evals.metrics.plan import MetricPlan
 from evals.metrics.tokens import mean_bits
 from evals.record import Origin, RowRecord, Speed, Value
-from lactok.interface import GeneratorInfo, Item, TokenizerInfo, Tokens
+from lactok.interface import GeneratorInfo, Item, ModelInfo, TokenizerInfo, Tokens
 
 # Refused items that the error of a row with too many names.
 FIRST_REASONS = 3
@@ -67,7 +67,8 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
         artifacts = [job.scores(run, c, s, plan) for s in run.seed_indices(job.seeds) for c in job.chunks]
         record.keys[f"scores-{plan.name}"] = [artifact.key for artifact in artifacts]
         try:
-            record.cells |= image_cells(plan, scores.values, items, scores.kept)
+            cells = image_cells(plan, scores.values, items, scores.kept)
+            record.cells |= _noted(cells, trained_on(plan.cls, run.info))
         except Exception as error:  # a plugin's summary may fail in any way
             record.cells |= _failed(run, plan, error)
         for name, values in scores.values.items():
@@ -195,6 +196,20 @@ class _Reading:
         ids = torch.from_numpy(_joined(entries, "ids")[kept]).long()
         has_lengths = "lengths" in entries[0].arrays
         return Tokens(ids, torch.from_numpy(_joined(entries, "lengths")[kept]).long() if has_lengths else None)
+
+
+def trained_on(metric: type[Metric], info: ModelInfo | None) -> str:
+    """What a reader must know of a model's figures in a metric whose network was a loss of its training, else ""."""
+    losses = info.training.losses if info and info.training else ()
+    shared = [loss for loss in losses if loss in metric.shares_network_with]
+    if shared == ["lpips"]:
+        return "trained on LPIPS, of a network that is not told: perhaps of the one that scores here"
+    return f"trained on {', '.join(shared)}: the same network scores here" if shared else ""
+
+
+def _noted(cells: Mapping[str, Value], note: str) -> dict[str, Value]:
+    """Cells with another note beside their own."""
+    return {n: dataclasses.replace(c, note="; ".join(filter(None, (c.note, note)))) for n, c in cells.items()}
 
 
 def _joined(entries: Sequence[Entry], name: str) -> np.ndarray:

@@ -54,6 +54,8 @@ class Metric(ABC):
         summary: one line for `python -m evals list`.
         version: raise it when the same inputs give other values.
         columns: the columns that it fills, in the table's order.
+        shares_network_with: losses (TrainingCompute.losses) of the same network: a model trained on one gets a note
+            beside its figures.
         protocol_fields: fields of the task's protocol on which its values depend; `build` is given their values.
     """
 
@@ -61,6 +63,7 @@ class Metric(ABC):
     summary: ClassVar[str] = ""
     version: ClassVar[int] = 1
     columns: ClassVar[tuple[Column, ...]] = ()
+    shares_network_with: ClassVar[tuple[str, ...]] = ()
     protocol_fields: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -98,6 +98,10 @@ class TLCMOptions(LacTokOptions):
     accelerator: str | None = None
 
 
+LPIPS_TRAINED = TrainingCompute(losses=("lpips",))
+"""Stage 2 (equation 6 of the paper) trains on LPIPS and does not name its network."""
+
+
 class LacTokTokenizer(Tokenizer):
     """A `LacTok` on square images of one size; subclasses load it, name its sampler and its noise.
 
@@ -202,6 +206,7 @@ class LacTokH(_Published):
     """LacTok-H: NFE 1, from Hyper-SD's one-step SDXL; fine-tuned in pixels on public images."""
 
     Options = LacTokOptions
+    TRAINING = LPIPS_TRAINED
     SOURCE = _unpublished("LacTok-H", "lactok-h", "recipe=pixel accelerator=hypersd scale=paper data.root=DIR", "")
 
     def _sampler(self) -> Sampler:
@@ -223,6 +228,7 @@ class LacTokT(_Published):
     """LacTok-T: low NFE, from TLCM's SDXL; fine-tuned in pixels on public images."""
 
     Options = LacTokTOptions
+    TRAINING = LPIPS_TRAINED
     SOURCE = _unpublished("LacTok-T", "lactok-t", "recipe=pixel accelerator=tlcm scale=paper data.root=DIR", "")
 
     def _sampler(self) -> Sampler:
@@ -234,7 +240,7 @@ class LacTokTStar(LacTokT):
 
     Options = LacTokTStarOptions
     SOURCE = HubWeights("OPPOer/LaCTok", "LaCTok-T.pth", otherwise="name a copy by options.lactok-t-star.weights=PATH")
-    TRAINING = TrainingCompute(data="the authors' constructed images")
+    TRAINING = TrainingCompute(data="the authors' constructed images", losses=LPIPS_TRAINED.losses)
 
 
 class VQLADD(_Published):

@@ -64,10 +64,10 @@ class PerceptualOptions:
         backbone, linear = lpips.sources(net)
         return (LocalWeights(self.perceptual_weights) if self.perceptual_weights else backbone), linear
 
-    def data_note(self, data: str) -> str:
-        """What an export says of its data, with LPIPS where the run saw it."""
-        net = NETWORKS[self.perceptual_network] if self.perceptual else None
-        return f"{data}; trained on LPIPS-{net}" if net else data
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """TrainingCompute.losses of an export: LPIPS where it has a part in the loss."""
+        return (self.perceptual_network,) if self.perceptual and NETWORKS[self.perceptual_network] else ()
 
 
 class FeatureDistance(nn.Module):

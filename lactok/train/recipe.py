@@ -54,10 +54,10 @@ class Provenance:
     training: TrainingCompute
     code_revision: str
 
-    def noting(self, note: Callable[[str], str]) -> Provenance:
-        """The same with another description of its data, made of this one."""
-        training = dataclasses.replace(self.training, data=note(self.training.data or ""))
-        return dataclasses.replace(self, training=training)
+    def with_losses(self, losses: tuple[str, ...]) -> Provenance:
+        """The same of a training on these perceptual losses, as in TrainingCompute."""
+        losses = tuple(sorted({*self.training.losses, *losses}))
+        return dataclasses.replace(self, training=dataclasses.replace(self.training, losses=losses))
 
 
 class Recipe(nn.Module, ABC):

@@ -96,7 +96,7 @@ class LlamaGen(_VQTokenizer):
         "81e41139272c038412e4fe8f1c52a51ebbf95b8b",
         "109aa8afb2cf3761eec23cdc8644154cb498f5ab7eef2a35264d25e5e0499f7d",
     )
-    TRAINING: ClassVar[TrainingCompute] = TrainingCompute(data="ImageNet train")
+    TRAINING: ClassVar[TrainingCompute] = TrainingCompute(data="ImageNet train", losses=("lpips-vgg",))
     CONFIG: ClassVar[VQConfig] = VQConfig()
 
     @classmethod
@@ -121,7 +121,7 @@ class LlamaGenT2I(LlamaGen):
         "276f5c5a3d915b922899a03f1912605531574747",
         "0e21fc1318e2e9ee641a07bdad0e20675e9ec35e6e3eb911d58b5d7a2cd8d4cb",
     )
-    TRAINING = TrainingCompute(data="ImageNet train, then LAION-COCO and internal images")
+    TRAINING = TrainingCompute(data="ImageNet train, then LAION-COCO and internal images", losses=("lpips-vgg",))
 
 
 class LlamaGenMini(_VQTokenizer):

@@ -103,4 +103,4 @@ class VQRecipe(Recipe):
 
     def export(self, path: Path, provenance: Provenance) -> None:
         """The model's weights, for `lactok.models.vq.VQModel`."""
-        export_model(path, self.model, self.options.model, provenance.noting(self.options.data_note))
+        export_model(path, self.model, self.options.model, provenance.with_losses(self.options.losses))

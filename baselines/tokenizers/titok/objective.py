@@ -129,7 +129,7 @@ class TiTokRecipe(Recipe):
 
     def export(self, path: Path, provenance: Provenance) -> None:
         """The model's weights, for `baselines.tokenizers.titok.model.TiTok`."""
-        export_model(path, self.model, self.options.model, provenance.noting(self.options.data_note))
+        export_model(path, self.model, self.options.model, provenance.with_losses(self.options.losses))
 
 
 def _short_training_start(model: TiTok) -> None:

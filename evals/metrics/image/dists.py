@@ -38,6 +38,7 @@ class DistsMetric(ImageMetric):
 
     name = "dists"
     summary = "DISTS: structure and texture, VGG-16"
+    shares_network_with = ("lpips-vgg", "lpips")
     columns = (Column("DISTS", "lower", digits=4, note="Ding et al. 2020, at evaluation size"),)
 
     def __init__(self, module: Dists) -> None:

@@ -81,6 +81,7 @@ class LpipsAlex(Lpips):
     name = "lpips-alex"
     summary = "LPIPS 0.1, AlexNet"
     net = "alex"
+    shares_network_with = ("lpips-alex", "lpips")
     columns = (Column("LPIPS-alex", "lower", digits=4, note="lpips 0.1, AlexNet", blind_to=("brighter",)),)
 
 
@@ -90,4 +91,5 @@ class LpipsVgg(Lpips):
     name = "lpips-vgg"
     summary = "LPIPS 0.1, VGG-16"
     net = "vgg"
+    shares_network_with = ("lpips-vgg", "lpips")
     columns = (Column("LPIPS-vgg", "lower", digits=4, note="lpips 0.1, VGG-16", blind_to=("brighter",)),)

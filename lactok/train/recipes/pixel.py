@@ -203,7 +203,7 @@ class PixelRecipe(TrainableCopyRecipe[PixelOptions]):
     def export(self, path: Path, provenance: Provenance) -> None:
         """As stage 1; the hours of the training include that stage's, and a row that saw LPIPS says so."""
         training = provenance.training.on_top_of(self._before) if self._before else provenance.training
-        provenance = replace(provenance, training=training).noting(self.options.data_note)
+        provenance = replace(provenance, training=training).with_losses(self.options.losses)
         self.save_trainable_copy(path, provenance, self._adapter, self.timesteps)
 
 

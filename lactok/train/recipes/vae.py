@@ -108,7 +108,7 @@ class VAERecipe(Recipe):
     def export(self, path: Path, provenance: Provenance) -> None:
         """The model's weights, for `lactok.models.autoencoder.build_autoencoder`, with the measured scaling factor."""
         config = dataclasses.replace(self.options.model, scaling_factor=1 / self.power.sqrt().item())
-        export_model(path, self.model, config, provenance.noting(self.options.data_note))
+        export_model(path, self.model, config, provenance.with_losses(self.options.losses))
 
     def start_from(self, path: Path) -> None:
         super().start_from(path)
