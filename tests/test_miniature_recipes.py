@@ -143,7 +143,7 @@ def test_all_that_is_not_frozen_learns_and_nothing_else(recipe: str, data: Path,
         ("vae", {"pixel": 0.8}),
         ("titok", {"pixel": 0.9}),
         ("flextok", {"flow": 0.9}),
-        ("seed", {"semantic": 0.9, "painting": 0.9}),
+        ("seed", {"colour": 0.9, "painting": 0.9}),
     ],
 )
 def test_loss_falls_on_photographs(recipe: str, below: dict[str, float], data: Path, tmp_path: Path):
@@ -248,7 +248,7 @@ def test_what_hangs_on_an_autoencoder_says_so(files: dict[str, Path], data: Path
     with pytest.raises(TrainConfigError, match="the decoder gives 64 pixels a side, the encoder reads 32"):
         settings("titok", data, tmp_path / "run", "options.model.pixel_ch_mult=[1,2,4]")
     config, recipe = settings("seed", data, tmp_path / "other", "options.features_stages=3")
-    with pytest.raises(ValueError, match="image_features_dim=208: the first 3 feature maps have 88 channels"):
+    with pytest.raises(ValueError, match="=256: the first 3 feature maps and 4x4 mean colours are 136 values"):
         train(config, recipe)
 
 
@@ -322,3 +322,14 @@ def test_every_prefix_of_spread_cells_covers_the_grid():
         assert torch.cdist(everywhere, chosen).min(1).values.max() <= farthest
     assert spread_cells(2, 6).tolist()[:4] == spread_cells(2, 6).tolist()[:4]
     assert sorted(spread_cells(2, 6).tolist()[:4]) == [0, 1, 2, 3]
+
+
+def test_seedtoks_target_ends_with_the_colours_of_cells(data: Path, tmp_path: Path):
+    recipe = SeedRecipe(settings("seed", data, tmp_path)[0].options, 1, 0)
+    images = torch.zeros(1, 3, 32, 32)
+    images[:, 0, :8, 24:] = 1.0  # the upper right of 4x4 cells is red
+    target = recipe._targets(images)
+    assert target.shape == (1, 208 + 48)
+    colours = target[0, 208:].view(3, 4, 4)
+    assert colours[0, 0, 3] > 0.99
+    assert colours.sum() == pytest.approx(colours[0, 0, 3].item())
