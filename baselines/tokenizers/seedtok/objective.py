@@ -1,8 +1,7 @@
 """The training objective of SeedTok in miniature, recipe `seed`.
 
 Encoder, quantizer and decoder learn to rebuild an image embedding from causal ids, as SEED does for unCLIP's CLIP
-embedding (arXiv 2310.01218, section 3.2); here the target is what EfficientNet-Lite2's feature maps hold on average,
-and the mean colours of a coarse grid: CLIP's embedding knows roughly what is where, and means of maps do not. A
+embedding (arXiv 2310.01218, section 3.2); here the target is what EfficientNet-Lite2's feature maps hold on average. A
 latent diffusion model learns to generate from the embedding that the ids give, with unCLIP's noise and schedules; its
 gradient stops there. Published, ViT and Q-Former come trained on hundreds of millions of captioned images, and text
 is a target, too. Lite2's last features, nearer to meaning, are out of reach: from hundreds of images, no part of
@@ -58,7 +57,6 @@ class SeedTrainingOptions(RevivalOptions):
 
     features_size: pixels a side to which images are enlarged for the target's network; features_stages: its feature
         maps whose means by channel are the target, 1 to 5.
-    colour_cells: side of the grid of cells whose mean colours are in the target, too, with the same weight; 0: none.
     most_noise: largest noise level of the embedding in training, of 1000; null_share: share without condition.
     quantize_from: the first step at which the decoder sees code embeddings; before it, the encoder's vectors.
     sample_steps, guidance_scale: of the sample images.
@@ -68,7 +66,6 @@ class SeedTrainingOptions(RevivalOptions):
     autoencoder: str | None = None
     features_size: int = 128
     features_stages: int = 4
-    colour_cells: int = 0
     most_noise: int = 100
     null_share: float = 0.1
     quantize_from: int = 0
@@ -101,11 +98,9 @@ class SeedRecipe(Recipe):
         width = _means(self.frozen["features"], torch.zeros(1, 3, 32, 32, device="cpu"), options).shape[1]
         if options.model.tokenizer.image_features_dim != width:
             raise ValueError(
-                f"options.model.tokenizer.image_features_dim={options.model.tokenizer.image_features_dim}: the first "
-                f"{options.features_stages} feature maps and {options.colour_cells}x{options.colour_cells} mean "
-                f"colours are {width} values"
+                f"options.model.tokenizer.image_features_dim={options.model.tokenizer.image_features_dim}: "
+                f"the first {options.features_stages} feature maps have {width} channels"
             )
-        self._maps = width - 3 * options.colour_cells**2
         self.statistics = nn.BatchNorm1d(width, affine=False, momentum=None)  # None: a mean of all images seen
         self.dead_codes = DeadCodes(tokenizer.n_embed, options)
         self._schedule = latents_schedule()
@@ -116,8 +111,7 @@ class SeedRecipe(Recipe):
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
-        """Image embeddings (B, D): means of feature maps by channel, then colours by cell, each brought to mean 0 and
-        deviation 1 over images."""
+        """Image embeddings (B, D): means of feature maps by channel, brought to mean 0, deviation 1 over images."""
         means = _means(self.frozen["features"], images, self.options)
         return F.batch_norm(means, self.statistics.running_mean, self.statistics.running_var)
 
@@ -144,12 +138,10 @@ class SeedRecipe(Recipe):
         if self.training and batch.step < STATISTICS_STEPS:
             self.statistics(_means(self.frozen["features"], batch.images, self.options))
         embeds, _, quantizer = self._embeds(batch.images, batch.step >= self.options.quantize_from)
-        errors = (embeds - self._targets(batch.images)).square()
-        semantic = errors[:, : self._maps].mean()
-        colour = errors[:, self._maps :].sum() / max(1, errors[:, self._maps :].numel())  # 0 where there are none
+        semantic = (embeds - self._targets(batch.images)).square().mean()
         denoising = self._denoising_errors(batch.images, embeds.detach(), batch.seeds).mean()
-        parts = {"semantic": semantic, "colour": colour, "painting": denoising, "quantizer": quantizer}
-        return Losses(semantic + colour + denoising + quantizer, {k: v.detach() for k, v in parts.items()})
+        parts = {"semantic": semantic, "painting": denoising, "quantizer": quantizer}
+        return Losses(semantic + denoising + quantizer, {k: v.detach() for k, v in parts.items()})
 
     def _denoising_errors(self, images: Tensor, embeds: Tensor, seeds: Sequence[int]) -> Tensor:
         """Squared error of the velocity (B,), at random times and noise levels of the embedding."""
@@ -207,14 +199,11 @@ class SeedRecipe(Recipe):
 
 @torch.no_grad()
 def _means(features: nn.Module, images: Tensor, options: SeedTrainingOptions) -> Tensor:
-    """Channel means of the first feature maps of enlarged images, and mean colours of cells: (B, D)."""
+    """Channel means (B, D) of the first feature maps of enlarged images."""
     size = (options.features_size,) * 2
     enlarged = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
     stages = cast("Effnet", features).stages(enlarged, options.features_stages)
-    means = [stage.float().mean((2, 3)) for stage in stages]
-    if options.colour_cells:
-        means.append(F.adaptive_avg_pool2d(images.float(), options.colour_cells).flatten(1))
-    return torch.cat(means, 1)
+    return torch.cat([stage.float().mean((2, 3)) for stage in stages], 1)
 
 
 @torch.no_grad()
