@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lactok import registry
+from lactok.items import Item
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +35,18 @@ class Loaded:
         tokens = f"{info.tokens_per_image} x {info.codebook_size}" if info.tokens_per_image else "continuous"
         return f"<{self.name}: {tokens}, {info.input_size} -> {info.output_size} pixels, {self.tokenizer.device}>"
 
-    def encode(self, images: Any, fit: Literal["crop", "squash"] | None = None) -> Tokens | Latents:
+    def encode(
+        self,
+        images: Any,
+        fit: Literal["crop", "squash"] | None = None,
+        items: Sequence[Item | str] | None = None,
+    ) -> Tokens | Latents:
         """Images to tokens (`.ids`: int64 (B, N)), or to latents where the tokenizer is continuous.
 
         images: one, a batch or a list of PIL images, NumPy arrays (H, W, 3) or tensors (3, H, W); uint8, or float in
         [0, 1]. Those of another size than info.input_size are resized as the protocols do: torch's antialiased bicubic,
-        clamped. fit: what becomes of images that are not square, the centre or the whole. Raises ValueError.
+        clamped. fit: what becomes of images that are not square, the centre or the whole. items: for a tokenizer that
+        asks for them, a file name or a lactok.items.Item an image. Raises ValueError.
         """
         import torch
 
@@ -49,16 +56,36 @@ class Loaded:
         ready = [_fitted(floats(image).to(device), size, fit) for image in separate(images)]
         if len(shapes := {tuple(image.shape) for image in ready}) > 1:
             raise ValueError(f"images of {len(shapes)} shapes: {self.name} takes any size, and one size in a batch")
+        call = self._told(self.tokenizer.encode, items, len(ready))
         with torch.no_grad():
-            return self.tokenizer.encode(torch.stack(ready)).owned()
+            return call(torch.stack(ready)).owned()
+
+    def _told(self, call: Callable[..., Any], items: Sequence[Item | str] | None, count: int) -> Callable[..., Any]:
+        """The call with the items that it asks for. Raises ValueError where it has none, or another number of them."""
+        from lactok.interface import asks_for_items, with_items
+
+        if not asks_for_items(call):
+            return call
+        if items is None or isinstance(items, str) or len(items) != count:
+            seen = "none" if items is None else repr(items) if isinstance(items, str) else len(items)
+            raise ValueError(
+                f"{self.name} asks for the items of {count} images, given: {seen}; items=[...] takes a file name or a "
+                "lactok.items.Item an image"
+            )
+        return with_items(call, [Item(i, i, "") if isinstance(i, str) else i for i in items])
 
     def decode(
-        self, tokens: Tokens | Latents | torch.Tensor, seeds: int | Sequence[int] = 0, form: Form = "tensor"
+        self,
+        tokens: Tokens | Latents | torch.Tensor,
+        seeds: int | Sequence[int] = 0,
+        form: Form = "tensor",
+        items: Sequence[Item | str] | None = None,
     ) -> torch.Tensor | np.ndarray | list[Image.Image]:
         """Tokens (or their ids alone) to images: float32 (B, 3, H, W) in [0, 1]; form="numpy": uint8 (B, H, W, 3);
         form="pil": a list of PIL images.
 
-        seeds: of a decoder that draws noise: one an image, or an int from which they count up. Raises ValueError.
+        seeds: of a decoder that draws noise: one an image, or an int from which they count up. items: as of `encode`.
+        Raises ValueError.
         """
         import torch
 
@@ -70,8 +97,9 @@ class Loaded:
         given = list(range(seeds, seeds + len(encoded))) if isinstance(seeds, int) else list(seeds)
         if len(given) != len(encoded):
             raise ValueError(f"{len(given)} seeds for {len(encoded)} images: expected one each, or an int")
+        call = self._told(self.tokenizer.decode, items, len(encoded))
         with torch.no_grad():
-            images = self.tokenizer.decode(encoded.to(self.tokenizer.device).owned(), given)
+            images = call(encoded.to(self.tokenizer.device).owned(), given)
         images = images.detach().float().clamp(0, 1).clone()
         if form == "tensor":
             return images
