@@ -38,8 +38,8 @@ def dataset_classes() -> Iterator[type[Dataset]]:
 def open_dataset(name: str, request: DatasetRequest, metadata: str | None = None) -> Dataset:
     """The dataset, ready to read, copies of an item in one cluster.
 
-    metadata: a CSV of what is known of its items (`with_metadata`). Raises DatasetError (a setting that the dataset does
-    not follow; an unknown name comes with the nearest ones; BadImages lists all bad files).
+    metadata: a CSV of what is known of its items (`with_metadata`). Raises DatasetError (a setting that the dataset
+    does not follow; an unknown name comes with the nearest ones; BadImages lists all bad files).
     """
     cls = dataset_class(name)
     if request.expect is not None and cls.expected is None:

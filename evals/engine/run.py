@@ -43,6 +43,7 @@ from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
 from evals.tasks.build import make_task, task_class
 from lactok.interface import Generator, Model, Tokenizer, asks_for_items
+from lactok.progress import silent
 from lactok.weights import offline
 
 # Images on the contact sheet.
@@ -70,15 +71,15 @@ def run(
     Failures of rows and metrics are in the record; raises ConfigError, DatasetError, StoreError, RankError.
     """
     started, ranks = time.time(), ranks or Ranks()
-    try:
+    with silent(quiet):
         try:
             return _run(config, quiet, ranks, started, live or {})
         except ChangedImage:
             if ranks.size > 1:  # the others hold the old list
                 raise
             return _run(config, quiet, Ranks(), started, live or {})  # the index is gone: every image is checked again
-    finally:
-        ranks.end()
+        finally:
+            ranks.end()
 
 
 def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float, live: Mapping[str, Model]) -> Finished:
