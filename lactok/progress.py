@@ -74,7 +74,7 @@ class NotebookProgress(Progress):
             self._handle = display(HTML(self._picture()), display_id=True)
             self._drawn = time.monotonic()
 
-    def update(self, task_id: TaskID, **changes: Any) -> None:  # type: ignore[override]  # the same keywords
+    def update(self, task_id: TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
         if self._handle is not None and time.monotonic() - self._drawn > DRAW_EVERY:
             self._draw(self._picture())
