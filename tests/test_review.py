@@ -118,6 +118,9 @@ def test_a_review_has_costs_rates_drift_and_steps(tmp_path: Path, data: Path, ca
     assert "| jpeg-payload | 80 |" in report
     assert "| steps\\[steps=4\\] | 8 |" in report
     assert "PSNR ↑ (dB):\n\n| tokenizer | after 1 | after 2 | after 3 |" in report
+    html = (folder / "report.html").read_text()
+    for heading in ("Costs", "Few steps", "What files are made of", "Colour by hue", "Round trips"):
+        assert f"<h2>{heading}</h2>" in html
     assert (folder / "few_steps.png").stat().st_size > 5000
     assert (folder / "round_trips.png").stat().st_size > 5000
     table = pd.read_csv(folder / "costs.csv").set_index("tokenizer")
