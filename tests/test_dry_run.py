@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lactok.train.__main__ import main
 from lactok.train.config import compose_config
 from lactok.train.dry_run import GIB, describe, plan
 from lactok.train.recipe import Batch, Losses, Recipe
-from lactok.train.simulate import StepCost, step_cost
+from lactok.train.simulate import StepCost, recomputed_as_on_cuda, step_cost
 from lactok.weights import LocalWeights, MissingWeights, UnpublishedWeights, UrlWeights, locate_all
 from tests.support import pictures
 
@@ -74,6 +75,49 @@ def test_memory_counts_what_is_alive_at_once():
     assert 2 * one <= cost.activation_bytes <= 4 * one
     half = step_cost(Linear().to("meta"), (100, 8), 0, 1, autocast=True)
     assert half.activation_bytes < cost.activation_bytes
+
+
+LAYERS, BLOCKS = 6, 12
+
+
+class Stack(nn.Module):
+    """Blocks of layers, each of which can be computed again in the backward pass, as diffusers' networks do it."""
+
+    _supports_gradient_checkpointing = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = [layer for _ in range(LAYERS) for layer in (nn.Linear(8, 8, bias=False), nn.Tanh())]
+        self.blocks = nn.ModuleList([nn.Sequential(*(type(m)(8, 8) if isinstance(m, nn.Linear) else m for m in block))
+                                     for _ in range(BLOCKS)])  # fmt: skip
+        self.again: Any = None
+
+    def enable_gradient_checkpointing(self, function: Any) -> None:
+        self.again = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x) if self.again is None else self.again(block, x)
+        return x
+
+
+class Deep(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Stack()])
+
+
+def test_gradient_checkpointing_holds_the_inputs_of_blocks_and_the_inside_of_one():
+    """The counter of operations must not hold what is computed again."""
+    one = 24 * 100 * 8 * 4  # bytes of a layer's output
+    plain, again = Deep().to("meta").train(), Deep().to("meta").train()
+    again.checkpoint_activations(recomputed_as_on_cuda(autocast=False))
+    costs = [step_cost(recipe, (100, 8), 0, 1, autocast=False) for recipe in (plain, again)]
+    assert costs[0].activation_bytes >= BLOCKS * LAYERS * one
+    inside = 2 * LAYERS * one  # of linear layers and of their tanh
+    assert BLOCKS * one <= costs[1].activation_bytes <= BLOCKS * one + inside + 4 * one < costs[0].activation_bytes / 2
+    forward = BLOCKS * LAYERS * 2 * 24 * 100 * 8 * 8
+    assert costs[1].flops - costs[0].flops == pytest.approx(forward, rel=0.02), "computed once more"
 
 
 def all_runs() -> list[tuple[str, ...]]:
