@@ -78,7 +78,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_review_has_costs_rates_drift_and_steps(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]):
     given = [*REVIEW, METRICS, "calibration=false", "dataset=folder", f"dataset.root='{data}'", f"out='{tmp_path}'"]
     assert command.main([*given, "--quiet"]) == 0, "unreachable rates are no fault"
-    assert "unreachable" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "unreachable" in said
+    assert said.rstrip().endswith("report.html"), "what is to be opened stands last"
     (folder,) = tmp_path.glob("runs/review-*")
     record = from_json((folder / "run.json").read_text())
     assert from_json(to_json(record)) == record
