@@ -44,7 +44,8 @@ FLASH_WIDTH = 256
 class StepCost:
     """flops: multiplications and additions of matrix products, convolutions and attention, forward and backward.
 
-    activation_bytes: the most that is alive at once beyond weights and gradients.
+    activation_bytes: the most that is alive at once beyond weights and all gradients. In a step of one micro-batch the
+    gradients come during the backward pass, and activations have their room until then; of several they are there.
     """
 
     flops: int
@@ -61,15 +62,16 @@ def step_cost(recipe: Recipe, images: tuple[int, int], step: int, micro_batches:
     batch = recipe.meta_batch(recipe.options, count, side, step)
     given = [value for value in vars(batch).values() if isinstance(value, Tensor)]
     known = [*recipe.parameters(), *recipe.buffers(), *given]
-    for parameter in recipe.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-            known.append(parameter.grad)
+    learning = [parameter for parameter in recipe.parameters() if parameter.requires_grad]
+    for parameter in learning if micro_batches > 1 else ():
+        parameter.grad = torch.zeros_like(parameter)
+        known.append(parameter.grad)
     memory, flops = AliveBytes(known), _flop_counter()
     with flops, memory, CudaKernels(autocast):
         torch.autograd.backward([recipe(batch).total])
     recipe.zero_grad()
-    return StepCost(flops.get_total_flops() * micro_batches, memory.peak)
+    gradients = 0 if micro_batches > 1 else sum(p.numel() * p.element_size() for p in learning)
+    return StepCost(flops.get_total_flops() * micro_batches, max(0, memory.peak - gradients))
 
 
 def _flop_counter() -> FlopCounterMode:
