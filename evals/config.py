@@ -24,13 +24,14 @@ class DatasetConfig:
     """name: see `python -m evals list`; root: folder or file of the data, where the dataset needs one; expect: its
     number of items, where a part of a dataset of published size is wanted; cluster: of a folder, which images belong
     together for intervals: "folder", "file", or a CSV with columns file and cluster; max_pixels: images with more are
-    refused, None: the decoder's limit."""
+    refused, None: the decoder's limit; metadata: a CSV of what models that ask for it are told of each item."""
 
     name: str = "photos"
     root: str | None = None
     expect: int | None = None
     cluster: str | None = None
     max_pixels: int | None = None
+    metadata: str | None = None
 
 
 @dataclass
@@ -353,6 +354,7 @@ def _check(config: RunConfig) -> None:
         ("out", config.out),
         ("dataset.root", config.dataset.root),
         ("dataset.cluster", config.dataset.cluster),
+        ("dataset.metadata", config.dataset.metadata),
     ):
         if value is not None and not value.strip():  # it would be the current folder
             raise ConfigError(f"{name}= is empty (an unset shell variable?): name it, or leave {name} out")

@@ -34,6 +34,7 @@ def evaluate(
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: bool = False,
+    metadata: str | Path | None = None,
     progress: bool = True,
     threads: int | None = None,
     **settings: Any,
@@ -49,7 +50,8 @@ def evaluate(
     out: a folder that keeps all work, as the command line's out=; a later call does not do it again. None: nothing is
         kept but the results.
     options: by row name, a plugin's options; a list of values gives a row a value.
-    calibration: add the calibration rows. progress: show it. threads: of the CPU, None: as the command line,
+    calibration: add the calibration rows. metadata: of a folder of images, a CSV of what tokenizers that ask for it are
+        told of each (dataset.metadata). progress: show it. threads: of the CPU, None: as the command line,
         OMP_NUM_THREADS or 1; figures of several may differ in the last digits.
     settings: other keys of the command line: limit, device, seed, seeds, precision, weights, scale, dataset, ...
 
@@ -83,6 +85,7 @@ def evaluate(
         if not config.metrics:
             raise ConfigError("metrics is empty, so there would be no figures: name one, a list, or 'default'")
         in_memory = _set_images(config, images, folders)
+        config.dataset.metadata = None if metadata is None else str(metadata)
         with _in_eval_mode(live.values()):
             finished = engine.run(config, quiet=not progress, live=live)
         finished.job._built.clear()  # the metrics' networks

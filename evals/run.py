@@ -102,11 +102,12 @@ def publish(finished: Finished, argv: list[str]) -> int:
     """Write the run's record, tables, report and contact sheet; print the table; return the exit status."""
     from evals.record import FAULTS
     from evals.report.console import print_run
+    from evals.report.html import NAME as PAGE
     from evals.report.output import write_run
 
     paths = write_run(finished, shlex.join(["python", "-m", "evals.run", *argv]))
     print_run(finished.record)
-    print("\n".join(str(path) for path in paths))
+    print("\n".join(str(path) for path in sorted(paths, key=lambda path: path.name == PAGE)))  # to be opened: last
     bad = [row for row in finished.record.rows if row.status in FAULTS]
     if bad:
         names = ", ".join(f"{row.label} ({row.status})" for row in bad)

@@ -7,9 +7,10 @@ and how, is the protocol's business (evals/tasks).
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -305,7 +306,11 @@ class Model(ABC):  # noqa: B024  # its kinds declare what is abstract
 
 
 class Tokenizer(Model):
-    """An image to tokens and back."""
+    """An image to tokens and back.
+
+    `encode` and `decode` that have a parameter `items` are also given one Item an image: its file name (`items[i].id`)
+    and what the dataset knows of it (`items[i].metadata`). Both are then in the keys of what they give.
+    """
 
     @property
     @abstractmethod
@@ -323,6 +328,26 @@ class Tokenizer(Model):
         seeds: one non-negative 63-bit integer an image. A decoder that draws noise draws image i's noise from
         seeds[i] alone, so that the result does not depend on order, batch or sharding.
         """
+
+
+def asks_for_items(call: Any) -> bool:
+    """Whether an `encode` or `decode` has a parameter `items`."""
+    try:
+        return "items" in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # of compiled code that does not tell
+        return False
+
+
+def with_items(call: Callable[..., Any], items: Sequence[Item]) -> Callable[..., Any]:
+    """The call, given copies of these items where it asks for them."""
+    if not asks_for_items(call):
+        return call
+    given = [dataclasses.replace(i, tags=dict(i.tags), metadata=dict(i.metadata)) for i in items]
+
+    def called(*arguments: Any) -> Any:
+        return call(*arguments, items=given)
+
+    return called
 
 
 class Generator(Model):

@@ -17,6 +17,8 @@ class Item:
     content_hash: sha256 hex of what determines it (a file's bytes, a tile's decoded pixels, a prompt's text).
     payload: a prompt's text; "" for an image, whose pixels the dataset reads.
     tags: what metrics need to know of it besides the payload (GenEval's task and objects), plain JSON values.
+    metadata: what else is known of it (a caption, a label), plain JSON values, for models that ask for it. It
+    identifies neither the item nor its dataset.
     """
 
     id: str
@@ -24,6 +26,7 @@ class Item:
     content_hash: str
     payload: str = ""
     tags: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def item_seed(seed: int, seed_index: int, content_hash: str) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lactok import registry
+from lactok.items import Item
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from lactok.interface import Latents, Tokenizer, TokenizerInfo, Tokens
 
 Form = Literal["tensor", "numpy", "pil"]
+# Images that a tokenizer is given at a time, as the harness gives them.
+BATCH = 16
 
 
 class Loaded:
@@ -34,35 +37,70 @@ class Loaded:
         tokens = f"{info.tokens_per_image} x {info.codebook_size}" if info.tokens_per_image else "continuous"
         return f"<{self.name}: {tokens}, {info.input_size} -> {info.output_size} pixels, {self.tokenizer.device}>"
 
-    def encode(self, images: Any, fit: Literal["crop", "squash"] | None = None) -> Tokens | Latents:
+    def encode(
+        self,
+        images: Any,
+        fit: Literal["crop", "squash"] | None = None,
+        items: Sequence[Item | str] | None = None,
+        progress: bool = True,
+    ) -> Tokens | Latents:
         """Images to tokens (`.ids`: int64 (B, N)), or to latents where the tokenizer is continuous.
 
         images: one, a batch or a list of PIL images, NumPy arrays (H, W, 3) or tensors (3, H, W); uint8, or float in
         [0, 1]. Those of another size than info.input_size are resized as the protocols do: torch's antialiased bicubic,
-        clamped. fit: what becomes of images that are not square, the centre or the whole. Raises ValueError.
+        clamped. fit: what becomes of images that are not square, the centre or the whole. items: for a tokenizer that
+        asks for them, a file name or a lactok.items.Item an image. progress: show it, of more than BATCH images, which
+        go BATCH at a time. Raises ValueError.
         """
         import torch
 
         from lactok.images.arrays import floats, separate
+        from lactok.interface import with_items
 
-        size, device = self.info.input_size, self.tokenizer.device
-        ready = [_fitted(floats(image).to(device), size, fit) for image in separate(images)]
-        if len(shapes := {tuple(image.shape) for image in ready}) > 1:
-            raise ValueError(f"images of {len(shapes)} shapes: {self.name} takes any size, and one size in a batch")
-        with torch.no_grad():
-            return self.tokenizer.encode(torch.stack(ready)).owned()
+        size, device, given = self.info.input_size, self.tokenizer.device, separate(images)
+        told = self._told(self.tokenizer.encode, items, len(given))
+        shapes: set[tuple[int, ...]] = set()
+        parts = []
+        for part in _parts(len(given), f"{self.name}: encoding", progress):
+            ready = [_fitted(floats(image).to(device), size, fit) for image in given[part]]
+            shapes |= {tuple(image.shape) for image in ready}
+            if len(shapes) > 1:
+                raise ValueError(f"images of {len(shapes)} shapes: {self.name} takes any size, and one size in a batch")
+            with torch.no_grad():
+                parts.append(with_items(self.tokenizer.encode, told[part])(torch.stack(ready)).owned())
+        return parts[0] if len(parts) == 1 else type(parts[0]).cat(parts)
+
+    def _told(self, call: Any, items: Sequence[Item | str] | None, count: int) -> list[Item]:
+        """The items that a call asks for. Raises ValueError where it has none, or another number of them."""
+        from lactok.interface import asks_for_items
+
+        if not asks_for_items(call):
+            return []
+        if items is None or isinstance(items, str) or len(items) != count:
+            seen = "none" if items is None else repr(items) if isinstance(items, str) else len(items)
+            raise ValueError(
+                f"{self.name} asks for the items of {count} images, given: {seen}; items=[...] takes a file name or a "
+                "lactok.items.Item an image"
+            )
+        return [Item(i, i, "") if isinstance(i, str) else i for i in items]
 
     def decode(
-        self, tokens: Tokens | Latents | torch.Tensor, seeds: int | Sequence[int] = 0, form: Form = "tensor"
+        self,
+        tokens: Tokens | Latents | torch.Tensor,
+        seeds: int | Sequence[int] = 0,
+        form: Form = "tensor",
+        items: Sequence[Item | str] | None = None,
+        progress: bool = True,
     ) -> torch.Tensor | np.ndarray | list[Image.Image]:
         """Tokens (or their ids alone) to images: float32 (B, 3, H, W) in [0, 1]; form="numpy": uint8 (B, H, W, 3);
         form="pil": a list of PIL images.
 
-        seeds: of a decoder that draws noise: one an image, or an int from which they count up. Raises ValueError.
+        seeds: of a decoder that draws noise: one an image, or an int from which they count up. items, progress: as of
+        `encode`. Raises ValueError.
         """
         import torch
 
-        from lactok.interface import Tokens
+        from lactok.interface import Tokens, with_items
 
         if form not in ("tensor", "numpy", "pil"):
             raise ValueError(f"form={form!r}: expected tensor, numpy or pil")
@@ -70,9 +108,13 @@ class Loaded:
         given = list(range(seeds, seeds + len(encoded))) if isinstance(seeds, int) else list(seeds)
         if len(given) != len(encoded):
             raise ValueError(f"{len(given)} seeds for {len(encoded)} images: expected one each, or an int")
-        with torch.no_grad():
-            images = self.tokenizer.decode(encoded.to(self.tokenizer.device).owned(), given)
-        images = images.detach().float().clamp(0, 1).clone()
+        told, device = self._told(self.tokenizer.decode, items, len(encoded)), self.tokenizer.device
+        parts = []
+        for part in _parts(len(encoded), f"{self.name}: decoding", progress):
+            with torch.no_grad():
+                decoded = with_items(self.tokenizer.decode, told[part])(encoded[part].to(device).owned(), given[part])
+            parts.append(decoded.detach().float().clamp(0, 1).clone())
+        images = torch.cat(parts)
         if form == "tensor":
             return images
         arrays = (images * 255 + 0.5).floor().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -104,6 +146,19 @@ def load(name: str, weights: str | None = None, device: Any = "auto", **options:
             raise ValueError(f"{name} has no option {key!r}; it has {', '.join(declared) or 'none'}")
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     return Loaded(name, cls(cls.Options(**given), torch.device(chosen if device == "auto" else device)))
+
+
+def _parts(count: int, doing: str, progress: bool) -> Iterator[slice]:
+    """Ranges of BATCH images, with progress where there are several."""
+    from lactok.progress import Meter, silent
+
+    with silent(not progress or count <= BATCH):
+        meter = Meter(count, doing)
+    with meter:
+        for start in range(0, max(count, 1), BATCH):
+            stop = min(start + BATCH, count)
+            yield slice(start, stop)
+            meter.at(stop)
 
 
 def _fitted(image: torch.Tensor, size: int | None, fit: str | None) -> torch.Tensor:

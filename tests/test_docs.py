@@ -70,7 +70,7 @@ def test_the_generator_of_the_docs_runs_as_written(tmp_path: Path):
     assert "detail=8" in report
     assert (the_run(out) / "contact.png").is_file()
     listed = evals("list", "generators", plugins=(plugin,), module="evals")
-    assert re.search(rf"{name} +any", listed.stdout)
+    assert f"{name} (scale any, " in listed.stdout
 
 
 def test_the_metric_of_the_docs_is_gmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -119,7 +119,7 @@ def test_the_dataset_of_the_docs_is_listed_and_read_as_written(tmp_path: Path):
     assert len(snippet(text, "python").splitlines()) < 30
     done = evals("list", "datasets", plugins=(plugin,), module="evals")
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"{name} +40 computed gradients +gradient_images +yes", done.stdout)
+    assert f"{name} (package gradient_images, here yes)\n    40 computed gradients\n" in done.stdout
     code = (
         "import sys; from pathlib import Path; from evals.datasets.base import DatasetRequest; "
         "from evals.datasets.registry import open_dataset; "

@@ -348,6 +348,22 @@ def test_in_a_browser_it_works_without_errors_or_requests(finished: engine.Finis
         assert tab.evaluate("viewer.order") == np.argsort(behind, kind="stable").tolist()
         assert tab.evaluate("viewer.right") == str(noisy), "what is sorted by is what is looked at"
 
+        cell = "document.querySelector('#table tr[data-row=\"%s\"]').children[2]"
+        tab.evaluate(f"{cell % toy}.click()")
+        assert tab.evaluate("viewer.order") == np.argsort(finished.per_image["toy"].values["PSNR"][0]).tolist()
+        assert tab.evaluate("[viewer.right, byId('sort-less').value, byId('place').textContent]") == [
+            str(toy),
+            "",
+            "1 of 5",
+        ]
+        tab.until("byId('why').textContent.includes('toy, places among 5 images: PSNR')")
+        said = tab.evaluate("byId('why').textContent")
+        assert re.search(r"toy, places among 5 images: PSNR [\d.]+ dB \(worst\), SSIM 0\.\d+ \((\d.. )?worst\)", said)
+        assert re.search(r"The other rows on it, by PSNR: noisy \((\d.. )?worst\)", said)
+        identity = next(i for i, row in enumerate(rows) if row.label == "identity")
+        tab.evaluate(f"{cell % identity}.click()")
+        tab.until(f"viewer.right === '{identity}' && byId('why').textContent === ''")  # all are alike
+
         tab.evaluate("byId('filter').value = 'NOISY'; byId('filter').dispatchEvent(new Event('input'))")
         tab.until("document.querySelectorAll('#grid canvas').length === 2")
         assert (

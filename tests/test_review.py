@@ -78,7 +78,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_review_has_costs_rates_drift_and_steps(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]):
     given = [*REVIEW, METRICS, "calibration=false", "dataset=folder", f"dataset.root='{data}'", f"out='{tmp_path}'"]
     assert command.main([*given, "--quiet"]) == 0, "unreachable rates are no fault"
-    assert "unreachable" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "unreachable" in said
+    assert said.rstrip().endswith("report.html"), "what is to be opened stands last"
     (folder,) = tmp_path.glob("runs/review-*")
     record = from_json((folder / "run.json").read_text())
     assert from_json(to_json(record)) == record
@@ -118,6 +120,9 @@ def test_a_review_has_costs_rates_drift_and_steps(tmp_path: Path, data: Path, ca
     assert "| jpeg-payload | 80 |" in report
     assert "| steps\\[steps=4\\] | 8 |" in report
     assert "PSNR ↑ (dB):\n\n| tokenizer | after 1 | after 2 | after 3 |" in report
+    html = (folder / "report.html").read_text()
+    for heading in ("Costs", "Few steps", "What files are made of", "Colour by hue", "Round trips"):
+        assert f"<h2>{heading}</h2>" in html
     assert (folder / "few_steps.png").stat().st_size > 5000
     assert (folder / "round_trips.png").stat().st_size > 5000
     table = pd.read_csv(folder / "costs.csv").set_index("tokenizer")

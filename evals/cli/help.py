@@ -55,6 +55,8 @@ Keys (key=value, Hydra syntax; lists are [a,b]; write "dataset.root='/my dir'" w
                           part, of N images
   dataset.cluster=file|folder|CSV   of dataset=folder: what intervals resample: each file, the files of each folder,
                           or clusters by a CSV with columns file,cluster; copies always share one           [file]
+  dataset.metadata=CSV    what tokenizers that ask for it are told of each image (a caption, a label): columns file and
+                          one a fact (docs/adding-a-tokenizer.md)                                        [nothing]
   dataset.max_pixels=N    refuse images with more pixels, of folders and the paper's datasets         [89,478,485]
   on_bad_image=stop|skip  stop with the list of all unreadable images, or leave them out and say so         [stop]
   max_refused=N|P%        a model that refuses more items fails; those that it refuses are counted and not scored

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evals.cli.listing import Listing
 
 HELP = """\
 usage: python -m evals list [tokenizers] [generators] [calibration] [datasets] [suites] [metrics]
@@ -12,6 +15,7 @@ usage: python -m evals list [tokenizers] [generators] [calibration] [datasets] [
 Shows the names that `python -m evals.run` takes, what each needs (checkpoints, data) and whether that is here.
 Nothing is downloaded. Without a word: all seven. `list tokenizers` and `list generators` also show every option with
 its type, default and meaning: options.NAME.OPTION=VALUE sets one, options.NAME.OPTION=[a,b] makes a row of each value.
+Columns where the terminal is wide enough for them, else a block for each name.
 
     python -m evals list tokenizers --markdown > docs/tokenizers.md
 """
@@ -48,20 +52,10 @@ def main(argv: list[str]) -> int:
     return max(sections[word]() for word in argv or sections)
 
 
-def _table(title: str, *columns: str) -> Any:
-    from rich.table import Table
+def _table(title: str, *columns: str) -> Listing:
+    from evals.cli.listing import Listing
 
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=place == 0)  # the first holds the names to type
-    return table
-
-
-def _show(table: Any) -> None:
-    from rich.console import Console
-
-    Console(soft_wrap=False).print(table)
-    print()
+    return Listing(title, columns)
 
 
 def _licences_of(cls: Any) -> str:
@@ -86,15 +80,15 @@ def _models(group: str, options: bool = False) -> int:
             needs, here, reasons = _here(sources)
             missing += [named(reason, name) for reason in reasons]
             names = "\n".join([name, *(f"also {alias}" for alias in registry.aliases_of(group, name))])
-            table.add_row(names, cls.scale, entry.distribution, _licences_of(cls), needs, _pinned(sources), here)
+            table.add(names, cls.scale, entry.distribution, _licences_of(cls), needs, _pinned(sources), here)
         except Unavailable as error:
-            table.add_row(name, cls.scale, entry.distribution, _licences_of(cls), "a package", "–", "no")
+            table.add(name, cls.scale, entry.distribution, _licences_of(cls), "a package", "–", "no")
             missing.append(named(str(error), name))
         except registry.BrokenPlugin as error:
             broken = 1
-            table.add_row(name, "?", entry.distribution, "?", "?", "?", "broken")
+            table.add(name, "?", entry.distribution, "?", "?", "?", "broken")
             missing.append(str(error))
-    _show(table)
+    table.show()
     if options:
         _show_options(found)
     _show_missing(missing)
@@ -109,8 +103,8 @@ def _show_options(models: dict[str, Any]) -> None:
     table = _table(title, "option", "type", "default", "meaning")
     for name, cls in models.items():
         for option in options_of(cls.Options):
-            table.add_row(f"options.{name}.{option.name}", option.type, option.default, option.meaning)
-    _show(table)
+            table.add(f"options.{name}.{option.name}", option.type, option.default, option.meaning)
+    table.show()
 
 
 def _pinned(sources: Any) -> str:
@@ -152,8 +146,14 @@ def _named(sources: Any) -> list[str]:
 
 def _show_missing(missing: list[str]) -> None:
     if missing:
+        from rich.console import Console
+
+        from evals.cli.listing import wrapped
+
+        width = Console().width
         print("What is missing here:")
-        print("\n".join(f"- {line}" for line in dict.fromkeys(missing)))
+        for line in dict.fromkeys(missing):
+            print("\n".join(wrapped(f"- {line}", width, "  ")))
         print()
 
 
@@ -167,12 +167,12 @@ def _datasets() -> int:
             needs = registry.load("datasets", name).needs()
             where = f"yes: {needs.where}" if needs.where else "yes"
             here = {True: where, False: "no", None: "give dataset.root=DIR"}[needs.here]
-            table.add_row(name, needs.summary, entry.distribution, here)
+            table.add(name, needs.summary, entry.distribution, here)
         except registry.BrokenPlugin as error:
             broken = 1
-            table.add_row(name, "?", entry.distribution, "broken")
+            table.add(name, "?", entry.distribution, "broken")
             missing.append(str(error))
-    _show(table)
+    table.show()
     _show_missing(missing)
     return broken
 
@@ -182,8 +182,8 @@ def _suites() -> int:
 
     table = _table("Suites (suite=NAME)", "name", "what")
     for suite in suites().values():
-        table.add_row(suite.name, suite.summary)
-    _show(table)
+        table.add(suite.name, suite.summary)
+    table.show()
     return 0
 
 
@@ -198,13 +198,13 @@ def _metrics() -> int:
             cls = metric_class(name)
             needs, here, reasons = _here(cls.weights())
             missing += reasons
-            table.add_row(name, cls.summary, entry.distribution, needs, _pinned(cls.weights()), here)
+            table.add(name, cls.summary, entry.distribution, needs, _pinned(cls.weights()), here)
         except Exception as error:  # a plugin may fail in any way; the others are listed
             broken = 1
-            table.add_row(name, "?", entry.distribution, "?", "?", "broken")
+            table.add(name, "?", entry.distribution, "?", "?", "broken")
             told = isinstance(error, (registry.RegistryError, UnusableMetric))
             missing.append(f"metric {name}: {error if told else f'{type(error).__name__}: {error}'}")
-    _show(table)
+    table.show()
     _show_missing(missing)
     return broken
 
@@ -218,6 +218,6 @@ def _protocols() -> int:
     for name in group_names("protocol"):
         text = (files("evals.conf") / "protocol" / f"{name}.yaml").read_text()
         fields = [line.strip() for line in text.splitlines() if line and not line.startswith(("#", "name"))]
-        table.add_row(name, ", ".join(fields))
-    _show(table)
+        table.add(name, ", ".join(fields))
+    table.show()
     return 0

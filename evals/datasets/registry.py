@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from evals.datasets.base import Dataset, DatasetError, DatasetRequest
 from evals.datasets.duplicates import share_clusters
+from evals.datasets.metadata import with_metadata
 from lactok import registry
 
 
@@ -34,11 +35,11 @@ def dataset_classes() -> Iterator[type[Dataset]]:
             continue
 
 
-def open_dataset(name: str, request: DatasetRequest) -> Dataset:
+def open_dataset(name: str, request: DatasetRequest, metadata: str | None = None) -> Dataset:
     """The dataset, ready to read, copies of an item in one cluster.
 
-    Raises DatasetError (a setting that the dataset does not follow; an unknown name comes with the nearest ones;
-    BadImages lists all bad files).
+    metadata: a CSV of what is known of its items (`with_metadata`). Raises DatasetError (a setting that the dataset
+    does not follow; an unknown name comes with the nearest ones; BadImages lists all bad files).
     """
     cls = dataset_class(name)
     if request.expect is not None and cls.expected is None:
@@ -50,6 +51,8 @@ def open_dataset(name: str, request: DatasetRequest) -> Dataset:
             able = ", ".join(other.name for other in dataset_classes() if setting in other.settings)
             raise DatasetError(f"{key}={value}: dataset={name} does not follow it; these do: {able}")
     dataset = cls.open(request)
+    if metadata is not None:
+        dataset.items = with_metadata(dataset.items, metadata)
     dataset.items, notes = share_clusters(dataset.items)
     dataset.notes = [*dataset.notes, *notes]
     return dataset

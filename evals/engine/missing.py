@@ -70,7 +70,7 @@ def _open(config: RunConfig, cache_dir: Path) -> Dataset:
         "srgb" if isinstance(protocol, ReconstructionProtocol) and protocol.colour == "srgb" else None,
         protocol.eval_size if isinstance(protocol, ReconstructionProtocol) else None,
     )
-    return open_dataset(dataset.name, request)
+    return open_dataset(dataset.name, request, dataset.metadata)
 
 
 def _of_row(row: Row, download: bool) -> list[MissingFile]:

@@ -90,6 +90,11 @@ class ModelRun:
     _batchers: dict[str, Batcher] = field(default_factory=dict)
 
     @property
+    def kind(self) -> type[Model]:
+        """The class of its model."""
+        return type_of(self.row)
+
+    @property
     def node(self) -> Artifact:
         """What determines its results, apart from items, protocol and seed."""
         assert self.identity is not None, f"{self.row.label} has no identity yet"

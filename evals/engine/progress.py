@@ -13,7 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from evals.engine.batches import most_held_gib
 from evals.engine.ranks import Ranks
-from lactok.progress import SAY_EVERY, TELLING, bar
+from lactok.progress import SAY_EVERY, TELLING, bar, draws
 
 # Seconds between polls of what the other processes have done.
 POLL_EVERY = 1.0
@@ -66,7 +66,8 @@ class RankProgress:
 
 
 class LiveProgress:
-    """Bars on a terminal, a line every few seconds elsewhere, nothing when quiet. A unit is a row's chunk."""
+    """Bars on a terminal and in a notebook, a line every few seconds elsewhere, nothing when quiet. A unit is a row's
+    chunk."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class LiveProgress:
         """total: row-chunks of the run, those that the store already holds included."""
         self._states = [State(total) for _ in self._states]
         self._began = self._said = self._polled = self._clock()
-        if self._quiet or not self._console.is_terminal or total == 0:
+        if self._quiet or not draws(self._console) or total == 0:
             return
         if self._bar is not None:
             self._bar.stop()

@@ -42,7 +42,8 @@ from evals.metrics.plan import plan
 from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
 from evals.tasks.build import make_task, task_class
-from lactok.interface import Generator, Model
+from lactok.interface import Generator, Model, Tokenizer, asks_for_items
+from lactok.progress import silent
 from lactok.weights import offline
 
 # Images on the contact sheet.
@@ -70,15 +71,15 @@ def run(
     Failures of rows and metrics are in the record; raises ConfigError, DatasetError, StoreError, RankError.
     """
     started, ranks = time.time(), ranks or Ranks()
-    try:
+    with silent(quiet):
         try:
             return _run(config, quiet, ranks, started, live or {})
         except ChangedImage:
             if ranks.size > 1:  # the others hold the old list
                 raise
             return _run(config, quiet, Ranks(), started, live or {})  # the index is gone: every image is checked again
-    finally:
-        ranks.end()
+        finally:
+            ranks.end()
 
 
 def _run(config: RunConfig, quiet: bool, ranks: Ranks, started: float, live: Mapping[str, Model]) -> Finished:
@@ -329,6 +330,10 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         "clusters": [item.cluster for item in job.dataset.items],
         "conditions": conditions,
     } | ({"costs": config.costs, "drift": config.drift} if config.costs or config.drift else {})
+    told = [run.row.label for run in job.runs if _is_told(run)]
+    if told:
+        known = [[item.id, dict(item.metadata)] for item in job.dataset.items]
+        determining["told"] = sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     return RunRecord(
         suite=config.suite,
         task=job.task.name,
@@ -344,7 +349,7 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         clusters=len({item.cluster for item in job.dataset.items}),
         unit=job.task.unit,
         left_out=[dataclasses.asdict(bad) for bad in job.dataset.left_out],
-        notes=list(job.dataset.notes),
+        notes=[*job.dataset.notes, *([_told(job.dataset, told)] if told else [])],
         missing_metrics=list(job.metrics.missing),
         columns=[column_record(planned.column, planned.kind) for planned in job.metrics.columns],
         device=describe_device(job.device),
@@ -353,6 +358,18 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         code_revision=code_revision(),
         started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _is_told(run: ModelRun) -> bool:
+    """Whether it is a tokenizer that asks for the names of images and what is known of them."""
+    cls = run.row.cls
+    return cls is not None and issubclass(cls, Tokenizer) and (asks_for_items(cls.encode) or asks_for_items(cls.decode))
+
+
+def _told(dataset: Dataset, labels: list[str]) -> str:
+    known = dict.fromkeys(key for item in dataset.items for key in item.metadata)
+    what = f"names and {', '.join(known)}" if known else "names, without metadata"
+    return f"given the images' {what}, beside the images: {', '.join(labels)}"
 
 
 def column_record(column: Column, kind: Literal["image", "set", "token"] = "image") -> ColumnRecord:

@@ -17,13 +17,14 @@ from evals.metrics.base import ImageMetric
 from evals.record import RunRecord
 from evals.report.html_data import PageData, ShownItem, headers, page_json, readable, script_json, table_rows
 from evals.report.html_images import place_images
+from evals.report.html_review import review_of
 from evals.report.markdown import interval_note, run_title
 from evals.report.table import devices_text, is_mini, items_text, shown_table
 
 NAME = "report.html"
 STYLES = ("report.css",)
 # In the order in which the page runs them.
-SCRIPTS = ("report_table.js", "report_plots.js", "report_viewer.js")
+SCRIPTS = ("report_table.js", "report_viewer.js", "report_plots.js", "report_review.js")
 
 
 def write_page(finished: Finished) -> Path:
@@ -72,6 +73,7 @@ def render(page: PageData, images: Mapping[str, Any], thumbnails: Mapping[int, A
         footnotes=table.footnotes,
         conditions=_conditions(run),
         interval_note=interval_note(run),
+        review=review_of(run),
         has_images=bool(images["shown"]),
         reasons=any(page.reasons.values()),
         data=Markup(script_json(page_json(page, images))),

@@ -12,6 +12,7 @@ import numpy as np
 
 from evals.record import RowRecord, RunRecord
 from evals.report.comparison import published_comparisons
+from evals.report.html_review import review_json
 from evals.report.rate import rate_columns
 from evals.report.symbols import ARROWS, NOTHING, short_labels
 from evals.report.table import Cell, number_text, shown_table
@@ -168,6 +169,7 @@ def page_json(page: PageData, images: Mapping[str, Any]) -> dict[str, Any]:
             for row in run.rows
         ],
         "plots": _plotted(run),
+        "review": review_json(run),
         "reasons": [
             {key: [readable(reason) for reason in reasons] for key, reasons in page.reasons.get(row.label, {}).items()}
             for row in run.rows

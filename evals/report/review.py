@@ -50,7 +50,7 @@ def _costs_line(row: RowRecord) -> list[str]:
     speeds = [row.speed.get(name) for name in STEPS]
     devices = dict.fromkeys(device for speed in speeds if speed for device in speed.devices)
     tokens = NOTHING if row.tokens_per_image is None else f"{row.tokens_per_image:,}"
-    rates = [NOTHING if speed is None else f"{speed.images_per_second:,.3g}" for speed in speeds]
+    rates = [NOTHING if speed is None else _rate(speed.images_per_second) for speed in speeds]
     return [
         row.label,
         tokens,
@@ -63,6 +63,11 @@ def _costs_line(row: RowRecord) -> list[str]:
         *rates,
         ", ".join(devices) or NOTHING,
     ]
+
+
+def _rate(value: float) -> str:
+    """Images a second."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _of(step: CostsOfStep | None, text: Any) -> str:
@@ -116,7 +121,7 @@ def steps_grid(run: RunRecord) -> Grid | None:
     for rows in few_steps(run).values():
         for count, row in rows:
             speed = row.speed.get("decode")
-            rate = NOTHING if speed is None else f"{speed.images_per_second:,.3g}"
+            rate = NOTHING if speed is None else _rate(speed.images_per_second)
             lines.append([row.label, str(count), *(_figure(row, column) for column in columns), rate])
     return Grid(["tokenizer", "NFE", *map(_header, columns), "decoded images/s"], lines) if lines else None
 
@@ -211,7 +216,7 @@ def drift_plot(run: RunRecord) -> bytes | None:
         lines: list[Line] = [
             (row.label, row.calibration is not None, points)
             for row in run.rows
-            if _worth(row)
+            if worth_plotting(row)
             and (points := [(n + 1.0, v) for n, v in enumerate(row.drift.get(column.name, [])) if v is not None])
         ]
         if column.name in DRIFT_PANELS and lines:
@@ -219,7 +224,7 @@ def drift_plot(run: RunRecord) -> bytes | None:
     return _plot(run, panels, "round trips")
 
 
-def _worth(row: RowRecord) -> bool:
+def worth_plotting(row: RowRecord) -> bool:
     """Whether the drift's plot has the row: of reference rows those of the usual rate, and none without a loss."""
     return row.calibration is None or (row.calibration > 0 and "[" not in row.label)
 

@@ -24,7 +24,18 @@ from evals.engine.models import Called, ModelRun
 from evals.engine.store import Cache
 from evals.tasks.base import Batch, Outputs, Task, plain
 from evals.tasks.protocol import Filter, ReconstructionProtocol
-from lactok.interface import Item, ItemsRefused, Latents, Recorded, RecordedInfo, Tokenizer, TokenizerInfo, Tokens
+from lactok.interface import (
+    Item,
+    ItemsRefused,
+    Latents,
+    Recorded,
+    RecordedInfo,
+    Tokenizer,
+    TokenizerInfo,
+    Tokens,
+    asks_for_items,
+    with_items,
+)
 from lactok.items import item_seed
 
 # Versions of the steps: raise one when the same inputs give another result.
@@ -86,20 +97,21 @@ class Reconstruction(Task):
     def tokens(self, run: ModelRun, chunk: Chunk) -> Artifact | None:
         info = run.info
         stored = isinstance(info, TokenizerInfo) and info.tokens_per_image is not None
-        return self._encoding(run, self.inputs(chunk)) if stored else None
+        return self._encoding(run, self.inputs(chunk), chunk) if stored else None
 
-    def _encoding(self, run: ModelRun, images: Artifact) -> Artifact:
-        return Artifact("tokens", {"native": self.protocol.native_fields, "step": ENCODE_STEP}, (images, run.node))
+    def _encoding(self, run: ModelRun, images: Artifact, chunk: Chunk) -> Artifact:
+        params = {"native": self.protocol.native_fields, "step": ENCODE_STEP} | _told(run, "encode", chunk)
+        return Artifact("tokens", params, (images, run.node))
 
     def images(self, run: ModelRun, chunk: Chunk, seed_index: int) -> Artifact:
         params: dict[str, Any] = {
             "backward": self.protocol.backward_fields,
             "noise": run.noise(seed_index),
             "step": RECORDED_STEP if isinstance(run.info, RecordedInfo) else DECODE_STEP,
-        }
+        } | _told(run, "decode", chunk)
         images = self.inputs(chunk)
         for _ in range(self.round_trips):
-            images = Artifact("images", params, (self._encoding(run, images),))
+            images = Artifact("images", params, (self._encoding(run, images, chunk),))
         return images
 
     def run(self, run: ModelRun, batch: Batch, seed_indices: Sequence[int], cache: Cache) -> Iterator[Outputs]:
@@ -143,9 +155,10 @@ class Reconstruction(Task):
         native = native_images(batch.references, batch.sources, info.input_size, self.protocol)
         seeds = self._seeds(run, batch.chunk, 0)
         encoded: list[Tokens | Latents] = []
+        encode, decode = (with_items(call, batch.chunk.items) for call in (tokenizer.encode, tokenizer.decode))
         return {
-            "encode": lambda: encoded.append(tokenizer.encode(native.clone())),
-            "decode": lambda: tokenizer.decode(encoded[0], seeds),
+            "encode": lambda: encoded.append(encode(native.clone())),
+            "decode": lambda: decode(encoded[0], seeds),
         }
 
     def _stored(self, artifact: Artifact | None, batch: Batch, run: ModelRun, cache: Cache) -> _Encoded | None:
@@ -179,12 +192,13 @@ class Reconstruction(Task):
         native = native_images(images, batch.sources, info.input_size, protocol)
         earlier = dict(without or {})
         positions = [p for p in range(len(batch.chunk)) if p not in earlier]
+
+        def encode(wanted: list[int]) -> Any:
+            call = with_items(tokenizer.encode, [batch.chunk.items[p] for p in wanted])
+            return call(pick(native, wanted).clone())
+
         called: Called[Tokens | Latents] = run.call(
-            "encode",
-            batch.chunk.items,
-            positions,
-            lambda wanted: tokenizer.encode(pick(native, wanted).clone()),
-            lambda result, count: check_encoded(result, count, info),
+            "encode", batch.chunk.items, positions, encode, lambda result, count: check_encoded(result, count, info)
         )
         refused = earlier | called.refused
         kept = [place for part, _ in called.parts for place in part]
@@ -212,7 +226,8 @@ class Reconstruction(Task):
 
         def decode(wanted: list[int]) -> Any:
             rows = [place_of[p] for p in wanted]
-            return tokenizer.decode(encoded.encoded[_as_slice(rows)].owned(), [seeds[p] for p in wanted])
+            call = with_items(tokenizer.decode, [batch.chunk.items[p] for p in wanted])
+            return call(encoded.encoded[_as_slice(rows)].owned(), [seeds[p] for p in wanted])
 
         def consume(result: Any, count: int) -> Tensor:
             return scored_images(check_images(result, count, size), self.protocol)
@@ -242,6 +257,13 @@ class Reconstruction(Task):
 
     def _seeds(self, run: ModelRun, chunk: Chunk, seed_index: int) -> list[int]:
         return [item_seed(run.conditions.seed, seed_index, item.content_hash) for item in chunk.items]
+
+
+def _told(run: ModelRun, call: str, chunk: Chunk) -> dict[str, Any]:
+    """What of a key a model's `encode` or `decode` adds that asks for items: their names and what is known of them."""
+    if not asks_for_items(getattr(run.kind, call, None)):
+        return {}
+    return {"items": [[item.id, item.cluster, dict(item.tags), dict(item.metadata)] for item in chunk.items]}
 
 
 def _outputs(called: Called[Tensor], references: Tensor, refused: dict[int, str], timed: Timed) -> Outputs:

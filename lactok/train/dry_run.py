@@ -26,7 +26,8 @@ FLOAT = 4
 GIB = 2**30
 HOW = """\
   activations: the most bytes of tensors that are alive at once while a micro-batch goes forward and back on the
-  meta device, with fused attention{autocast}{checkpointing};
+  meta device, with fused attention{autocast}{checkpointing}, beyond all gradients, whose room
+  they have until the gradients come;
   not in it: the allocator's fragments, workspaces of libraries, sample images, other processes"""
 
 

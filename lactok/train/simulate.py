@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from lactok.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 LOW_PRECISION = frozenset(
     {
@@ -41,7 +44,8 @@ FLASH_WIDTH = 256
 class StepCost:
     """flops: multiplications and additions of matrix products, convolutions and attention, forward and backward.
 
-    activation_bytes: the most that is alive at once beyond weights and gradients.
+    activation_bytes: the most that is alive at once beyond weights and all gradients. In a step of one micro-batch the
+    gradients come during the backward pass, and activations have their room until then; of several they are there.
     """
 
     flops: int
@@ -54,21 +58,38 @@ def step_cost(recipe: Recipe, images: tuple[int, int], step: int, micro_batches:
     images: number and side in pixels of a micro-batch's images. autocast: bfloat16, as torch.autocast does it on
     CUDA, for which the meta device has no counterpart.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     count, side = images
     batch = recipe.meta_batch(recipe.options, count, side, step)
     given = [value for value in vars(batch).values() if isinstance(value, Tensor)]
     known = [*recipe.parameters(), *recipe.buffers(), *given]
-    for parameter in recipe.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-            known.append(parameter.grad)
-    memory, flops = AliveBytes(known), FlopCounterMode(display=False)
+    learning = [parameter for parameter in recipe.parameters() if parameter.requires_grad]
+    for parameter in learning if micro_batches > 1 else ():
+        parameter.grad = torch.zeros_like(parameter)
+        known.append(parameter.grad)
+    memory, flops = AliveBytes(known), _flop_counter()
     with flops, memory, CudaKernels(autocast):
         torch.autograd.backward([recipe(batch).total])
     recipe.zero_grad()
-    return StepCost(flops.get_total_flops() * micro_batches, memory.peak)
+    gradients = 0 if micro_batches > 1 else sum(p.numel() * p.element_size() for p in learning)
+    return StepCost(flops.get_total_flops() * micro_batches, max(0, memory.peak - gradients))
+
+
+def _flop_counter() -> FlopCounterMode:
+    """It counts for the whole alone: the hooks by which it tells modules apart hold the graph of every block that
+    gradient checkpointing computes again, so that none of its tensors would be gone before the end."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.module_tracker import ModuleTracker
+
+    class Untold(ModuleTracker):
+        def __enter__(self) -> Untold:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = Untold()
+    return counter
 
 
 class AliveBytes(TorchDispatchMode):

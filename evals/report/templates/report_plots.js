@@ -59,8 +59,9 @@ function labelled(points, range, height) {
 
 const escaped = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
 
-// A panel: quality of the shown rows against xOf(row), a line a name; nothing where no row has both.
-function panel(node, column, xOf, xName, joined) {
+// A panel: quality of the shown rows against xOf(row), a line a name where joined; nothing where no row has both. ticks:
+// the numbers below it, where they are few.
+function panel(node, column, xOf, xName, joined, ticks) {
   const groups = new Map();
   page.rows.forEach((row, number) => {
     const [x, cell] = [xOf(row), row.cells[column.name]];
@@ -102,7 +103,7 @@ function panel(node, column, xOf, xName, joined) {
   const height = node.clientHeight - 70;
   const layout = themed({
     margin: { l: 66, r: 12, t: 22, b: 44 },
-    xaxis: { type: "log", automargin: false, title: { text: xName }, range: [first - wide * 0.06, last + wide * 0.62], dtick: wide > 0.8 ? "D2" : undefined },
+    xaxis: { type: "log", automargin: false, title: { text: xName }, range: [first - wide * 0.06, last + wide * 0.62], ...(ticks ? { tickvals: ticks, ticktext: ticks } : { dtick: wide > 0.8 ? "D2" : undefined }) },
     yaxis: { automargin: false, title: { text: axisName(column) }, range },
     annotations: labelled(ends, range, height),
   });

@@ -107,6 +107,68 @@ function sortItems() {
   viewer.at = 0;
 }
 
+// Why an image is bad: the row's figures on it with their places among all images, worst first, and how the other rows
+// do on it by the metric of the sort.
+const ordered = new Map(); // row, metric and output to the badness of all images, worst first
+function placeOf(number, metric, index) {
+  const here = badness(number, metric, index);
+  if (here === null) return null;
+  const key = `${number}/${metric.name}/${viewer.seed}`;
+  if (!ordered.has(key)) {
+    const all = page.items.map((_, at) => badness(number, metric, at)).filter((value) => value !== null);
+    ordered.set(key, all.sort((a, b) => (a === b ? 0 : a < b ? 1 : -1)));
+  }
+  const all = ordered.get(key);
+  return { at: all.indexOf(here) + 1, of: all.length, equal: all[0] === all[all.length - 1] };
+}
+const NTH = new Intl.PluralRules("en", { type: "ordinal" });
+const ENDINGS = { one: "st", two: "nd", few: "rd", other: "th" };
+function nth(place) {
+  if (place.at === 1) return "worst";
+  return `${place.at.toLocaleString("en")}${ENDINGS[NTH.select(place.at)]} worst`;
+}
+function why(index) {
+  const number = Number(viewer.right);
+  const judged = page.metrics.filter((metric) => metric.better);
+  if (viewer.right === REFERENCE || !judged.length || page.items.length < 2) return [];
+  const found = judged.map((metric) => ({ metric, place: placeOf(number, metric, index) })).filter(({ place }) => place && !place.equal);
+  if (!found.length) return [];
+  const first = chosenMetric();
+  found.sort((a, b) => (b.metric === first) - (a.metric === first) || a.place.at - b.place.at);
+  const line = element("p", {}, element("b", {}, labelOf(viewer.right).join(" ")), `, places among ${found[0].place.of.toLocaleString("en")} ${page.unit}: `);
+  found.forEach(({ metric, place }, at) => line.append(at ? ", " : "", `${metric.name} ${figure(raw(number, metric.name, index), metric)} (`, place.at <= 3 ? element("b", {}, nth(place)) : nth(place), ")"));
+  const metric = found[0].metric;
+  const others = page.rows
+    .map((row, other) => ({ row, place: row.calibration || other === number ? null : placeOf(other, metric, index) }))
+    .filter(({ place }) => place && !place.equal)
+    .map(({ row, place }) => `${row.lines.join(" ")} (${nth(place)})`);
+  return others.length ? [line, element("p", {}, `The other rows on it, by ${metric.name}: ${others.join(", ")}`)] : [line];
+}
+
+// A click on a figure of the table: the row's images, the worst by that metric first.
+function showWorst(number, metric) {
+  const chosen = { "sort-metric": page.metrics.indexOf(metric), "sort-row": number, "sort-less": "" };
+  for (const [id, value] of Object.entries(chosen)) byId(id).value = String(value);
+  byId("sort-best").checked = false;
+  viewer.right = String(number);
+  sortItems();
+  show();
+  byId("viewer").scrollIntoView();
+}
+function linkFigures() {
+  const heads = [...document.querySelectorAll("#table thead th")].map((head) => page.metrics.find((metric) => metric.name === head.dataset.name));
+  for (const line of document.querySelectorAll("#table tbody tr")) {
+    const number = Number(line.dataset.row);
+    [...line.children].forEach((cell, column) => {
+      const metric = heads[column];
+      if (!metric || !page.values[number]?.[metric.name]) return;
+      cell.classList.add("to-worst");
+      cell.title += "; click: its images, the worst first";
+      cell.addEventListener("click", () => showWorst(number, metric));
+    });
+  }
+}
+
 // --- drawing ---------------------------------------------------------------------------------------------------------
 
 function place(context, image, view) {
@@ -239,6 +301,7 @@ async function show() {
   byId("caption").replaceChildren(prompt ? element("b", {}, prompt) : id);
   const more = [prompt ? id : "", cluster && cluster !== id ? `of ${cluster}` : ""].filter(Boolean).join(", ");
   if (more) byId("caption").append(" ", element("small", {}, more));
+  byId("why").replaceChildren();
   const all = [REFERENCE, ...page.rows.map((_, number) => String(number))];
   const loaded = await Promise.all(all.map((row) => imageOf(row, index, viewer.seed)));
   if (drawn !== viewer.drawn) return; // the reader is at another item by now
@@ -249,6 +312,7 @@ async function show() {
     const models = there.filter((row) => row !== REFERENCE && !page.rows[Number(row)].calibration);
     viewer.right = models[0] ?? there[1] ?? viewer.left;
   }
+  byId("why").replaceChildren(...why(index));
   const entries = there.map((row) => [row, labelOf(row).join(" ")]);
   options(byId("left"), entries, viewer.left);
   options(byId("right"), entries, viewer.right);
@@ -379,6 +443,7 @@ function startViewer() {
     : "Images are JPEG thumbnails of what was scored, at most 192 pixels wide or high: differences of a few levels are the compression's. save_images=true keeps whole images without loss.";
   const part = told.shown < items.length ? ` Thumbnails of ${told.shown} of ${items.length} ${page.unit} are there.` : "";
   byId("image-note").textContent = `${kinds}${part} Wheel: zoom; drag: move; click: at the right of the wipe.`;
+  linkFigures();
   sortItems();
   show();
 }
