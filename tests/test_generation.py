@@ -12,6 +12,7 @@ import pytest
 from evals.engine import space
 from evals.engine.job import Job
 from evals.engine.store import StoreError
+from lactok import registry
 from tests.commands import Command, evals
 from tests.support import environment, install_plugin, table, the_run
 
@@ -257,10 +258,10 @@ def test_images_that_the_disk_will_not_hold_are_refused_before_the_first(
     """40 prompts, four seeds of 512 pixels: 83.9 MB; of unknown size at the assumed 1,024 pixels: 335.5 MB."""
     told: list[str] = []
 
-    def check(side: int | None, free: int, stored: bool = False) -> None:
+    def check(side: int | None, free: int, stored: bool = False, cls: type | None = None) -> None:
         monkeypatch.setattr(space.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
         task = SimpleNamespace(image_side=lambda: side, images=lambda run, chunk, seed_index: None)
-        run = SimpleNamespace(status="ok", info=None, row=SimpleNamespace(options=None), seed_indices=range)
+        run = SimpleNamespace(status="ok", info=None, row=SimpleNamespace(options=None, cls=cls), seed_indices=range)
         cache = SimpleNamespace(root=tmp_path, has=lambda artifact: stored)
         job = SimpleNamespace(task=task, runs=[run], chunks=["." * 16, "." * 16, "." * 8], cache=cache, seeds=4)
         space.check_space(cast(Job, job), told.append)
@@ -272,8 +273,11 @@ def test_images_that_the_disk_will_not_hold_are_refused_before_the_first(
     with pytest.raises(StoreError, match=r"about 83\.9 MB as PNG; 50\.0 MB are free in .*: free 33\.9 MB or more"):
         check(512, 50 * 10**6)
     check(None, 50 * 10**6)  # a size that is not known refuses nothing
-    assert "about 335.5 MB as PNG, where images of unknown size count as 1024 pixels a side" in told[-1]
+    assert "about 335.5 MB as PNG, where images whose size is not known yet count as 1,024 pixels a side" in told[-1]
     assert "It may not be enough" in told[-1]
+    check(None, 50 * 10**6, cls=registry.load("generators", "lactokgen-t-mini"))
+    assert "about 5.2 MB as PNG, where images whose size is not known yet count as 128 pixels a side" in told[-1]
+    assert "It may not be enough" not in told[-1]
     count = len(told)
     check(512, 0, stored=True)
     assert len(told) == count
