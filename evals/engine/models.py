@@ -191,7 +191,7 @@ class ModelRun:
         items to what is kept; it checks and copies, since a plugin may give the same buffer at each call.
         step: "encode", "decode" or "generate"; each remembers its own batch size. apart: a batch that fails is done
         item by item, and an item that fails alone counts as refused, with its error as the reason; where no item of
-        the call comes to a result, or the cause is none of the items' (`_of_no_item`), the error is raised all the same.
+        the call comes to a result, or the cause is not an item (`_of_no_item`), the error is raised all the same.
         """
         batcher = self._batchers.setdefault(step, Batcher(self.batch_size, self.conditions.device))
         refused: dict[int, str] = {}
