@@ -351,7 +351,13 @@ def with_items(call: Callable[..., Any], items: Sequence[Item]) -> Callable[...,
 
 
 class Generator(Model):
-    """Prompts to images."""
+    """Prompts to images.
+
+    Class attribute expected_side: pixels of a side of its images as far as they are known before it is loaded, None
+    where they are not; the estimate of disk space reads it, and nothing else.
+    """
+
+    expected_side: ClassVar[int | None] = None
 
     @property
     @abstractmethod

@@ -12,6 +12,7 @@ import pytest
 from evals.engine import space
 from evals.engine.job import Job
 from evals.engine.store import StoreError
+from lactok import registry
 from tests.commands import Command, evals
 from tests.support import environment, install_plugin, table, the_run
 
@@ -158,9 +159,59 @@ def test_a_refused_prompt_is_named_and_the_rest_is_scored(tmp_path: Path, plugin
     painter = next(row for row in record["rows"] if row["name"] == "painter")
     assert list(painter["refused"].values()) == ["no colour in it"]
     assert painter["cells"]["right"]["count"] == 40
-    assert "1 of 41 items refused" in painter["cells"]["right"]["note"]
+    assert painter["cells"]["right"]["note"] == "incomplete: 1 of 41 items refused"
+    assert found.loc["painter", "refused"] == 1
+    assert found.loc["grey", "refused"] == 0
     assert "no colour in it" in (the_run(tmp_path / "out") / "report.md").read_text()
     assert done.returncode == 0, done.stderr  # every row was measured; any number of prompts may be refused
+
+
+@pytest.mark.parametrize(
+    ("breaks", "reason"),
+    [
+        ("raise RuntimeError('not this one')", "generate failed: RuntimeError: not this one"),
+        ("seed = sys.exit(3)", "generate failed: PluginError: called sys.exit(3)"),
+        ("images.append(torch.full((3, 16, 16), torch.nan)); continue", "generate returned NaN or infinite values"),
+    ],
+)
+def test_a_prompt_on_which_the_generator_fails_is_named_and_the_rest_is_scored(
+    tmp_path: Path, plugin: Path, prompts: Path, breaks: str, reason: str
+):
+    """In a batch of several, with another prompt that is refused; then found done, without the generator."""
+    source = (plugin / "paintplugin.py").read_text().replace("import torch\n", "import sys\nimport torch\n", 1)
+    looped = "for item, seed in zip(items, seeds):\n"
+    where = f"            if 'ball number 3' in item.payload and 'red' in item.payload:\n                {breaks}\n"
+    (plugin / "paintplugin.py").write_text(source.replace(looped, looped + where, 1))
+    prompts.write_text(prompts.read_text() + json.dumps({"prompt": "a cat", "task": "objects"}) + "\n")
+    for again in (False, True):
+        done = run(prompts, tmp_path / "out", plugin, "seeds=2", "generators=[painter]", "batch_size=8")
+        assert done.returncode == 0, done.stderr
+        (painter,) = json.loads((the_run(tmp_path / "out") / "run.json").read_text())["rows"]
+        assert painter["status"] == "ok", painter["error"]
+        assert list(painter["refused"]) == ["00012", "00040"]
+        assert reason in painter["refused"]["00012"]
+        assert painter["cells"]["overall"]["note"] == "incomplete: 2 of 41 items refused"
+        assert (painter["cells"]["overall"]["value"], painter["cells"]["overall"]["count"]) == (1, 39)
+        assert reason.split(":")[-1] in (the_run(tmp_path / "out") / "report.md").read_text()
+        (plugin / "no-more").touch(exist_ok=again)
+
+
+@pytest.mark.parametrize("error", ["OSError('the network')", "torch.OutOfMemoryError('full')"])
+def test_an_error_that_is_not_the_prompts_fails_the_row_and_is_tried_again(
+    tmp_path: Path, plugin: Path, prompts: Path, error: str
+):
+    source = (plugin / "paintplugin.py").read_text()
+    looped = "for item, seed in zip(items, seeds):\n"
+    once = "(Path(__file__).parent / 'mended').exists()"
+    where = f"            if 'number 3' in item.payload and not {once}:\n                raise {error}\n"
+    (plugin / "paintplugin.py").write_text(source.replace(looped, looped + where, 1))
+    done = run(prompts, tmp_path / "out", plugin, "generators=[painter]")
+    assert done.returncode == 1
+    assert "failed" in done.stdout
+    (plugin / "mended").touch()
+    done = run(prompts, tmp_path / "out", plugin, "generators=[painter]")
+    assert done.returncode == 0, done.stderr
+    assert table(tmp_path / "out").loc["painter", "right"] == 1
 
 
 BRIGHTNESS = """
@@ -207,10 +258,10 @@ def test_images_that_the_disk_will_not_hold_are_refused_before_the_first(
     """40 prompts, four seeds of 512 pixels: 83.9 MB; of unknown size at the assumed 1,024 pixels: 335.5 MB."""
     told: list[str] = []
 
-    def check(side: int | None, free: int, stored: bool = False) -> None:
+    def check(side: int | None, free: int, stored: bool = False, cls: type | None = None) -> None:
         monkeypatch.setattr(space.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
         task = SimpleNamespace(image_side=lambda: side, images=lambda run, chunk, seed_index: None)
-        run = SimpleNamespace(status="ok", info=None, row=SimpleNamespace(options=None), seed_indices=range)
+        run = SimpleNamespace(status="ok", info=None, row=SimpleNamespace(options=None, cls=cls), seed_indices=range)
         cache = SimpleNamespace(root=tmp_path, has=lambda artifact: stored)
         job = SimpleNamespace(task=task, runs=[run], chunks=["." * 16, "." * 16, "." * 8], cache=cache, seeds=4)
         space.check_space(cast(Job, job), told.append)
@@ -222,8 +273,11 @@ def test_images_that_the_disk_will_not_hold_are_refused_before_the_first(
     with pytest.raises(StoreError, match=r"about 83\.9 MB as PNG; 50\.0 MB are free in .*: free 33\.9 MB or more"):
         check(512, 50 * 10**6)
     check(None, 50 * 10**6)  # a size that is not known refuses nothing
-    assert "about 335.5 MB as PNG, where images of unknown size count as 1024 pixels a side" in told[-1]
+    assert "about 335.5 MB as PNG, where images whose size is not known yet count as 1,024 pixels a side" in told[-1]
     assert "It may not be enough" in told[-1]
+    check(None, 50 * 10**6, cls=registry.load("generators", "lactokgen-t-mini"))
+    assert "about 5.2 MB as PNG, where images whose size is not known yet count as 128 pixels a side" in told[-1]
+    assert "It may not be enough" not in told[-1]
     count = len(told)
     check(512, 0, stored=True)
     assert len(told) == count

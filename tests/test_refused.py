@@ -113,7 +113,7 @@ def test_the_others_are_scored_as_if_it_were_not_there(tmp_path: Path, data: Pat
             np.testing.assert_allclose(part[column][kept], whole[column][kept], rtol=1e-5)
             cell = row.cells[column]
             assert cell.value == pytest.approx(whole[column][kept].mean(), rel=1e-5)
-            assert (cell.count, cell.note) == (17 - len(places), f"{len(places)} of 17 items refused")
+            assert (cell.count, cell.note) == (17 - len(places), f"incomplete: {len(places)} of 17 items refused")
         assert row.cells["FD-effnet"].count == 17 - len(places)
         assert row.cells["FD-effnet"].value > 0
     assert found["at-encode"].cells["entropy"].count == 17 - len(refused_places(finished, found["at-encode"]))
@@ -163,7 +163,7 @@ def test_where_all_are_refused_there_is_no_figure(tmp_path: Path, data: Path):
     assert len(found["all-refused"].refused) == 17
     for column in ("PSNR", "SSIM", "FD-effnet"):
         assert found["all-refused"].cells[column].value is None
-    assert found["all-refused"].cells["PSNR"].note == "17 of 17 items refused"
+    assert found["all-refused"].cells["PSNR"].note == "incomplete: 17 of 17 items refused"
     assert math.isfinite(found["toy"].cells["PSNR"].value)
     assert publish(finished, []) == 0
 

@@ -62,6 +62,12 @@ def type_of(row: Row) -> type[Model]:
     return row.cls
 
 
+def _of_no_item(error: Exception) -> bool:
+    """Whether an error says nothing of the items that were being worked on: memory, a device, files, a network."""
+    machine = (OSError, StoreError, WeightsError, Unavailable, Unreachable, torch.AcceleratorError)
+    return is_out_of_memory(error) or isinstance(error, machine)
+
+
 def _of_items(items: Sequence[Item]) -> str:
     """Which items a failed call was given."""
     named = ", ".join(item.id for item in items[:NAMED]) + (", ..." if len(items) > NAMED else "")
@@ -182,23 +188,29 @@ class ModelRun:
         positions: Sequence[int],
         function: Callable[[list[int]], Any],
         consume: Callable[[Any, int], T],
+        apart: bool = False,
     ) -> Called[T]:
         """`function` on those of `items` at `positions`, in batches that fit into memory; an error names its items.
 
         function: positions to the plugin's result, run in the row's precision. consume: that result and the number of
         items to what is kept; it checks and copies, since a plugin may give the same buffer at each call.
-        step: "encode", "decode" or "generate"; each remembers its own batch size.
+        step: "encode", "decode" or "generate"; each remembers its own batch size. apart: a batch that fails is done
+        item by item, and an item that fails alone counts as refused, with its error as the reason; where no item of
+        the call comes to a result, or the cause is not an item (`_of_no_item`), the error is raised all the same.
         """
         batcher = self._batchers.setdefault(step, Batcher(self.batch_size, self.conditions.device))
         refused: dict[int, str] = {}
+        failed: list[Exception] = []
 
-        def one(part: slice) -> tuple[list[int], T] | None:
-            wanted = list(positions[part])
+        def one(part: slice) -> list[tuple[list[int], T]]:
+            return some(list(positions[part]))
+
+        def some(wanted: list[int]) -> list[tuple[list[int], T]]:
             while wanted:
                 try:
                     with isolated(), precision(self.conditions.precision, self.conditions.device):
                         result = function(wanted)
-                    return wanted, consume(result, len(wanted))
+                    return [(wanted, consume(result, len(wanted)))]
                 except ItemsRefused as refusal:
                     wrong = [p for p in refusal.reasons if not 0 <= p < len(wanted)]
                     if wrong or not refusal.reasons:
@@ -212,11 +224,20 @@ class ModelRun:
                     if not (is_out_of_memory(error) and len(wanted) > 1):  # such a batch is halved
                         # a plugin may raise one and the same object at every call
                         error.__notes__ = [_of_items([items[p] for p in wanted])]
-                    raise
-            return None
+                    if not apart or _of_no_item(error):
+                        raise
+                    failed.append(error)
+                    if len(wanted) == 1:
+                        refused[wanted[0]] = f"{step} failed: {type(error).__name__}: {error}"
+                        return []
+                    return [part for position in wanted for part in some([position])]
+            return []
 
         found, timed = batcher.run(len(positions), one)
-        return Called([part for part in found if part is not None], refused, timed)
+        parts = [part for of_batch in found for part in of_batch]
+        if failed and not parts:
+            raise failed[0]
+        return Called(parts, refused, timed)
 
 
 def stop(runs: Sequence[ModelRun]) -> None:

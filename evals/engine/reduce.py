@@ -223,7 +223,7 @@ def image_cells(
     chosen = [item for item, keep in zip(items, kept) if keep]
     found = {name: array[:, kept] for name, array in values.items()}
     clusters = [item.cluster for item in chosen]
-    note = "" if len(chosen) == len(items) else f"{len(items) - len(chosen)} of {len(items)} items refused"
+    note = "" if len(chosen) == len(items) else f"incomplete: {len(items) - len(chosen)} of {len(items)} items refused"
     if not chosen:
         return {column.name: Value(None, count=0, note=note) for column in plan.cls.columns}
     cells = {name: mean_cell(array, clusters) for name, array in found.items()}

@@ -9,27 +9,30 @@ from dataclasses import dataclass
 from evals.engine.job import Job
 from evals.engine.models import ModelRun
 from evals.engine.store import StoreError
-from lactok.interface import GeneratorInfo
+from lactok.interface import Generator, GeneratorInfo
 
 BYTES_A_PIXEL = 2.0
 """Of a photograph as PNG as the cache writes it (four photographs: 1.4 to 2.0); noise takes 3."""
 ASSUMED = 1024
-"""Side in pixels where a model's images have none that is known before it is loaded."""
+"""Side in pixels where neither a model nor its class says one before it is loaded."""
 
 
 @dataclass(frozen=True)
 class Space:
     """What a run's images will take. images: those that the cache lacks; certain, assumed: bytes of those whose size is
-    known, and of those for which ASSUMED stands; free: bytes where they will lie."""
+    known, and of those whose size is a guess; guesses: sides in pixels that were assumed; free: bytes where they will
+    lie."""
 
     images: int
     certain: float
     assumed: float
     free: int
+    guesses: tuple[int, ...] = ()
 
     def told(self) -> str:
         """One sentence."""
-        guess = f", where images of unknown size count as {ASSUMED} pixels a side" if self.assumed else ""
+        sides = " or ".join(f"{side:,}" for side in self.guesses)
+        guess = f", where images whose size is not known yet count as {sides} pixels a side" if sides else ""
         needed = _size(self.certain + self.assumed)
         return f"{self.images:,} images to make take about {needed} as PNG{guess}; {_size(self.free)} are free"
 
@@ -53,7 +56,7 @@ def check_space(job: Job, say: Callable[[str], None]) -> None:
 
 def measure(job: Job) -> Space:
     """Of every row and seed index whose images are kept and not yet there."""
-    count, certain, assumed = 0, 0.0, 0.0
+    count, certain, assumed, guesses = 0, 0.0, 0.0, set[int]()
     for run in job.runs:
         if run.status != "ok":
             continue
@@ -63,10 +66,18 @@ def measure(job: Job) -> Space:
                 if not job.cache.has(job.task.images(run, chunk, seed_index)):
                     count += len(chunk)
                     if side is None:
-                        assumed += len(chunk) * ASSUMED**2 * BYTES_A_PIXEL
+                        guesses.add(guess := _guess(run))
+                        assumed += len(chunk) * guess**2 * BYTES_A_PIXEL
                     else:
                         certain += len(chunk) * side**2 * BYTES_A_PIXEL
-    return Space(count, certain, assumed, shutil.disk_usage(job.cache.root).free)
+    return Space(count, certain, assumed, shutil.disk_usage(job.cache.root).free, tuple(sorted(guesses)))
+
+
+def _guess(run: ModelRun) -> int:
+    """A side in pixels for a model that has not told its own."""
+    cls = run.row.cls
+    side = cls.expected_side if cls is not None and issubclass(cls, Generator) else None
+    return side or ASSUMED
 
 
 def _side(job: Job, run: ModelRun) -> int | None:

@@ -130,6 +130,8 @@ def incomparable_row(row: RowRecord) -> str:
     named = [key for key in paths if row.options.get(key) is not None]
     if named:
         return f"its weights were named by {' and '.join(named)}, so they may not be the published ones"
+    if row.refused:
+        return f"incomplete: {len(row.refused):,} of its items refused, and the paper's figures are of all"
     return ""
 
 

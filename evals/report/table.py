@@ -254,6 +254,7 @@ def _facts(run: RunRecord, row: RowRecord) -> dict[str, object]:
         "scale": run.scale,
         "dataset": run.dataset,
         run.unit: run.items,
+        "refused": len(row.refused),
         "protocol_hash": run.protocol_hash,
     }
 

@@ -71,7 +71,7 @@ class Generation(Task):
                     return model.images(chosen, indices)
                 return model.generate(chosen, indices, [seeds[p] for p in wanted])
 
-            called = run.call("generate", items, range(len(items)), generate, consume)
+            called = run.call("generate", items, range(len(items)), generate, consume, apart=True)
             made = {place: image for places, part in called.parts for place, image in zip(places, part, strict=True)}
             yield Outputs(self._gathered(made, len(items)), called.refused, called.timed)
 

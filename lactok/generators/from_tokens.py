@@ -162,6 +162,7 @@ class MiniTokenGenerator(TokenGenerator):
     """With the GPT that the bundled trainer makes, which has a small text encoder of its own."""
 
     scale = "mini"
+    expected_side = 128
     code_licence = "Apache-2.0"
     weights_licence = "Apache-2.0; the GPT trained on rendered scenes"
     GPT_FILE: ClassVar[Miniature]

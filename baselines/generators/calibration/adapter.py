@@ -26,6 +26,7 @@ class Rendered(Generator):
 
     scale = "mini"
     calibration = -4
+    expected_side = SIDE
     code_licence = "Apache-2.0"
     weights_licence = "none needed"
 

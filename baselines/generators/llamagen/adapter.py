@@ -31,6 +31,7 @@ class LlamaGenFromText(PublishedTokenGenerator):
     """Stage 1, at 256 pixels: LAION-COCO captions."""
 
     Options: ClassVar[type] = LlamaGenT2IOptions
+    expected_side: ClassVar[int | None] = 256
     path_options = ("gpt", "text_encoder", "weights")
     code_licence = "MIT"
     weights_licence = "MIT (the hub's licence tag)"
@@ -43,6 +44,7 @@ class LlamaGenFromText512(LlamaGenFromText):
     """Stage 2, at 512 pixels: stage 1 fine-tuned on images of high aesthetic quality."""
 
     Options = LlamaGenT2I512Options
+    expected_side = 512
     GPT_FILE = HubWeights(REPOSITORY, "t2i_XL_stage2_512.pt", REVISION, otherwise=_OTHERWISE)
     GPT_CONFIG = GPTConfig(block_size=1024)
 

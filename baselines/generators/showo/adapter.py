@@ -62,6 +62,7 @@ class Showo512(Generator):
     Options: ClassVar[type] = ShowoOptions
     path_options: ClassVar[tuple[str, ...]] = ("weights", "image_tokenizer", "text_tokenizer")
     scale = "paper"
+    expected_side: ClassVar[int | None] = 512
     code_licence = "Apache-2.0"
     weights_licence = "MIT (the card of show-o-w-clip-vit; that of magvitv2 was not seen), MIT (phi-1_5's tokenizer)"
     # `dtype` rules, under precision=bf16 too
@@ -163,6 +164,7 @@ class Showo256(Showo512):
     """The first version, 256 codes an image. Published with GenEval 0.53, which other papers cite."""
 
     Options = Showo256Options
+    expected_side = 256
     REPO = "showlab/show-o"
     CODES_PER_IMAGE = 256
 
