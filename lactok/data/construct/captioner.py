@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lactok.data.construct.items import WorkItem
 from lactok.data.construct.spec import Spec
 from lactok.data.construct.stages import StageWork
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIZES = {
     "72b": ("Qwen/Qwen2.5-VL-72B-Instruct", "89c86200743eec961a297729e7990e8f2ddbc4c5", 38),
@@ -33,6 +36,8 @@ PROMPT = (
     "sentence alone.{known}"
 )
 KNOWN = ' The original caption, which may be wrong: "{raw}"'
+MOST_PIXELS = 1024 * 1024
+"""Of an image as the model sees it: 1,369 positions."""
 RAW = 300
 """Characters of a source's caption that the model is told."""
 _REFUSAL = re.compile(
@@ -80,6 +85,15 @@ def model(spec: Spec) -> dict[str, Any]:
     return {"name": repo, "revision": revision, "words": spec.words}
 
 
+def _reduced(picture: Image.Image) -> Image.Image:
+    """A picture of more than MOST_PIXELS at that size: the network's own limit is twelve times as much."""
+    by = (MOST_PIXELS / (picture.width * picture.height)) ** 0.5
+    if by >= 1:
+        return picture
+    size = (max(1, round(picture.width * by)), max(1, round(picture.height * by)))
+    return picture.resize(size, reducing_gap=2.0)
+
+
 class QwenCaptioner(StageWork):
     """A caption from the image and what the source says of it; asked again with other seeds where it is not as it must
     be, then dropped."""
@@ -117,7 +131,7 @@ class QwenCaptioner(StageWork):
         pictures = {}
         for item in items:
             try:
-                pictures[item.index] = Image.fromarray(decode(item.image).pixels)
+                pictures[item.index] = _reduced(Image.fromarray(decode(item.image).pixels))
             except ImageError as error:
                 item.drop("image can't be decoded", error.reason)
         waiting = [item for item in items if not item.reason]
@@ -147,9 +161,9 @@ class QwenCaptioner(StageWork):
             [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}]
             for picture, prompt in zip(pictures, prompts, strict=True)
         ]
-        inputs = self.processor.apply_chat_template(
-            talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
-        ).to(self.network.device)
+        texts = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=False)
+        inputs = self.processor(images=list(pictures), text=texts, padding=True, return_tensors="pt")
+        inputs = inputs.to(self.network.device)
         drawn = {"do_sample": True, "temperature": 0.7, "top_p": 0.9} if attempt else {"do_sample": False}
         torch.manual_seed(attempt)
         with torch.inference_mode():

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from lactok.data.construct.items import WorkItem
-from lactok.data.construct.prints import BITS, NEAR, Print, distance, print_of, same_picture
+from lactok.data.construct.prints import BITS, NEAR_HELD, Print, distance, mirrored, print_of, same_picture
 from lactok.data.construct.spec import Spec, SpecError
 from lactok.data.construct.stages import StageWork
 from lactok.data.held_out import held_out_name, pixels_sha256
@@ -26,6 +26,8 @@ PREVIEW = 96
 """Pixels of the longer side of what the report shows of a dropped image."""
 PREVIEWS = 2
 """Images of one reason that a unit keeps for the report."""
+CANDIDATES = 64
+"""Evaluation images that an image is compared with at most, those with the nearest hashes."""
 
 
 class EvaluationSet:
@@ -45,17 +47,25 @@ class EvaluationSet:
         if network is not None and named:
             self.features = np.concatenate([features(network, pixels) for _, pixels in named])
 
-    def by_picture(self, seen: Print, digest: str) -> str:
-        """The image that this one is, "" for none."""
+    def by_picture(self, pixels: np.ndarray, digest: str, seen: Print | None = None) -> str:
+        """The image that this one is, as it stands or left to right; "" for none. seen: its print where it is known."""
         if digest in self.digests:
             return self.digests[digest]
         if not self.names:
             return ""
+        if (place := self._same_as(seen or print_of(pixels))) >= 0:
+            return self.names[place]
+        place = self._same_as(print_of(mirrored(pixels)))
+        return f"{self.names[place]}, mirrored" if place >= 0 else ""
+
+    def _same_as(self, seen: Print) -> int:
+        """The place of the image of this print, -1 for none."""
         apart = distance(self.signatures, np.frombuffer(seen.signature, np.uint8))
-        for place in np.flatnonzero(apart <= NEAR)[:64]:
+        near = np.flatnonzero(apart <= NEAR_HELD)
+        for place in near[np.argsort(apart[near], kind="stable")][:CANDIDATES]:
             if same_picture(self.thumbnails[place], seen.thumbnail):
-                return self.names[place]
-        return ""
+                return int(place)
+        return -1
 
     def by_features(self, row: np.ndarray, above: float) -> tuple[str, float]:
         """The image whose features are nearest if their cosine is more than `above`, else ""; and the cosine."""
@@ -147,7 +157,7 @@ class Inspection(StageWork):
         item.signature, item.thumbnail = seen.signature, seen.thumbnail
         if name := held_out_name(sha256(item.image).hexdigest(), pixels):
             item.drop(f"{LEAK}: content", f"photos/{name}")
-        elif name := self.held.by_picture(seen, item.pixels_sha256):
+        elif name := self.held.by_picture(pixels, item.pixels_sha256, seen):
             item.drop(f"{LEAK}: perceptual hash", name)
         elif self.network is not None:
             name, cosine = self.held.by_features(features(self.network, pixels)[0], self.spec.leak_cosine)

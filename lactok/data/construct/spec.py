@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-VERSION = 1
+VERSION = 2
 """Raised when the same settings and sources give other shards; a build that was begun by another version is refused."""
 STAGES = ("synthesise", "caption", "judge", "inspect")
 """The stages that every unit passes, in order; each has actors of its own."""
