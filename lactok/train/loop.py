@@ -40,7 +40,7 @@ from lactok.train.run_folder import (
     training_compute,
 )
 from lactok.train.schedule import Progress, StopRequest, fused_optimizer, learning_rate
-from lactok.train.sharding import Shards, refuse_other_sharding, whole
+from lactok.train.sharding import ONE_PROCESS, Shards, refuse_other_sharding, whole
 from lactok.train.sheet import fixed_seeds, save_sheet
 
 
@@ -198,6 +198,8 @@ class _Run:
         if config.minutes is not None:  # on which all ranks agreed when it was saved
             self._time_is_over = self.progress.wall_seconds >= 60 * config.minutes
         self.reporter = Reporter(config.steps, self.progress.step, self.main)
+        if config.sharding == "full" and not self.shards:
+            notes.append(ONE_PROCESS)
         for note in notes:
             self.reporter.say(note)
         self.reporter.say(self._headline())
@@ -229,7 +231,9 @@ class _Run:
         return (
             f"{self.config.name}: {start} of {self.config.steps}, {trained:.2f} M trained "
             f"parameters, {len(self.data)} {self.data.unit}, {self.per_step} a step, "
-            f"{self.accelerator.device}, {self.precision}, run folder {self.folder}"
+            f"{self.accelerator.device}, {self.precision}, "
+            f"{f'sharded among {self.accelerator.num_processes} processes, ' if self.shards else ''}"
+            f"run folder {self.folder}"
         )
 
     def _resume(self) -> list[str]:
@@ -313,6 +317,10 @@ class _Run:
         any_save, any_stop = (self.accelerator.reduce(wishes, "sum") > 0).tolist()
         return any_save, (reason or "another process was told to stop") if any_stop else ""
 
+    def _over_ranks(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The mean of each scalar over all processes."""
+        return self.accelerator.reduce(torch.stack(list(values)).to(self.accelerator.device), "mean").unbind()
+
     def _one_step(self, step: int) -> dict[str, Tensor]:
         steps = self.config.steps
         if self.config.minutes is not None:  # as many as the clock says that there will be
@@ -336,8 +344,8 @@ class _Run:
 
     def _log(self, done: int, values: dict[str, float], since: tuple[float, int]) -> None:
         if self.accelerator.num_processes > 1:
-            over_ranks = torch.tensor(list(values.values()), device=self.accelerator.device)
-            values = dict(zip(values, self.accelerator.reduce(over_ranks, "mean").tolist()))
+            means = self._over_ranks([torch.tensor(value) for value in values.values()])
+            values = dict(zip(values, (mean.item() for mean in means)))
         seconds = (time.monotonic() - since[0]) / (done - since[1])
         rate = self.per_step / seconds
         self.accelerator.log(values, step=done)
@@ -414,6 +422,8 @@ class _Run:
     def _save_jointly(self, step: int) -> Path:
         """Every rank writes its part of one folder, which rank 0 then renames into place."""
         shared = self.checkpoints.root / ".joint"
+        if self.progress.sums:  # of which one process's are saved
+            self.progress.sums = dict(zip(self.progress.sums, self._over_ranks(list(self.progress.sums.values()))))
         self.accelerator.save_state(str(shared))
         self.accelerator.wait_for_everyone()
         saved = self.checkpoints.root / f"step-{step:08d}"

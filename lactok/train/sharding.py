@@ -26,6 +26,11 @@ from torch.utils._pytree import tree_map_only
 from lactok.data.folder import DataError
 from lactok.train.recipe import Recipe
 
+ONE_PROCESS = (
+    "sharding=full: a single process has nothing to divide, so it trains as without; for N processes start "
+    "`torchrun --nproc_per_node=N -m lactok.train ...`"
+)
+
 
 def refuse_other_sharding(accelerator: Accelerator) -> None:
     """Raises DataError where accelerate would cut networks up among processes, or was to and would not."""
