@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -52,20 +53,20 @@ def dying(where: str, count: int) -> None:
     if where == "step":
         Progress.tick = after_a_step  # type: ignore[method-assign]
     else:
-        Accelerator.save_state = in_a_save  # type: ignore[method-assign, assignment]
+        Accelerator.save_state = in_a_save  # type: ignore[method-assign]
 
 
 def held(run: _Run) -> dict[str, int]:
     """Numbers that this process holds of the parameters, the moments and the average."""
 
-    def count(tensors: list[torch.Tensor]) -> int:
+    def count(tensors: Iterable[torch.Tensor]) -> int:
         return sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors)
 
     moments = [value for state in run.optimizer.state.values() for name, value in state.items() if name != "step"]
     return {
         "parameters": count(run.trained),
         "moments": count(moments),
-        "average": count(list(run.average.module.parameters())),
+        "average": count(run.average.module.parameters()),
         "all": sum(p.numel() for p in run.trained),
     }
 

@@ -1,4 +1,4 @@
-"""`sharding=full` in two processes (gloo): the numbers of whole networks, half of them in each process, exact resume."""
+"""`sharding=full` in two processes (gloo): the numbers of whole networks, half of them in each, exact resume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lactok.data.folder import DataError
+from lactok.train.__main__ import main
 from lactok.train.config import TrainConfigError, compose_config
+from lactok.train.dry_run import plan
 from lactok.train.log import CsvLog
 from lactok.train.recipes.generator import GeneratorRecipe
 from lactok.train.sharding import ONE_PROCESS, Shards
@@ -152,7 +154,7 @@ def test_one_process_says_that_there_is_nothing_to_divide(
 def test_what_can_not_be_sharded_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for recipe in ("vq", "tokens", "ldm"):
         with pytest.raises(
-            TrainConfigError, match=rf"sharding=full: recipe={recipe} trains whole networks, recipe=gen"
+            TrainConfigError, match=rf"sharding=full: recipe={recipe} trains whole networks; recipe=gen"
         ):
             compose_config([f"recipe={recipe}", "data.root=x", SHARDED])
     with pytest.raises(TrainConfigError, match="sharding=half: expected none or full"):
@@ -161,3 +163,16 @@ def test_what_can_not_be_sharded_is_refused(shards: Path, tmp_path: Path, monkey
     monkeypatch.setattr(GeneratorRecipe, "sharded_by", None)
     with pytest.raises(DataError, match=r"GeneratorRecipe does not say by which blocks \(Recipe\.sharded_by\)"):
         Shards(GeneratorRecipe(config.options, 1, 0), Accelerator(cpu=True))
+
+
+def test_a_dry_run_divides_the_memory(capsys: pytest.CaptureFixture[str]):
+    config, recipe = compose_config(["recipe=generator", "dry_run=true", "steps=1", SHARDED])
+    needed = plan(config, recipe)
+    fixed = sum(size for name, size in needed.memory.items() if name != "activations")
+    assert needed.sharded_memory(2) - needed.sharded_memory(4) == pytest.approx(fixed / 4, abs=1)
+    outside = needed.parameters - 5 * (block := 4 * 144**2 + 3 * 144 * 384 + 2 * 144)
+    assert needed.gathered == outside + 2 * block
+    assert main(["recipe=generator", "dry_run=true", "steps=1", SHARDED]) == 0
+    assert f"GiB in each of 8 processes: all is divided\n  but activations, and {needed.gathered / 1e6:.2f} M" in (
+        capsys.readouterr().out
+    )

@@ -108,7 +108,7 @@ class TrainConfig:
     sharding: str = _key(
         "none",
         "full: weights, gradients, AdamW's moments and the average are divided among the processes, so that each of N "
-        "holds 1/N of 16 bytes a parameter; recipe=generator alone. none: each holds all",
+        "holds 1/N of 20 bytes a parameter; recipe=generator alone. none: each holds all",
     )
     device: str = _key("auto", "auto, cpu or cuda")
     threads: int | None = _key(None, "CPU threads; default: torch's own choice")
@@ -157,8 +157,8 @@ FREE_ON_RESUME = (
     *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "minutes"),
     *("data.pack", "data.workers", "data.stream", "data.on_bad_image"),
 )
-"""Settings that may change when a run resumes: they don't move its weights (device, threads and sharding only by rounding);
-minutes does, as a run by the clock repeats no other."""
+"""Settings that may change when a run resumes: they don't move its weights (device, threads and sharding only by
+rounding); minutes does, as a run by the clock repeats no other."""
 
 
 def loop_keys() -> dict[str, dataclasses.Field]:
@@ -374,6 +374,6 @@ def _check_values(config: TrainConfig) -> None:
 def _check_sharding(config: TrainConfig, recipe_class: type[Recipe]) -> None:
     if config.sharding != "none" and getattr(recipe_class, "sharded_by", None) is None:
         raise TrainConfigError(
-            f"sharding={config.sharding}: recipe={config.recipe} trains whole networks, recipe=generator is what can be "
-            "sharded; leave it out. precision=bf16 and gradient_checkpointing=true lower the memory, dry_run=true shows it"
+            f"sharding={config.sharding}: recipe={config.recipe} trains whole networks; recipe=generator can be "
+            "sharded. Leave it out: precision=bf16 and gradient_checkpointing=true lower the memory, too"
         )

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -74,7 +74,8 @@ class Shards:
 
     def state_dict(self) -> Mapping[str, Tensor]:
         """The recipe's, whole and on the CPU, in process 0; elsewhere empty. All processes must ask for it."""
-        return get_model_state_dict(self.recipe, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, Tensor], get_model_state_dict(self.recipe, options=options))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take this process's parts of whole tensors, of which some may be absent."""
