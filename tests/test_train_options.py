@@ -41,7 +41,7 @@ def run(out: Path, *more: str, steps: int = 2):
 def test_networks_cut_up_among_processes_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also where accelerate would leave them whole without a word, as it does on CPUs."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(DataError, match=r"cut networks up \(FSDP\): expected whole networks in every process"):
+    with pytest.raises(DataError, match=r"cut networks up \(FSDP\): expected that of sharding=full alone"):
         run(tmp_path / "run", f"data.root='{data}'")
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CHAIN = "mini-all"
 """`recipe=` of all of LacTok in miniature: lactok/train/chain.py; no plugin, as it trains nothing itself."""
 SCALES = ("mini", "paper")
+SHARDINGS = ("none", "full")
 PRECISIONS = ("fp32", "bf16", "auto")
 
 
@@ -104,6 +105,11 @@ class TrainConfig:
         "fp32",
         "fp32, bf16 (autocast), or auto: bf16 on CUDA and on CPUs that multiply it (AMX, AVX-512 BF16), else fp32",
     )
+    sharding: str = _key(
+        "none",
+        "full: weights, gradients, AdamW's moments and the average are divided among the processes, so that each of N "
+        "holds 1/N of 20 bytes a parameter; recipe=generator alone. none: each holds all",
+    )
     device: str = _key("auto", "auto, cpu or cuda")
     threads: int | None = _key(None, "CPU threads; default: torch's own choice")
     seed: int = _key(0, "all randomness is a function of (seed, step, sample)")
@@ -147,12 +153,12 @@ SHORT = {"accelerator": "options.accelerator"}
 """Keys that stand for longer ones."""
 
 FREE_ON_RESUME = (
-    *("out", "device", "threads", "stop_after_minutes", "log_every", "sample_every"),
+    *("out", "device", "threads", "sharding", "stop_after_minutes", "log_every", "sample_every"),
     *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "minutes"),
     *("data.pack", "data.workers", "data.stream", "data.on_bad_image"),
 )
-"""Settings that may change when a run resumes: they don't move its weights (device and threads only by rounding);
-minutes does, as a run by the clock repeats no other."""
+"""Settings that may change when a run resumes: they don't move its weights (device, threads and sharding only by
+rounding); minutes does, as a run by the clock repeats no other."""
 
 
 def loop_keys() -> dict[str, dataclasses.Field]:
@@ -187,6 +193,7 @@ def compose_config(overrides: list[str]) -> tuple[TrainConfig, type[Recipe]]:
     recipe_class = load("recipes", recipe)
     config = _typed(composed, recipe_class, given)
     _check_values(config)
+    _check_sharding(config, recipe_class)
     config.options = recipe_class.with_inputs(config.options, config.folder.parent)
     return config, recipe_class
 
@@ -338,6 +345,8 @@ def _check_values(config: TrainConfig) -> None:
         _require_data(config.data.root)
     if config.precision not in PRECISIONS:
         raise TrainConfigError(f"precision={config.precision}: expected fp32, bf16 or auto")
+    if config.sharding not in SHARDINGS:
+        raise TrainConfigError(f"sharding={config.sharding}: expected none or full")
     if config.device not in ("auto", "cpu", "cuda"):
         raise TrainConfigError(f"device={config.device}: expected auto, cpu or cuda")
     positive = ["steps", "batch_size", "accumulation", "log_every", "sample_every", "checkpoint_every"]
@@ -360,3 +369,11 @@ def _check_values(config: TrainConfig) -> None:
     _check_weights(config.data)
     if not 0 <= config.seed < 2**63:
         raise TrainConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")
+
+
+def _check_sharding(config: TrainConfig, recipe_class: type[Recipe]) -> None:
+    if config.sharding != "none" and getattr(recipe_class, "sharded_by", None) is None:
+        raise TrainConfigError(
+            f"sharding={config.sharding}: recipe={config.recipe} trains whole networks; recipe=generator can be "
+            "sharded. Leave it out: precision=bf16 and gradient_checkpointing=true lower the memory, too"
+        )

@@ -24,6 +24,8 @@ DECODED = 8
 FLOAT = 4
 """Bytes of a number in weights, gradients, optimizer and average, which are all float32."""
 GIB = 2**30
+PROCESSES = (2, 4, 8)
+"""What a dry run divides the memory by under sharding=full."""
 HOW = """\
   activations: the most bytes of tensors that are alive at once while a micro-batch goes forward and back on the
   meta device, with fused attention{autocast}{checkpointing}, beyond all gradients, whose room
@@ -51,13 +53,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs. stored: numbers in weights and buffers; problem: why no step could be taken, or ""."""
+    """What a run needs. stored: numbers in weights and buffers; problem: why no step could be taken, or "".
+
+    gathered: of the weights, how many are whole at once under sharding=full; 0 without.
+    """
 
     name: str
     networks: tuple[Network, ...]
     stored: int
     phases: tuple[Phase, ...]
     problem: str
+    gathered: int = 0
 
     @property
     def parameters(self) -> int:
@@ -74,6 +80,12 @@ class Plan:
         kept = {"weights": FLOAT * self.stored, "gradients": learning, "AdamW": 2 * learning, "EMA": learning}
         activations = max((phase.cost.activation_bytes for phase in self.phases), default=0)
         return kept | ({"activations": activations} if self.phases else {})
+
+    def sharded_memory(self, processes: int) -> int:
+        """Bytes that each of so many processes needs under sharding=full: a gathered weight comes with its gradient."""
+        memory = self.memory
+        activations = memory.pop("activations", 0)
+        return sum(memory.values()) // processes + 2 * FLOAT * self.gathered + activations
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,16 @@ def plan(config: TrainConfig, recipe_class: type[Recipe]) -> Plan:
     except (RuntimeError, NotImplementedError) as error:  # a recipe that looks at values, of which there are none
         problem = f"no step can be taken on the meta device: {str(error).splitlines()[0]}"
     stored = [*recipe.parameters(), *recipe.buffers()]
-    return Plan(config.name, _networks(recipe), sum(t.numel() for t in stored), tuple(phases), problem)
+    gathered = _gathered(recipe) if config.sharding == "full" else 0
+    return Plan(config.name, _networks(recipe), sum(t.numel() for t in stored), tuple(phases), problem, gathered)
+
+
+def _gathered(recipe: Recipe) -> int:
+    """What lies outside the blocks, of the block that runs, and of the next one."""
+    assert recipe.sharded_by is not None, "refused with the settings"
+    total = sum(p.numel() for p in recipe.parameters())
+    blocks = [sum(p.numel() for p in b.parameters()) for b in recipe.get_submodule(recipe.sharded_by).children()]
+    return total - sum(blocks) + sum(sorted(blocks)[-2:])
 
 
 def _networks(recipe: Recipe) -> tuple[Network, ...]:
@@ -165,6 +186,10 @@ def _described(found: Plan, config: TrainConfig) -> Iterator[str]:
     memory = found.memory
     parts = ", ".join(f"{name} {_gib(size)}" for name, size in memory.items())
     yield f"{'memory':<12}{_gib(sum(memory.values()))} GiB: {parts}"
+    if found.gathered:
+        each = ", ".join(f"{_gib(found.sharded_memory(count))} GiB in each of {count}" for count in PROCESSES)
+        yield f"{'sharding':<12}{each} processes: all is divided"
+        yield f"  but activations, and {_millions(found.gathered)} weights that are gathered at once, with gradients"
     if found.phases:
         yield _how(config)
 

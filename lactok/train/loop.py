@@ -7,7 +7,6 @@ the same weights, bit for bit on the CPU, as one that was never interrupted.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType, PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -40,6 +40,7 @@ from lactok.train.run_folder import (
     training_compute,
 )
 from lactok.train.schedule import Progress, StopRequest, fused_optimizer, learning_rate
+from lactok.train.sharding import ONE_PROCESS, Shards, refuse_other_sharding, whole
 from lactok.train.sheet import fixed_seeds, save_sheet
 
 
@@ -80,22 +81,6 @@ def accumulate_gradients(accelerator: Accelerator, model: nn.Module, batches: Se
     return sums
 
 
-def _require_whole_networks(accelerator: Accelerator) -> None:
-    """Raises DataError where networks would be cut up among processes, or where they were to be and would not be."""
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"  # accelerate ignores it on CPUs
-    kind = "FSDP" if asked else accelerator.distributed_type.value
-    if asked or accelerator.distributed_type in (
-        DistributedType.FSDP,
-        DistributedType.DEEPSPEED,
-        DistributedType.MEGATRON_LM,
-    ):
-        raise DataError(
-            f"accelerate was told to cut networks up ({kind}): expected whole networks in every process, as the "
-            "average, the checkpoints and the export are of whole parameters. Launch with `accelerate launch "
-            "--multi_gpu`; precision=bf16 and gradient_checkpointing=true lower the memory, dry_run=true shows it"
-        )
-
-
 def train(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool = True) -> Outcome:
     """Start or resume a training run until its last step, a signal, or `stop_after_minutes`.
 
@@ -122,10 +107,12 @@ class _Run:
             log_with=list(config.trackers) or None,
             project_dir=str(self.folder),
             cpu=config.device == "cpu",
+            # sharded, the cache would keep a bfloat16 copy of every gathered weight for a whole step
+            kwargs_handlers=[AutocastKwargs(cache_enabled=config.sharding == "none")],
         )
         if config.device == "cuda" and self.accelerator.device.type != "cuda":
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
-        _require_whole_networks(self.accelerator)
+        refuse_other_sharding(self.accelerator)
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
             self.data = open_run(config, recipe_class, check_held_out, self.accelerator.num_processes)
@@ -144,20 +131,27 @@ class _Run:
         self.recipe.to(memory_format=torch.channels_last)
         if config.gradient_checkpointing:
             self.recipe.checkpoint_activations()
-        self.trained = [p for p in self.recipe.parameters() if p.requires_grad]
         self.recipe.to(self.accelerator.device)
-        self.model, self.optimizer = self.accelerator.prepare(
-            self.recipe,
-            torch.optim.AdamW(
-                self.trained,
-                lr=optimizer.learning_rate,
-                betas=(optimizer.beta1, optimizer.beta2),
-                weight_decay=optimizer.weight_decay,
-                fused=fused_optimizer(self.accelerator.device),
-            ),
+        self.recipe.note_data(self.data)
+        self.shards: Shards | None = None
+        if config.sharding == "full" and self.accelerator.num_processes > 1:
+            self.shards = Shards(self.recipe, self.accelerator)
+        self.trained = [p for p in self.recipe.parameters() if p.requires_grad]
+        adam = torch.optim.AdamW(
+            self.trained,
+            lr=optimizer.learning_rate,
+            betas=(optimizer.beta1, optimizer.beta2),
+            weight_decay=optimizer.weight_decay,
+            fused=fused_optimizer(self.accelerator.device),
         )
         self.averaged = nn.ParameterList(self.trained)
         self.average = AveragedModel(self.averaged, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay))
+        self.model: nn.Module = self.recipe
+        if self.shards:
+            self.shards.keep_whole(adam, self.average)
+        else:
+            self.model = self.accelerator.prepare(self.recipe)
+        self.optimizer = self.accelerator.prepare(adam)
         self._time_is_over = False
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.average, self.progress)
@@ -168,7 +162,7 @@ class _Run:
         from safetensors.torch import save_file
 
         weights.clear()  # accelerate would save the frozen networks too
-        state = self.recipe.state_dict()
+        state = (self.shards or self.recipe).state_dict()
         if self.main:
             save_file(
                 {n: state[n].contiguous() for n in checkpoint_names(self.recipe)}, Path(folder) / "trained.safetensors"
@@ -185,7 +179,10 @@ class _Run:
                 f"{folder} is a checkpoint of another version of the recipe (differs in {', '.join(missing[:3])}); "
                 "start anew with another out="
             )
-        self.recipe.load_state_dict(state, strict=False)
+        if self.shards:
+            self.shards.load_state_dict(state)
+        else:
+            self.recipe.load_state_dict(state, strict=False)
 
     def _make_data(self) -> None:
         config = self.config
@@ -193,7 +190,6 @@ class _Run:
         self.per_step = per_rank * config.accumulation * ranks
         starts = [(micro * ranks + rank) * per_rank for micro in range(config.accumulation)]
         rows = tuple(range(start, start + per_rank) for start in starts)
-        self.recipe.note_data(self.data)
         self.data.begin(self.recipe, config, Share(rows, self.per_step, self.accelerator.device))
 
     def go(self) -> Outcome:
@@ -202,6 +198,8 @@ class _Run:
         if config.minutes is not None:  # on which all ranks agreed when it was saved
             self._time_is_over = self.progress.wall_seconds >= 60 * config.minutes
         self.reporter = Reporter(config.steps, self.progress.step, self.main)
+        if config.sharding == "full" and not self.shards:
+            notes.append(ONE_PROCESS)
         for note in notes:
             self.reporter.say(note)
         self.reporter.say(self._headline())
@@ -233,7 +231,9 @@ class _Run:
         return (
             f"{self.config.name}: {start} of {self.config.steps}, {trained:.2f} M trained "
             f"parameters, {len(self.data)} {self.data.unit}, {self.per_step} a step, "
-            f"{self.accelerator.device}, {self.precision}, run folder {self.folder}"
+            f"{self.accelerator.device}, {self.precision}, "
+            f"{f'sharded among {self.accelerator.num_processes} processes, ' if self.shards else ''}"
+            f"run folder {self.folder}"
         )
 
     def _resume(self) -> list[str]:
@@ -317,6 +317,10 @@ class _Run:
         any_save, any_stop = (self.accelerator.reduce(wishes, "sum") > 0).tolist()
         return any_save, (reason or "another process was told to stop") if any_stop else ""
 
+    def _over_ranks(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The mean of each scalar over all processes."""
+        return self.accelerator.reduce(torch.stack(list(values)).to(self.accelerator.device), "mean").unbind()
+
     def _one_step(self, step: int) -> dict[str, Tensor]:
         steps = self.config.steps
         if self.config.minutes is not None:  # as many as the clock says that there will be
@@ -328,7 +332,7 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad()
         losses = accumulate_gradients(self.accelerator, self.model, self.data.at(step))
-        norm = self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm)
+        norm = whole(self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm))
         if not torch.isfinite(norm):
             raise TrainingDiverged(f"the gradient norm of step {step} is {norm.item()}")
         self.optimizer.step()
@@ -340,8 +344,8 @@ class _Run:
 
     def _log(self, done: int, values: dict[str, float], since: tuple[float, int]) -> None:
         if self.accelerator.num_processes > 1:
-            over_ranks = torch.tensor(list(values.values()), device=self.accelerator.device)
-            values = dict(zip(values, self.accelerator.reduce(over_ranks, "mean").tolist()))
+            means = self._over_ranks([torch.tensor(value) for value in values.values()])
+            values = dict(zip(values, (mean.item() for mean in means)))
         seconds = (time.monotonic() - since[0]) / (done - since[1])
         rate = self.per_step / seconds
         self.accelerator.log(values, step=done)
@@ -355,8 +359,12 @@ class _Run:
         self.reporter.values(done, values, rate, left)
 
     @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The averaged weights stand in the recipe inside the block."""
+    def _averaged(self) -> Iterator[Recipe]:
+        """A recipe in which the averaged weights stand inside the block; all processes enter where they are sharded."""
+        if self.shards:
+            with self.shards.gathered(list(self.average.module.parameters())) as recipe:
+                yield recipe
+            return
         own = [p.detach().clone() for p in self.trained]
         means = own  # before the first step the average holds the initial weights anyway
         if self.progress.step > 0:
@@ -366,7 +374,7 @@ class _Run:
                 parameter.copy_(mean)
             self.recipe.eval()
             try:
-                yield
+                yield self.recipe
             finally:
                 for parameter, value in zip(self.trained, own):
                     parameter.copy_(value)
@@ -374,13 +382,18 @@ class _Run:
 
     def _sample(self) -> None:
         """Sample images and measurements on validation images, with the averaged weights."""
-        if not self.main:
+        if not self.main and not self.shards:
             return
-        with self._averaged(), self.accelerator.autocast():
+        with self._averaged() as recipe:
+            if self.main:
+                self._show(recipe)
+
+    def _show(self, recipe: Recipe) -> None:
+        with self.accelerator.autocast():
             shown, measured = (part.to(self.accelerator.device) for part in (self.data.shown, self.data.measured))
-            sheet = self.recipe.reconstruct(shown, fixed_seeds(len(shown))).float().cpu()
-            values = self.recipe.measure(measured, fixed_seeds(len(measured)))
-            originals = self.recipe.originals(shown).float().cpu()
+            sheet = recipe.reconstruct(shown, fixed_seeds(len(shown))).float().cpu()
+            values = recipe.measure(measured, fixed_seeds(len(measured)))
+            originals = recipe.originals(shown).float().cpu()
         save_sheet(originals, sheet, sheet_path(self.folder, self.progress.step))
         if values:
             self.logs[1].rewind(self.progress.step - 1)  # the command of a finished run measures its last step again
@@ -400,14 +413,17 @@ class _Run:
             saved = self.checkpoints.save(step, lambda folder: self.accelerator.save_state(str(folder)))
         else:
             saved = self._save_jointly(step)
-        if self.main:
-            with self._averaged():
-                self.recipe.export(self.config.export_path, self._provenance())
-            self.reporter.say(f"checkpoint {saved}")
+        if self.main or self.shards:
+            with self._averaged() as recipe:
+                if self.main:
+                    recipe.export(self.config.export_path, self._provenance())
+        self.reporter.say(f"checkpoint {saved}")
 
     def _save_jointly(self, step: int) -> Path:
         """Every rank writes its part of one folder, which rank 0 then renames into place."""
         shared = self.checkpoints.root / ".joint"
+        if self.progress.sums:  # of which one process's are saved
+            self.progress.sums = dict(zip(self.progress.sums, self._over_ranks(list(self.progress.sums.values()))))
         self.accelerator.save_state(str(shared))
         self.accelerator.wait_for_everyone()
         saved = self.checkpoints.root / f"step-{step:08d}"

@@ -71,6 +71,8 @@ class Recipe(nn.Module, ABC):
     Options: ClassVar[type]
     path_options: ClassVar[tuple[str, ...]] = ()
     """Options that name files: a run belongs to what those hold (`sources`), not to where they lie."""
+    sharded_by: ClassVar[str | None] = None
+    """Path of the module list whose blocks `sharding=full` gathers one at a time; None for a recipe that it refuses."""
 
     @classmethod
     def with_inputs(cls, options: Any, runs: Path) -> Any:

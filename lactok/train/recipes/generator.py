@@ -91,6 +91,7 @@ class GeneratorRecipe(Recipe):
 
     Options = GeneratorOptions
     path_options: ClassVar[tuple[str, ...]] = ("start", "decoder_weights")
+    sharded_by: ClassVar[str | None] = "model.gpt.layers"
     options: GeneratorOptions
 
     @classmethod
