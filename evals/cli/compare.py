@@ -168,7 +168,7 @@ def _meant(rows: Sequence[RowRecord], label: str) -> list[RowRecord]:
 
 
 def row_values(frame: pd.DataFrame, label: str) -> pd.DataFrame:
-    """A row's per-image values by item, their mean over seed indices; NaN where the model refused an output of the item."""
+    """A row's per-image values by item, their mean over seed indices; NaN where one of them was refused."""
     part = frame[frame["row"] == label].drop(columns=["row", "seed_index"])
     return part.groupby(["item", "cluster"], sort=True).mean(skipna=False).reset_index("cluster")
 

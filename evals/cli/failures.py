@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Writes a page of a run's wrong images: each with its prompt and the judge's reasons, task by task, and in front the
-number of failures by task. Where a row has more than N, some of each task are shown. RUN is the folder of a finished run
-with metrics=[geneval] or [geneval-small], whose store (beside it: OUT/cache) is still there; images and reasons are read
-from it, and nothing is generated or judged. Exit status: 0 written, 2 it can't be.
+number of failures by task. Where a row has more than N, some of each task are shown. RUN is the folder of a finished
+run with metrics=[geneval] or [geneval-small], whose store (beside it: OUT/cache) is still there; images and reasons are
+read from it, and nothing is generated or judged. Exit status: 0 written, 2 it can't be.
 
     python -m evals judges failures RUN
     python -m evals judges failures RUN row=llamagen-t2i-mini most=200 out=failures.html
