@@ -25,7 +25,8 @@ class PaperColumn:
 @dataclass(frozen=True)
 class Layout:
     """rows: (label, our row's label); columns; figures: by our row, dataset and the paper's metric; marked: whether
-    each figure says its origin, as those of generation and of several origins do; remarks: what a reader must know of all figures."""
+    each figure says its origin, as those of generation and of several origins do; remarks: what a reader must know of
+    all figures."""
 
     rows: list[tuple[str, str]]
     columns: list[PaperColumn]
