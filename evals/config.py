@@ -99,6 +99,12 @@ class RunConfig:
         return suites()[self.suite].task
 
     @property
+    def unasked(self) -> tuple[str, ...]:
+        """The metrics of the suite's table that the run does not compute at its scale, unless they are asked for."""
+        suite = suites().get(self.suite)
+        return tuple(name for name in suite.unasked.get(self.scale, ()) if name not in self.metrics) if suite else ()
+
+    @property
     def default_metrics(self) -> str:
         """Which of the metrics that are measured by default (evals/metrics/plan.py): by features, or of generation."""
         return "generation" if self.task == "generation" else self.features

@@ -74,6 +74,25 @@ def test_rows_made_on_other_machines_say_so(tmp_path: Path, capsys):
     assert "made by code" not in out
 
 
+def test_an_item_of_which_one_output_of_several_was_refused_is_left_out(tmp_path: Path, capsys):
+    """As it is from the table's figures; and one run with two names is compared with itself."""
+    folder = Path(make(tmp_path / "a", 0.0))
+    frame = pd.read_parquet(folder / "per_image.parquet")
+    second = frame.assign(seed_index=1)
+    second.loc[7, "perc"] = np.nan
+    both = pd.concat([frame, second])
+    other = both.assign(row="b", perc=both["perc"] + 1)
+    pd.concat([both, other]).to_parquet(folder / "per_image.parquet")
+    found = record.read(folder / "run.json")
+    (folder / "run.json").write_text(
+        record.to_json(replace(found, rows=[replace(found.rows[0], seeds=2), RowRecord("b", "b", seeds=2)]))
+    )
+    assert main([str(folder), "row=a,b"]) == 0
+    assert "perc: +1, 95 % [+1, +1], won 0.0 %, p 0.0001, 1 refused left out" in capsys.readouterr().out
+    assert main([str(folder), "row=a"]) == 2
+    assert "RUN_B is missing: name a second run, or two rows of one by row=A,B" in capsys.readouterr().err
+
+
 def test_refused_items_are_left_out_and_counted(tmp_path: Path, capsys):
     folder = Path(make(tmp_path / "b", 0.5))
     frame = pd.read_parquet(folder / "per_image.parquet")

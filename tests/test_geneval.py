@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from evals.cli.conformance import main
+from evals.cli.failures import Failure, shown
+from evals.engine.job import Chunk
 from evals.engine.reduce import image_cells
 from evals.metrics.judges.geneval.logic import (
     TASKS,
@@ -196,6 +198,8 @@ def test_intervals_resample_prompts_through_the_summary():
     assert cells["GenEval-small"].value == pytest.approx(0.5)
 
 
+TAGGED = (("colors", 9), ("counting", 1), ("position", 5))
+
 DRAW = """
 import torch
 from evals.suites.catalog import Suite
@@ -232,8 +236,13 @@ def test_scenes_are_judged_by_the_command_line(tmp_path: Path):
     assert made.returncode == 0, made.stderr
     root = tmp_path / "scenes" / "captions.jsonl"
     done = evals(
-        "suite=draw", "calibration=false", f"dataset.root={root}", f"out={tmp_path / 'out'}", plugins=(plugin,)
-    )
+        "suite=draw",
+        "calibration=false",
+        f"dataset.root={root}",
+        f"out={tmp_path / 'out'}",
+        "seeds=2",
+        plugins=(plugin,),
+    )  # both rows are deterministic, and have one image each
     assert done.returncode == 0, done.stderr
     found = table(tmp_path / "out")
     assert found.loc["renders", [f"GenEval-small-{task}" for task in TASKS]].tolist() == [1.0] * 6
@@ -259,3 +268,17 @@ def test_scenes_are_judged_by_the_command_line(tmp_path: Path):
     unknown = evals("judges", "failures", str(run), "--row", "zzz", module="evals", plugins=(plugin,))
     assert unknown.returncode == 2
     assert "no row 'zzz' with images; there are others, renders" in unknown.stderr
+    shutil.rmtree(tmp_path / "out" / "cache" / "images")
+    gone = evals("judges", "failures", str(run), module="evals", plugins=(plugin,))
+    assert gone.returncode == 2, "nothing is drawn again"
+    assert re.search("others: the images of .* are no longer in the store", gone.stderr)
+
+
+def test_a_page_of_failures_shows_some_of_each_task():
+    items = [Item(f"{task}-{n}", "", "", "", {"tag": task}) for task, count in TAGGED for n in range(count)]
+    chunk = Chunk(0, tuple(items))
+    found = [Failure(chunk, place, 0, ()) for place in range(len(items))]
+    of_page = shown(found, 7)
+    assert [one.task for one in of_page] == ["colors"] * 3 + ["counting"] + ["position"] * 3
+    assert of_page == sorted(of_page, key=lambda one: one.order)
+    assert shown(found, 100) == found

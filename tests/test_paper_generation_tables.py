@@ -149,7 +149,7 @@ def test_each_published_figure_says_whether_it_was_cited_or_measured():
         table(), cells(table(), "hart")["GenEval", "position"]
     )
     six = cells(table(name="table6"), "lactokgen-t-star")["MSCOCO-2017", "MPS"]
-    assert figure_text(six) == "not measured (published 12.38)", "all of Table 6 is measured"
+    assert figure_text(six) == "not measured (published 12.38, measured)"
 
 
 @pytest.mark.parametrize("name", ["lactokgen-h", "lactokgen-h-star", "lactokgen-t-star"])
@@ -388,6 +388,9 @@ def test_both_tables_in_miniature(tmp_path: Path):
         assert all(0 <= r.cells["GenEval-small"].value <= 1 for r in made.rows)
         assert all(f"GenEval-small-{task}" in r.cells for r in made.rows for task in TASKS)
         assert "a miniature" in incomparable_run(made)
+        told = [line.split(":")[0] for line in made.notes if "not measured here; metrics=[...," in line]
+        assert told == ["ImageReward", "MPS", "HPSv2-2.0", "HPSv2-2.1"]
+        assert "zai-org/ImageReward/ImageReward.pt" in made.notes[0]
     assert not (tmp_path / "tables").exists(), "no table of the paper's"
 
 
@@ -395,6 +398,9 @@ def test_the_miniature_takes_four_images_of_a_prompt():
     for name in TABLES:
         (config,) = compose_runs([f"suite={name}", "scale=mini"])
         assert (config.dataset.name, config.seeds, config.metrics) == ("scene-prompts", 4, ["geneval-small"])
+    (asked,) = compose_runs(["suite=table3", "scale=mini", "metrics=[geneval-small,mps]"])
+    assert asked.unasked == ("imagereward", "hpsv2-2.0", "hpsv2-2.1")
+    assert all(config.unasked == () for config in compose_runs(["suite=table3"]))
 
 
 # --- nothing in place

@@ -28,7 +28,7 @@ and the same.
 
     python -m evals compare RUN_A RUN_B                         every row that both runs have
     python -m evals compare RUN_A RUN_B row=llamagen            one of them
-    python -m evals compare RUN RUN row=llamagen,titok          titok against llamagen
+    python -m evals compare RUN row=llamagen,titok              titok against llamagen (RUN_B is RUN_A)
     python -m evals compare RUN all=true                        every pair, p-values adjusted for their number
     python -m evals compare RUN all=true out=DIR                the same as files: DIR/compare.md, .tex and .csv, the
                                                                 figure compare.png, and largest.csv, the items on
@@ -168,9 +168,9 @@ def _meant(rows: Sequence[RowRecord], label: str) -> list[RowRecord]:
 
 
 def row_values(frame: pd.DataFrame, label: str) -> pd.DataFrame:
-    """A row's per-image values by item, their mean over seed indices; NaN where the model refused the item."""
+    """A row's per-image values by item, their mean over seed indices; NaN where one of them was refused."""
     part = frame[frame["row"] == label].drop(columns=["row", "seed_index"])
-    return part.groupby(["item", "cluster"], sort=True).mean().reset_index("cluster")
+    return part.groupby(["item", "cluster"], sort=True).mean(skipna=False).reset_index("cluster")
 
 
 def paired(a: pd.DataFrame, b: pd.DataFrame, columns: list[ColumnRecord]) -> list[Paired]:
@@ -374,7 +374,9 @@ def main(argv: list[str]) -> int:
         prog="python -m evals compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_a", type=Path, metavar="RUN_A")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="by default RUN_A, with all=true")
+    parser.add_argument(
+        "run_b", type=Path, metavar="RUN_B", nargs="?", help="by default RUN_A, with two rows or all=true"
+    )
     parser.add_argument("--all", action="store_true", help="every pair of RUN_A's rows, with Holm-adjusted p-values")
     parser.add_argument(
         "--row",
@@ -395,7 +397,9 @@ def main(argv: list[str]) -> int:
         if args.all and (args.row or args.run_b):
             parser.error("all=true compares all rows of one run: leave RUN_B and row out")
         if not args.all and args.run_b is None:
-            parser.error("RUN_B is missing: name a second run, or the same one, or all=true")
+            if len(args.row or ()) < 2:
+                parser.error("RUN_B is missing: name a second run, or two rows of one by row=A,B, or all=true")
+            args.run_b = args.run_a
     except SystemExit as done:
         return int(done.code or 0)
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-import shlex
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +15,20 @@ from evals import record
 from evals.cli.compare import NotComparable
 
 if TYPE_CHECKING:
-    import numpy as np
+    from PIL import Image
 
-    from evals.engine.run import Finished
+    from evals.engine.job import Chunk, Job
+    from evals.engine.models import ModelRun
+    from evals.record import RowRecord
 
 DESCRIPTION = """\
-Judges a run's stored images once more and writes a page: each wrong image with its prompt and the reasons, task by
-task, and in front the number of failures by task. RUN is the folder of a finished run with metrics=[geneval] or
-[geneval-small], whose store (OUT/cache) is still there; nothing is generated. Exit status: 0 written, 2 it can't be.
+Writes a page of a run's wrong images: each with its prompt and the judge's reasons, task by task, and in front the
+number of failures by task. Where a row has more than N, some of each task are shown. RUN is the folder of a finished
+run with metrics=[geneval] or [geneval-small], whose store (beside it: OUT/cache) is still there; images and reasons are
+read from it, and nothing is generated or judged. Exit status: 0 written, 2 it can't be.
+
+    python -m evals judges failures RUN
+    python -m evals judges failures RUN row=llamagen-t2i-mini most=200 out=failures.html
 """
 MOST = 60
 """Images of a row that a page shows by default."""
@@ -32,75 +38,87 @@ SHOWN_SIDE = 192
 
 @dataclass(frozen=True)
 class Failure:
-    """An image, uint8 (H, W, 3), that is not what its prompt asks for. number: of the prompt's images, from 0."""
+    """An image that is not what its prompt asks for. place: of its prompt in the chunk; number: of the prompt's images,
+    from 0."""
 
-    item: str
+    chunk: Chunk
+    place: int
     number: int
-    task: str
-    prompt: str
     reasons: tuple[str, ...]
-    image: np.ndarray
+
+    @property
+    def task(self) -> str:
+        return str(self.chunk.items[self.place].tags["tag"])
+
+    @property
+    def order(self) -> tuple[str, str, int]:
+        return self.task, self.chunk.items[self.place].id, self.number
 
 
-def reopened(folder: Path) -> Finished:
-    """The run of a folder, from its store. Raises NotComparable where its images are no longer there."""
-    from evals.config import compose_runs
-    from evals.engine import run as engine
+def failures(job: Job, row: RowRecord) -> tuple[ModelRun, list[Failure]]:
+    """A row in its job, and its failures in the order of tasks. Raises NotComparable where the store lacks them."""
+    from evals.engine.reopen import is_same
+    from evals.metrics.judges.geneval.score import GenEvalScore
 
-    found = record.read(folder / "run.json")
-    command = shlex.split(found.command)
-    if command[:3] != ["python", "-m", "evals.run"]:
-        raise NotComparable(f"{folder}/run.json has no command of evals.run: run it again")
-    configs = [config for config in compose_runs(command[3:]) if config.dataset.name == found.dataset]
-    if not configs:
-        raise NotComparable(f"{folder}: its command makes no run on {found.dataset}")
-    finished = engine.run(configs[0], quiet=True)
-    if finished.record.dataset_fingerprint != found.dataset_fingerprint:
-        raise NotComparable(f"{folder}: {found.dataset} holds other items now: run its command again")
-    return finished
-
-
-def failures(finished: Finished, label: str) -> Iterator[Failure]:
-    """A row's failures, in the order of items. Raises NotComparable for an unknown row or a run without GenEval."""
-    import torch
-
-    from evals.metrics.judges.geneval.score import GenEvalScore, metadata_of
-    from evals.tasks.base import unpack_images
-
-    job = finished.job
-    judges = [plan for plan in job.metrics.image if issubclass(plan.cls, GenEvalScore)]
-    if not judges:
+    plans = [plan for plan in job.metrics.image if issubclass(plan.cls, GenEvalScore)]
+    if not plans:
         raise NotComparable("the run has no GenEval metric: metrics=[geneval] or [geneval-small]")
-    run = next((one for one in job.runs if one.row.label == label), None)
-    if run is None or run.status != "ok":
-        known = ", ".join(one.row.label for one in job.runs if one.status == "ok")
-        raise NotComparable(f"no row {label!r} with images; there are {known}")
-    judge = judges[0].cls.build(job.device, judges[0].settings)
-    assert isinstance(judge, GenEvalScore)
+    plan, cls = plans[0], plans[0].cls
+    assert issubclass(cls, GenEvalScore)
+    run = next((one for one in job.runs if one.row.label == row.label), None)
+    if run is None or run.status != "ok" or not is_same(job, run, row):
+        why = f": {run.error}" if run is not None and run.error else ""
+        raise NotComparable(f"{row.label} is not what was measured, its model, code or device changed since{why}")
+    found = []
     for chunk in job.chunks:
-        for number in range(job.seeds):
-            entry = job.cache.read(job.task.images(run, chunk, number))
-            if entry is None:
-                raise NotComparable(f"{label}: images of {chunk.items[0].id} are no longer in the store: run it again")
-            refused = {int(place) for place in entry.meta["refused"]}
-            images = unpack_images(entry, job.device)
-            for place, item in enumerate(chunk.items):
-                if place in refused:
-                    continue
-                (verdict,) = judge.verdicts(torch.as_tensor(images[place])[None], [metadata_of(item)])
-                if not verdict.correct:
-                    pixels = images[place].permute(1, 2, 0).cpu().numpy()
-                    yield Failure(item.id, number, str(item.tags["tag"]), item.payload, verdict.reasons, pixels)
+        for number in run.seed_indices(job.seeds):
+            scores = job.cache.read(job.scores(run, chunk, number, plan))
+            if scores is None:
+                raise NotComparable(f"{row.label}: verdicts on {chunk.items[0].id} are no longer in the store")
+            refused, reasons = scores.meta["refused"], scores.meta.get("reasons", {})
+            for place, value in enumerate(scores.arrays[f"{cls.prefix}-images"].tolist()):
+                if value == 0 and str(place) not in refused:
+                    found.append(Failure(chunk, place, number, tuple(reasons.get(str(place), ()))))
+    return run, sorted(found, key=lambda one: one.order)
 
 
-def page(title: str, rows: dict[str, list[Failure]], most: int) -> str:
-    """The page as HTML with its images inside. most: images of a row that are shown."""
+def shown(found: Sequence[Failure], most: int) -> list[Failure]:
+    """At most `most` of them, in their order: of each task equally many, as far as it has them."""
+    ranked: Counter[str] = Counter()
+    places = []
+    for place, one in enumerate(found):
+        places.append((ranked[one.task], place))
+        ranked[one.task] += 1
+    return [found[place] for place in sorted(place for _, place in sorted(places)[:most])]
+
+
+def picture(job: Job, run: ModelRun, one: Failure) -> Image.Image:
+    """The image of a failure. Raises NotComparable where the store lacks it."""
+    from PIL import Image
+
+    from evals.tasks.base import unpack_files
+
+    entry = job.cache.read(job.task.images(run, one.chunk, one.number))
+    if entry is None:
+        name = one.chunk.items[one.place].id
+        raise NotComparable(f"{run.row.label}: the images of {name} are no longer in the store: run it again")
+    return Image.open(io.BytesIO(unpack_files(entry, "png")[one.place])).convert("RGB")
+
+
+def page(job: Job, title: str, rows: Sequence[RowRecord], most: int) -> str:
+    """The page as HTML with its images inside. most: images of a row that are shown. Raises NotComparable."""
     named = html.escape(title)
     parts = [f"<!doctype html><meta charset=utf-8><title>{named}</title>{_STYLE}<h1>{named}</h1>"]
-    for label, found in rows.items():
-        parts.append(f"<h2>{html.escape(label)}: {len(found):,} images fail</h2>{_counts(found)}<div class=grid>")
-        parts += [_figure(one) for one in sorted(found, key=lambda one: (one.task, one.item, one.number))[:most]]
-        parts.append("</div>" + (f"<p>and {len(found) - most:,} more (--most)</p>" if len(found) > most else ""))
+    for row in rows:
+        run, found = failures(job, row)
+        parts.append(f"<h2>{html.escape(row.label)}: {len(found):,} images fail</h2>{_counts(found)}")
+        if row.refused:
+            names = html.escape(", ".join(list(row.refused)[:10]) + (", ..." if len(row.refused) > 10 else ""))
+            parts.append(f"<p>{len(row.refused):,} prompts without an image, which are not judged: {names}</p>")
+        of_page = shown(found, most)
+        parts += ["<div class=grid>", *(_figure(one, picture(job, run, one)) for one in of_page), "</div>"]
+        if len(of_page) < len(found):
+            parts.append(f"<p>and {len(found) - len(of_page):,} more (most=N shows N of them)</p>")
     return "\n".join(parts)
 
 
@@ -109,44 +127,44 @@ _STYLE = """<style>body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-w
 figcaption{font-size:13px}.why{color:#9a3412}td{padding:0 1em 0 0}</style>"""
 
 
-def _counts(found: list[Failure]) -> str:
+def _counts(found: Sequence[Failure]) -> str:
     """By task, how many fail."""
-    counts: dict[str, int] = {}
-    for one in found:
-        counts[one.task] = counts.get(one.task, 0) + 1
+    counts = Counter(one.task for one in found)
     cells = "".join(f"<tr><td>{html.escape(task)}<td>{count:,}</tr>" for task, count in sorted(counts.items()))
     return f"<table>{cells}</table>"
 
 
-def _figure(one: Failure) -> str:
-    from PIL import Image
-
-    image, content = Image.fromarray(one.image), io.BytesIO()
+def _figure(one: Failure, image: Image.Image) -> str:
+    content, item = io.BytesIO(), one.chunk.items[one.place]
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     image.save(content, "PNG")
     data = base64.b64encode(content.getvalue()).decode()
     why = "<br>".join(html.escape(reason) for reason in one.reasons)
-    name = f"{html.escape(one.item)}, image {one.number}"
+    name = f"{html.escape(item.id)}, image {one.number}"
+    prompt = html.escape(item.payload)
     return (
-        f'<figure><img alt="{html.escape(one.prompt)}" src="data:image/png;base64,{data}"><figcaption>'
-        f"<b>{html.escape(one.prompt)}</b><br>{name}<br><span class=why>{why}</span></figcaption></figure>"
+        f'<figure><img alt="{prompt}" src="data:image/png;base64,{data}"><figcaption>'
+        f"<b>{prompt}</b><br>{name}<br><span class=why>{why}</span></figcaption></figure>"
     )
 
 
 def write(folder: Path, labels: list[str] | None, out: Path | None, most: int) -> Path:
-    """The page of a run; all its models' rows by default. Raises NotComparable, RecordError, WriteError."""
+    """The page of a run; all its models' rows by default. Raises NotComparable, RecordError, NotReopened, WriteError,
+    and what planning a run raises."""
+    from evals.engine.reopen import reopened
     from lactok.files import write_atomically
 
     if not (folder / "run.json").is_file():
         raise NotComparable(f"{folder} holds no run.json: expected the folder of a finished run (results/runs/...)")
-    finished = reopened(folder)
-    wanted = labels or [
-        run.row.label
-        for run in finished.job.runs
-        if run.status == "ok" and run.row.cls is not None and run.row.cls.calibration is None
-    ]
-    rows = {label: list(failures(finished, label)) for label in wanted}
+    found = record.read(folder / "run.json")
+    measured = {row.label: row for row in found.rows if row.status == "ok"}
+    if unknown := [label for label in labels or () if label not in measured]:
+        raise NotComparable(f"no row {unknown[0]!r} with images; there are {', '.join(measured)}")
+    wanted = labels or [label for label, row in measured.items() if row.calibration is None]
+    if not wanted:
+        raise NotComparable(f"{folder}: no model has figures; name calibration rows by row=NAME: {', '.join(measured)}")
+    job = reopened(folder, found)
     target = out or folder / "failures.html"
-    title = f"GenEval's failures: {folder.name}, {finished.record.items:,} prompts of {finished.record.dataset}"
-    write_atomically(target, page(title, rows, most).encode())
+    title = f"GenEval's failures: {folder.name}, {found.items:,} prompts of {found.dataset}"
+    write_atomically(target, page(job, title, [measured[label] for label in wanted], most).encode())
     return target

@@ -87,6 +87,7 @@ def _failures(run: Path, rows: list[str] | None, out: Path | None, most: int) ->
     from evals.cli.failures import write
     from evals.config import ConfigError
     from evals.datasets.base import DatasetError
+    from evals.engine.reopen import NotReopened
     from evals.engine.store import StoreError
     from evals.record import RecordError
     from lactok.files import WriteError
@@ -98,7 +99,7 @@ def _failures(run: Path, rows: list[str] | None, out: Path | None, most: int) ->
     except (NotComparable, RecordError, ConfigError, DatasetError, StoreError, RegistryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (WeightsError, WriteError) as error:
+    except (NotReopened, WeightsError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

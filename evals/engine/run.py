@@ -38,12 +38,13 @@ from evals.engine.reduce import LostArtifact, PerImage, describe, measured_bits,
 from evals.engine.rows import Wanted, references_at, resolve_rows
 from evals.engine.store import Cache, StoreError
 from evals.metrics.base import Column, SetMetric
-from evals.metrics.plan import plan
+from evals.metrics.plan import metric_class, plan
 from evals.record import ColumnRecord, RowRecord, RunRecord
 from evals.tasks.base import Task, unpack_images
 from evals.tasks.build import make_task, task_class
 from lactok.interface import Generator, Model, Tokenizer, asks_for_items
 from lactok.progress import silent
+from lactok.registry import RegistryError
 from lactok.weights import offline
 
 # Images on the contact sheet.
@@ -349,7 +350,11 @@ def _record(config: RunConfig, job: Job, started: float) -> RunRecord:
         clusters=len({item.cluster for item in job.dataset.items}),
         unit=job.task.unit,
         left_out=[dataclasses.asdict(bad) for bad in job.dataset.left_out],
-        notes=[*job.dataset.notes, *([_told(job.dataset, told)] if told else [])],
+        notes=[
+            *job.dataset.notes,
+            *([_told(job.dataset, told)] if told else []),
+            *(unmeasured(name) for name in config.unasked),
+        ],
         missing_metrics=list(job.metrics.missing),
         columns=[column_record(planned.column, planned.kind) for planned in job.metrics.columns],
         device=describe_device(job.device),
@@ -370,6 +375,19 @@ def _told(dataset: Dataset, labels: list[str]) -> str:
     known = dict.fromkeys(key for item in dataset.items for key in item.metadata)
     what = f"names and {', '.join(known)}" if known else "names, without metadata"
     return f"given the images' {what}, beside the images: {', '.join(labels)}"
+
+
+def unmeasured(name: str) -> str:
+    """What is said of a metric that a run could have and was not asked for: its columns, and the weights it needs."""
+    try:
+        cls = metric_class(name)
+        columns, needs = [column.name for column in cls.columns], [str(source) for source in cls.weights()]
+    except RegistryError as error:
+        return f"{name} is not measured: {error}"
+    return (
+        f"{', '.join(columns)}: not measured here; metrics=[...,{name}] asks for it, and needs "
+        f"{' and '.join(needs) or 'no weights'} (`python -m evals list metrics`)"
+    )
 
 
 def column_record(column: Column, kind: Literal["image", "set", "token"] = "image") -> ColumnRecord:

@@ -24,13 +24,14 @@ class PaperColumn:
 
 @dataclass(frozen=True)
 class Layout:
-    """rows: (label, our row's label); columns; figures: by our row, dataset and the paper's metric; mixed: whether
-    figures are of several origins, so that each is to be marked; remarks: what a reader must know of all figures."""
+    """rows: (label, our row's label); columns; figures: by our row, dataset and the paper's metric; marked: whether
+    each figure says its origin, as those of generation and of several origins do; remarks: what a reader must know of
+    all figures."""
 
     rows: list[tuple[str, str]]
     columns: list[PaperColumn]
     figures: Mapping[tuple[str, str, str], PublishedFigure]
-    mixed: bool
+    marked: bool
     remarks: tuple[str, ...]
 
 
@@ -76,7 +77,7 @@ def layout(suite: Suite) -> Layout:
         rows,
         _columns(suite, figures),
         {(f.tokenizer, f.dataset, f.metric): f for f in figures},
-        len({f.origin for f in figures}) > 1,
+        suite.task == "generation" or len({f.origin for f in figures}) > 1,
         REMARKS.get(suite.table, ()),
     )
 

@@ -45,7 +45,7 @@ class Found:
 @dataclass(frozen=True)
 class PaperCell:
     """One figure as text. published: as the paper prints it, "" where it does not compare with the measured one;
-    origin: of that, where the table has figures of several origins; difference, verdict: of measured less published,
+    origin: of that, where the table's are marked; difference, verdict: of measured less published,
     "" where there is no such; notes: numbers of footnotes, from 1."""
 
     text: str
@@ -151,7 +151,7 @@ def assemble(name: str, runs: Sequence[Found], protocol: str | None = None) -> P
         rows=lines,
         footnotes=notes.texts,
         warnings=list(warnings),
-        remarks=[*([ORIGINS_NOTE] if shown.mixed else []), *shown.remarks],
+        remarks=[*([ORIGINS_NOTE] if shown.marked else []), *shown.remarks],
         left_out=left_out,
         runs=[_source(f) for f in chosen],
         measured=sum(cell.text != NOT_MEASURED for row in lines for cell in row.cells),
@@ -281,7 +281,7 @@ class _Table:
         return self._missing(key, PaperColumn("", "timing", "", ""), None, found)
 
     def _origin(self, figure: PublishedFigure) -> str:
-        return figure.origin if self.layout.mixed else ""
+        return figure.origin if self.layout.marked else ""
 
     def _of_figure(self, figure: PublishedFigure) -> list[int]:
         """The footnotes of a published figure: where it is quoted from, its own, and why it has no value."""

@@ -25,7 +25,8 @@ class Suite:
     those of them that are measured at every one of ENCODER_SIZES; table: the number of the paper's table that it makes,
     None for another suite; datasets: those of the table, in the paper's order, by name with the name that the paper
     prints; title: the table's; settings: values of other keys of the command line that it sets; scaled: such by scale;
-    of_dataset: such of the runs on each of the table's datasets.
+    of_dataset: such of the runs on each of the table's datasets; unasked: by scale, metrics of the table that its runs
+    do not compute unless they are asked for; the report says what these need.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Suite:
     scaled: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     of_dataset: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     sized: tuple[str, ...] = ()
+    unasked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     table: int | None = None
     datasets: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
@@ -80,6 +82,7 @@ GUIDED = {"options.sd1.5.guidance_scale": "9", "options.sdxl.guidance_scale": "9
 GENEVAL = {"metrics": "[geneval]", "seeds": "4"} | GUIDED
 PREFERENCE = {"metrics": "[imagereward,mps,hpsv2-2.0,hpsv2-2.1]"}
 SMALL = {"dataset": "scene-prompts", "metrics": "[geneval-small]", "seeds": "4", "generators": "all"}
+PREFERRED = {"mini": ("imagereward", "mps", "hpsv2-2.0", "hpsv2-2.1")}  # judges of preference have no miniature
 GUIDANCE = "[1.5,2,3,7]"
 
 # What a reviewer compares a tokenizer with: each format as a file, as the best thumbnail, and without its header.
@@ -102,6 +105,7 @@ BUILT_IN: dict[str, Suite] = {
             generators=GENERATORS,
             task="generation",
             scaled={"mini": SMALL, "paper": {"dataset": "geneval"} | GENEVAL},
+            unasked=PREFERRED,
         ),
         Suite(
             "preference",
@@ -164,6 +168,7 @@ BUILT_IN: dict[str, Suite] = {
             datasets={"geneval": "GenEval"} | CAPTIONS,
             of_dataset={"geneval": GENEVAL, "coco-captions": PREFERENCE},
             scaled={"mini": SMALL},
+            unasked=PREFERRED,
             title="Table 3: text to image, GenEval and human preference on MSCOCO-2017",
         ),
         Suite(
@@ -178,6 +183,7 @@ BUILT_IN: dict[str, Suite] = {
                 "mini": SMALL
                 | {"generators": "[lactokgen-t-mini]", "options.lactokgen-t-mini.guidance_scale": GUIDANCE}
             },
+            unasked=PREFERRED,
             title="Table 6: LacTokGen-T* by guidance scale, MSCOCO-2017",
         ),
     )
