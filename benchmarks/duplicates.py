@@ -137,9 +137,7 @@ def measured(label: str, images: Sequence[np.ndarray], changes: Mapping[str, Cha
     with Meter(len(changes) + 1, label, "edit") as meter:
         for count, (name, change) in enumerate(changes.items(), start=1):
             copies = [change(pixels) for pixels in images]
-            duplicates = [
-                found_as_duplicate(image, print_of(copy)) for image, copy in zip(prints, copies, strict=True)
-            ]
+            duplicates = [found_as_duplicate(image, print_of(copy)) for image, copy in zip(prints, copies, strict=True)]
             leaks = [is_leak(held, copy, network) == f"{place}" for place, copy in enumerate(copies[:half])]
             rows[name] = {"duplicates": float(np.mean(duplicates)), "leaks": float(np.mean(leaks))}
             meter.at(count)
@@ -214,7 +212,9 @@ def show(label: str, figures: Mapping[str, Any], seconds: float) -> None:
         print(f"  {name:<28} {row['duplicates']:>10.2%} {row['leaks']:>8.2%}")
     false, taken = figures["false_duplicates"], figures["false_leaks"]
     others = figures["images"] - figures["evaluation_images"]
-    print(f"  taken for a duplicate: {len(false)} ({len(false) / figures['images']:.3%}); near pairs {figures['near_pairs']:,} of {figures['pairs']:,}")
+    print(
+        f"  taken for a duplicate: {len(false)} ({len(false) / figures['images']:.3%}); near pairs {figures['near_pairs']:,} of {figures['pairs']:,}"
+    )
     print(f"  taken for a leak: {len(taken)} of {others:,} ({len(taken) / max(1, others):.3%})", flush=True)
 
 

@@ -101,7 +101,9 @@ def raised_by_ray(how: str) -> Exception:
     from ray.exceptions import RayTaskError, UserCodeException
 
     own = WriteError("can't write /x/y.tar: the disk is full")
-    trace = f"ray::Write() (pid=7)\nTraceback (most recent call last):\nlactok.files.WriteError: {own}\nFailed to apply\n"
+    trace = (
+        f"ray::Write() (pid=7)\nTraceback (most recent call last):\nlactok.files.WriteError: {own}\nFailed to apply\n"
+    )
     task = RayTaskError("write", trace, own)
     if how == "task":
         return task

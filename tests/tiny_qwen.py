@@ -8,7 +8,24 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-WORDS = ("a", "red", "cat", "on", "the", "sofa", "dog", "left", "of", "blue", "box", "two", "white", "cups", "near", "it")
+WORDS = (
+    "a",
+    "red",
+    "cat",
+    "on",
+    "the",
+    "sofa",
+    "dog",
+    "left",
+    "of",
+    "blue",
+    "box",
+    "two",
+    "white",
+    "cups",
+    "near",
+    "it",
+)
 STOPS = ("<|im_end|>", "<|endoftext|>", "!", "?", ";")
 """Words that end an answer: many, so that drawn answers are short."""
 MARKS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")

@@ -125,8 +125,9 @@ def _theirs(error: BaseException, kinds: Sequence[type[Exception]]) -> Exception
         one = waiting.pop(0)
         if any(one is other for other in seen):
             continue
-        if isinstance(one, tuple(kinds)) and not isinstance(one, ray.exceptions.RayError):
-            return one
+        if isinstance(one, Exception) and isinstance(one, tuple(kinds)):
+            if not isinstance(one, ray.exceptions.RayError):
+                return one
         seen.append(one)
         inner = (getattr(one, "cause", None), one.__cause__, one.__context__)
         waiting += [other for other in inner if isinstance(other, BaseException)]
