@@ -1,4 +1,4 @@
-"""A disk that fills under a build on Ray: told, nothing half-written, and the same command finishes once there is room."""
+"""A disk that fills under a build on Ray is told, nothing is half-written; the build goes on once there is room."""
 
 from __future__ import annotations
 

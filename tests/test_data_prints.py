@@ -1,4 +1,4 @@
-"""What counts as the same picture: copies, small crops, mirrored evaluation images; and the benchmark that measures it."""
+"""What counts as the same picture: copies, small crops, mirrored evaluation images; and its benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL at a size that a test can afford, in the published folder layout: seeded weights, a vocabulary of words."""
+"""Qwen2.5-VL at a size that a test can afford, in the published folder layout: seeded weights, a few words."""
 
 from __future__ import annotations
 

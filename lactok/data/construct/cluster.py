@@ -116,7 +116,7 @@ def unwrapped(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def _theirs(error: BaseException, kinds: Sequence[type[Exception]]) -> Exception | None:
-    """The error of one of these kinds that stands behind Ray's: among its causes, or else in the trace that is its text."""
+    """The error of one of these kinds that stands behind Ray's: among its causes, or in the trace that is its text."""
     import ray.exceptions
 
     waiting: list[BaseException] = [error]
@@ -125,9 +125,9 @@ def _theirs(error: BaseException, kinds: Sequence[type[Exception]]) -> Exception
         one = waiting.pop(0)
         if any(one is other for other in seen):
             continue
-        if isinstance(one, Exception) and isinstance(one, tuple(kinds)):
-            if not isinstance(one, ray.exceptions.RayError):
-                return one
+        own = isinstance(one, tuple(kinds)) and not isinstance(one, ray.exceptions.RayError)
+        if own and isinstance(one, Exception):
+            return one
         seen.append(one)
         inner = (getattr(one, "cause", None), one.__cause__, one.__context__)
         waiting += [other for other in inner if isinstance(other, BaseException)]

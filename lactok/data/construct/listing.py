@@ -104,8 +104,8 @@ def make(spec: Spec, out: Path, done: Callable[[int], None] = lambda _: None) ->
         stored = Listing(**json.loads((target / "listing.json").read_bytes()))
         if stored.sources != sources:
             raise SpecError(
-                f"the sources changed since {out} was begun: {_changes(stored.sources, sources)}; put them back as they "
-                "were (with their time of change: cp -p), or name another folder by out=DIR"
+                f"the sources changed since {out} was begun: {_changes(stored.sources, sources)}; put them back as "
+                "they were (with their time of change: cp -p), or name another folder by out=DIR"
             )
         return stored
     temporary = target.with_name(f".listing.{os.getpid()}.tmp")
@@ -141,9 +141,10 @@ def _changes(before: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> s
     told = []
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
-            how = "new" if name not in before else "gone" if name not in now else ""
-            size = f"{before[name][0]:,} bytes before, {now[name][0]:,} now" if not how else how
-            told.append(f"{name} ({size})")
+            if name in before and name in now:
+                told.append(f"{name} ({before[name][0]:,} bytes before, {now[name][0]:,} now)")
+            else:
+                told.append(f"{name} ({'gone' if name in before else 'new'})")
     return ", ".join(told[:3]) + (f" and {len(told) - 3:,} more" if len(told) > 3 else "")
 
 
