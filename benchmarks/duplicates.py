@@ -1,4 +1,4 @@
-"""How many copies the construction of training data finds, by what was done to them, and how much else it takes for one.
+"""How many copies the construction of training data finds, by what was done to them, and what else it takes for one.
 
     python benchmarks/duplicates.py PHOTOS                    2,000 photographs and 2,000 scenes: a few minutes
     python benchmarks/duplicates.py --photos 0 --scenes 50    seconds, without photographs
@@ -108,7 +108,7 @@ CHANGES: dict[str, Change] = {
 
 
 def found_as_duplicate(image: Print, copy: Print) -> bool:
-    """Whether the build drops the copy: a part of the hashes is equal, they are near, the thumbnails show one picture."""
+    """Whether the build drops the copy: hashes share a part and are near, thumbnails show one picture."""
     a, b = (np.frombuffer(one.signature, np.uint8)[None] for one in (image, copy))
     shared = bool((bands(a) == bands(b)).any())
     return shared and distance(a, b)[0] <= NEAR and same_picture(image.thumbnail, copy.thumbnail)
@@ -137,9 +137,7 @@ def measured(label: str, images: Sequence[np.ndarray], changes: Mapping[str, Cha
     with Meter(len(changes) + 1, label, "edit") as meter:
         for count, (name, change) in enumerate(changes.items(), start=1):
             copies = [change(pixels) for pixels in images]
-            duplicates = [
-                found_as_duplicate(image, print_of(copy)) for image, copy in zip(prints, copies, strict=True)
-            ]
+            duplicates = [found_as_duplicate(image, print_of(copy)) for image, copy in zip(prints, copies, strict=True)]
             leaks = [is_leak(held, copy, network) == f"{place}" for place, copy in enumerate(copies[:half])]
             rows[name] = {"duplicates": float(np.mean(duplicates)), "leaks": float(np.mean(leaks))}
             meter.at(count)
@@ -214,7 +212,8 @@ def show(label: str, figures: Mapping[str, Any], seconds: float) -> None:
         print(f"  {name:<28} {row['duplicates']:>10.2%} {row['leaks']:>8.2%}")
     false, taken = figures["false_duplicates"], figures["false_leaks"]
     others = figures["images"] - figures["evaluation_images"]
-    print(f"  taken for a duplicate: {len(false)} ({len(false) / figures['images']:.3%}); near pairs {figures['near_pairs']:,} of {figures['pairs']:,}")
+    print(f"  taken for a duplicate: {len(false)} ({len(false) / figures['images']:.3%})")
+    print(f"  near pairs: {figures['near_pairs']:,} of {figures['pairs']:,}")
     print(f"  taken for a leak: {len(taken)} of {others:,} ({len(taken) / max(1, others):.3%})", flush=True)
 
 

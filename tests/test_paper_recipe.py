@@ -65,6 +65,37 @@ class TinyMps(Mps):
 '''
 CAPTIONS = ("a red ball", "two blue cups on a table", "x", "a cat", "the dog", "a boat", "a house", "\x01bad")
 
+PAGE = {
+    "pip install -c constraints.txt -e '.[cluster,judges]'": "",  # installs what runs the tests
+    "python -m lactok.data build recipe=paper captions=[laion/] images=[aesthetics/] out=/data/starred address=auto": (
+        "test_paper_recipe.py: test_the_whole_recipe_on_ray"
+    ),
+    "python -m lactok.data build --plan recipe=paper items=30000000 gpus=256": (
+        "test_data_construction.py: test_the_plan_is_the_docs_and_its_measured_speed_is_the_results"
+    ),
+    "python -m lactok.data build recipe=mini items=2000 out=data/mini": (
+        "test_data_build.py: test_the_books_are_exact_and_what_was_planted_is_found"
+    ),
+    "python -m lactok.train recipe=tokens data.root=data/mini out=runs/tokens": (
+        "test_data_build.py: test_lactokgen_trains_on_the_shards"
+    ),
+    "python -m lactok.train recipe=generator data.root=runs/tokens": (
+        "test_data_build.py: test_lactokgen_trains_on_the_shards"
+    ),
+    "python benchmarks/duplicates.py PHOTOS": (
+        "test_data_prints.py: test_the_benchmark_counts_what_is_found_and_what_is_taken_for_it"
+    ),
+}
+"""Every command of docs/data-construction.md, with the test that runs it in miniature."""
+
+
+def test_every_command_of_the_page_is_run_in_miniature_by_a_test():
+    page = (ROOT / "docs" / "data-construction.md").read_text()
+    assert re.findall(r"^ {4}((?:pip|python|torchrun) .*)$", page, re.M) == list(PAGE)
+    for where in filter(None, PAGE.values()):
+        file, _, test = where.partition(": ")
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), where
+
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL at a size that a test can afford, in the published folder layout: seeded weights, a vocabulary of words."""
+"""Qwen2.5-VL at a size that a test can afford, in the published folder layout: seeded weights, a few words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-WORDS = ("a", "red", "cat", "on", "the", "sofa", "dog", "left", "of", "blue", "box", "two", "white", "cups", "near", "it")
+WORDS = (
+    "a",
+    "red",
+    "cat",
+    "on",
+    "the",
+    "sofa",
+    "dog",
+    "left",
+    "of",
+    "blue",
+    "box",
+    "two",
+    "white",
+    "cups",
+    "near",
+    "it",
+)
 STOPS = ("<|im_end|>", "<|endoftext|>", "!", "?", ";")
 """Words that end an answer: many, so that drawn answers are short."""
 MARKS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")

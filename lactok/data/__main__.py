@@ -12,6 +12,16 @@ captioned, judged, de-duplicated, compared with the evaluation sets, and written
 Parquet index. Runs on this machine's Ray, or joins a cluster. The same command goes on after any kill, and changes
 nothing once DIR/build.json stands. docs/data-construction.md has the whole way.
 
+Try it without weights and GPUs (scenes, two cores, a minute or two), then look at data/mini/report.html:
+
+    python -m lactok.data build recipe=mini items=2000 out=data/mini
+
+What the paper's recipe would take; what it lacks here, with the command that gets each; and the build on a cluster:
+
+    python -m lactok.data build --plan recipe=paper items=30000000 gpus=256
+    python -m lactok.data build recipe=paper captions=[laion/] out=/data/starred
+    python -m lactok.data build recipe=paper captions=[laion/] images=[aesthetics/] out=/data/starred address=auto
+
   captions=[F,...]    caption lists to synthesise from: .txt, .jsonl, .parquet (LAION's TEXT column), or their folders
   images=[F,...]      images that exist: folders, WebDataset .tar, .parquet
   items=N             at most so many items of the sources; recipe=mini: how many scenes
@@ -27,9 +37,7 @@ nothing once DIR/build.json stands. docs/data-construction.md has the whole way.
 
   --plan items=N existing=N gpus=M [speed.STAGE=IMAGES_A_SECOND] [speeds=report.json]
                       prints GPU hours, days and storage of so many synthesised and existing images; nothing runs
-
-    python -m lactok.data build recipe=mini items=2000 out=data/mini
-    python -m lactok.data build recipe=paper captions=[laion/] images=[aesthetics/] out=/data/starred address=auto
+  every=10            seconds between two lines that say how far the build is
 
 Exit status: 0 finished, 2 settings, models or a folder that can't be used, 130 stopped.
 """

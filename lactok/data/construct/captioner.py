@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lactok.data.construct.items import WorkItem
-from lactok.data.construct.spec import Spec
+from lactok.data.construct.spec import Spec, SpecError
 from lactok.data.construct.stages import StageWork
 
 if TYPE_CHECKING:
@@ -66,11 +66,16 @@ def checked(text: str, words: int) -> tuple[str, str]:
 
 
 def weights(spec: Spec) -> tuple[Any, ...]:
-    """The files of the captioner's network."""
+    """The files of the captioner's network. Raises SpecError for what is neither a size nor a folder."""
     from lactok.weights import HubWeights, LocalWeights
 
     if spec.captioner not in SIZES:
-        return (LocalWeights(str(Path(spec.captioner).expanduser() / "config.json")),)
+        folder = Path(spec.captioner).expanduser()
+        if not folder.is_dir():
+            raise SpecError(f"captioner={spec.captioner}: expected {', '.join(SIZES)} or a folder of such a network")
+        tensors = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
+        needed = [folder / "config.json", folder / "tokenizer_config.json", *tensors]
+        return tuple(LocalWeights(str(file)) for file in needed)
     repo, revision, shards = SIZES[spec.captioner]
     files = [*FILES, *(f"model-{place:05d}-of-{shards:05d}.safetensors" for place in range(1, shards + 1))]
     otherwise = "name a local folder of the network by captioner=DIR"

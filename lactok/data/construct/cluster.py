@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +103,39 @@ def unwrapped(*kinds: type[Exception]) -> Iterator[None]:
 
     try:
         yield
-    except ray.exceptions.RayError as error:
-        found: BaseException | None = error
-        while found is not None:
-            inner = getattr(found, "cause", None) or found.__cause__
-            if isinstance(inner, kinds):
-                raise inner from error
-            if isinstance(found, kinds):  # Ray's own class, made of theirs
-                raise next(kind for kind in kinds if isinstance(found, kind))(_message(found)) from error
-            found = inner if inner is not found else None
+    except kinds as error:
+        if not isinstance(error, ray.exceptions.RayError):
+            raise
+        raise _theirs(error, kinds) or error from error  # Ray's own class, made of theirs
+    except Exception as error:
+        if found := _theirs(error, kinds):
+            raise found from error
+        if not isinstance(error, ray.exceptions.RayError):
+            raise
         raise NoCluster(f"Ray gave up: {_message(error)}; finished units are kept, the same command goes on") from error
+
+
+def _theirs(error: BaseException, kinds: Sequence[type[Exception]]) -> Exception | None:
+    """The error of one of these kinds that stands behind Ray's: among its causes, or in the trace that is its text."""
+    import ray.exceptions
+
+    waiting: list[BaseException] = [error]
+    seen: list[BaseException] = []
+    while waiting:
+        one = waiting.pop(0)
+        if any(one is other for other in seen):
+            continue
+        own = isinstance(one, tuple(kinds)) and not isinstance(one, ray.exceptions.RayError)
+        if own and isinstance(one, Exception):
+            return one
+        seen.append(one)
+        inner = (getattr(one, "cause", None), one.__cause__, one.__context__)
+        waiting += [other for other in inner if isinstance(other, BaseException)]
+    for one in seen:
+        for kind in kinds:
+            if match := re.search(rf"^(?:[\w.]+\.)?{kind.__name__}: (.+)$", str(one), re.M):
+                return kind(match[1])
+    return None
 
 
 def _message(error: BaseException) -> str:

@@ -11,10 +11,10 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,22 +56,37 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """items, units: how many there are; sources: what each file of a source was, to notice that it changed."""
+    """items, units: how many there are; sources: size and time of change (ns) of each file of a source, to notice that
+    it is another one."""
 
     items: int
     units: int
     unit: int
-    sources: dict[str, int]
+    sources: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A line that holds no caption, as it is told."""
+
+    line: str
 
 
 def cleaned(text: object, longest: int) -> tuple[str, str, str]:
     """(caption, reason, detail): white space to single spaces; the reason for which it can't be used, or ""."""
+    if isinstance(text, bytes):
+        if len(text) > 4 * longest:  # UTF-8 has four bytes for a character at most
+            return "", "caption too long", f"{len(text):,} bytes, at most {longest:,} characters"
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return "", "caption is not UTF-8", repr(text[:80])
     if not isinstance(text, str):
-        return "", "caption is no text", repr(text)[:80]
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        return "", "caption is no text", "it holds half of a surrogate pair"
+        return "", "caption is no text", (text.line if isinstance(text, Unread) else repr(text))[:80]
     if len(text) > longest:
         return "", "caption too long", f"{len(text):,} characters, at most {longest:,}"
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "", "caption is no text", "it holds half of a surrogate pair"
     if found := _CONTROL.search(text):
         return "", "caption has control characters", f"U+{ord(found[0]):04X}"
     words = " ".join(text.split())
@@ -88,10 +103,9 @@ def make(spec: Spec, out: Path, done: Callable[[int], None] = lambda _: None) ->
     if (target / "listing.json").is_file():
         stored = Listing(**json.loads((target / "listing.json").read_bytes()))
         if stored.sources != sources:
-            changed = sorted(set(stored.sources.items()) ^ set(sources.items()))[:3]
             raise SpecError(
-                f"the sources changed since {out} was begun: {', '.join(name for name, _ in changed)}; name another "
-                "folder by out=DIR, or put them back"
+                f"the sources changed since {out} was begun: {_changes(stored.sources, sources)}; put them back as "
+                "they were (with their time of change: cp -p), or name another folder by out=DIR"
             )
         return stored
     temporary = target.with_name(f".listing.{os.getpid()}.tmp")
@@ -108,12 +122,33 @@ def make(spec: Spec, out: Path, done: Callable[[int], None] = lambda _: None) ->
     return listing
 
 
-def sources_of(spec: Spec) -> dict[str, int]:
-    """Every file of the sources with its size. Raises SpecError, DataError for one that can't be a source."""
-    return {} if spec.recipe == "mini" else {str(path): path.stat().st_size for path, _ in _files(spec)}
+def sources_of(spec: Spec) -> dict[str, list[int]]:
+    """Every file of the sources with its size and time of change. Raises SpecError, DataError for one that can't be a
+    source."""
+    return {} if spec.recipe == "mini" else {str(path): _state(path) for path, _ in _files(spec)}
 
 
-def _written(spec: Spec, folder: Path, sources: dict[str, int], done: Callable[[int], None]) -> Listing:
+def _state(path: Path) -> list[int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nowhere, which is listed and dropped
+        return [-1, -1]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _changes(before: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> str:
+    """The first files that differ, each with how."""
+    told = []
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            if name in before and name in now:
+                told.append(f"{name} ({before[name][0]:,} bytes before, {now[name][0]:,} now)")
+            else:
+                told.append(f"{name} ({'gone' if name in before else 'new'})")
+    return ", ".join(told[:3]) + (f" and {len(told) - 3:,} more" if len(told) > 3 else "")
+
+
+def _written(spec: Spec, folder: Path, sources: dict[str, list[int]], done: Callable[[int], None]) -> Listing:
     count, units, entries = 0, 0, iter(entries_of(spec))
     finished = False
     while not finished:
@@ -147,8 +182,11 @@ def read_unit(out: Path, number: int, unit: int) -> Unit:
         elif entry.path:
             try:
                 item.image = _bytes(entry)
-            except (OSError, pa.ArrowException, KeyError, IndexError) as error:
+            except (OSError, pa.ArrowException, SpecError, KeyError, IndexError, TypeError) as error:
                 item.drop("image can't be read", f"{error}")
+            else:
+                if not item.image:
+                    item.drop("image is empty", "0 bytes")
         items.append(item)
     return Unit(number, items)
 
@@ -158,7 +196,10 @@ def _bytes(entry: Entry) -> bytes:
         file = pq.ParquetFile(entry.path)
         column = _first(file.schema_arrow.names, IMAGE_KEYS)
         value = file.read_row_group(entry.place, columns=[column])[column][entry.size].as_py()
-        return value["bytes"] if isinstance(value, dict) else value
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(value, bytes):  # a text is no path to open: who wrote it may not know what it would open
+            raise TypeError(f"column {column} holds {type(value).__name__}, expected the bytes of an image file")
+        return value
     with open(entry.path, "rb") as file_:
         if entry.place < 0:
             return file_.read()
@@ -197,6 +238,8 @@ def _files(spec: Spec) -> Iterator[tuple[Path, str]]:
             if path.is_file():
                 if kind == "captions" and path.suffix not in (".txt", ".jsonl", ".parquet"):
                     raise SpecError(f"captions={name}: expected .txt (a caption a line), .jsonl or .parquet")
+                if kind == "images" and path.suffix not in (".tar", ".parquet") and not has_image_ending(path.name):
+                    raise SpecError(f"images={name}: expected a folder, .tar (not compressed), .parquet or an image")
                 yield path, kind
                 continue
             endings = {".txt", ".jsonl", ".parquet"} if kind == "captions" else {".tar", ".parquet"}
@@ -213,8 +256,8 @@ def _files(spec: Spec) -> Iterator[tuple[Path, str]]:
 
 def _captions(path: Path, longest: int) -> Iterator[Entry]:
     if path.suffix == ".parquet":
-        file = pq.ParquetFile(path)
-        text = _first(file.schema_arrow.names, CAPTION_KEYS)
+        file = _parquet(path)
+        text = _first(file.schema_arrow.names, CAPTION_KEYS, path)
         own = [name for name in ID_KEYS if name in file.schema_arrow.names][:1]
         number = 0
         for batch in file.iter_batches(8192, columns=[text, *own]):
@@ -225,7 +268,7 @@ def _captions(path: Path, longest: int) -> Iterator[Entry]:
                 number += 1
         return
     with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_lines(lines, max(_LINE, 8 * longest)), start=1):
             if not line.strip():
                 continue
             yield _captioned(path, f"line {number}", _text_of(line, path.suffix == ".jsonl"), longest)
@@ -238,25 +281,49 @@ def _captioned(path: Path, identifier: str, value: object, longest: int) -> Entr
 
 def _text_of(line: bytes, is_json: bool) -> object:
     """A line's caption, or what stands in its place."""
+    if not is_json:
+        return line
     try:
-        text = line.decode("utf-8-sig")
-        if not is_json:
-            return text
-        fields = json.loads(text)
+        fields = json.loads(line.decode("utf-8-sig"))
         return fields[_first(list(fields), CAPTION_KEYS)]
+    except UnicodeDecodeError:
+        return line
     except (ValueError, KeyError, TypeError, SpecError, RecursionError):
-        return line[:80]
+        return Unread(repr(line[:80]))
 
 
-def _first(names: Sequence[str], wanted: Sequence[str]) -> str:
+_LINE = 2**20
+"""Bytes of a line that are read at least."""
+
+
+def _lines(file: BinaryIO, most: int) -> Iterator[bytes]:
+    """A file's lines, of a longer one the beginning alone."""
+    while line := file.readline(most):
+        yield line
+        while len(line) == most and not line.endswith(b"\n"):
+            line = file.readline(most)
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise SpecError(f"{path} is no Parquet file that can be read: {error}") from error
+
+
+def _first(names: Sequence[str], wanted: Sequence[str], path: Path | str = "") -> str:
     for name in wanted:
         if name in names:
             return name
-    raise SpecError(f"none of {', '.join(wanted)} among {', '.join(map(str, names))[:200]}")
+    where = f"{path}: " if path else ""
+    raise SpecError(f"{where}expected a column {' or '.join(wanted)}, it has {', '.join(map(str, names))[:200]}")
 
 
 def _image_file(path: Path, longest: int) -> Entry:
     entry = Entry(printable(Path(path.parent.name)), printable(Path(path.name)), path=str(path))
+    if not path.is_file():  # a pipe would never end, a link may lead to nothing
+        entry.reason, entry.detail = "image can't be read", "it is no regular file"
+        return entry
     text = path.with_suffix(".txt")
     if text.is_file():
         _say(entry, text.read_bytes()[: 4 * longest + 4], longest)
@@ -277,9 +344,9 @@ def _say(entry: Entry, content: bytes, longest: int) -> None:
 
 
 def _parquet_images(path: Path, longest: int) -> Iterator[Entry]:
-    file = pq.ParquetFile(path)
+    file = _parquet(path)
     names = file.schema_arrow.names
-    _first(names, IMAGE_KEYS)
+    _first(names, IMAGE_KEYS, path)
     texts = [name for name in CAPTION_KEYS if name in names][:1]
     own = [name for name in ID_KEYS if name in names][:1]
     for group in range(file.metadata.num_row_groups):

@@ -25,8 +25,8 @@ COARSE = 8
 BANDS = 16
 """Parts of the hash; images of which one part is equal are candidates."""
 NEAR = 48
-"""Bits in which the hashes of two candidates for a duplicate differ at most: of 16 million pairs of photographs 1 in
-140,000 are that near by chance (`benchmarks/duplicates.py`), so that pairs can be confirmed among 20 million images."""
+"""Bits in which the hashes of two candidates for a duplicate differ at most. Of 2 million pairs of photographs 4 are
+that near and share a part by chance (`benchmarks/duplicates.py`): few enough to confirm among 20 million images."""
 NEAR_HELD = 64
 """The same of an image and one of an evaluation set, of which there are fewer."""
 GAINS, OFFSETS = (0.7, 1.4), (-64.0, 64.0)
@@ -140,8 +140,10 @@ def _worst(off: np.ndarray, side: int) -> float:
 
 
 def _window(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """The window of x that is most like y, as a thumbnail, and the most that is cut off a side, pixels: Gauss-Newton over
-    the four sides, a gain and an offset (Lucas and Kanade, IJCAI 1981), smoothed first, to sixteenths of a pixel."""
+    """The window of x that is most like y, as a thumbnail, and the pixels that are cut off a side at most.
+
+    Gauss-Newton over the four sides, a gain and an offset (Lucas and Kanade, IJCAI 1981), smoothed first, to sixteenths
+    of a pixel."""
     image, sharp = Image.fromarray(x), y.astype(np.float64)
     soft = _smoothed(sharp)
     box, smooth = np.array([0.0, 0.0, SIDE, SIDE]), True
@@ -161,9 +163,9 @@ def _window(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
         moved = box + np.clip(best[:4] / best[4], -2, 2)
         moved[:2], moved[2:] = np.clip(moved[:2], 0, MARGIN), np.clip(moved[2:], SIDE - MARGIN, SIDE)
         moved = np.round(moved * 16) / 16
-        if still := np.abs(moved - box).max() <= 1 / 16:
-            if not smooth:
-                break
+        still = np.abs(moved - box).max() <= 1 / 16
+        if still and not smooth:
+            break
         smooth = smooth and not still and step < STEPS // 2
         box = moved
     return _cut(image, box), float(max(*box[:2], *(SIDE - box[2:])))

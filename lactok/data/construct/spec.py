@@ -231,6 +231,8 @@ def _told(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        known = ", ".join(Stage.model_fields if place.startswith("stages.") else Spec.model_fields)
+        table, _, inner = place.partition(".")
+        kinds: dict[str, type[BaseModel]] = {"stages": Stage if "." in inner else Stages, "plant": Plant}
+        known = ", ".join(kinds.get(table, Spec).model_fields if inner else Spec.model_fields)
         return f"{place}: no such key; known: {known}"
     return f"{place}={error['input']}: {message}" if place else message

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,22 +45,75 @@ class StageActor:
 
     def __init__(self, build: Any, spec: Spec) -> None:
         self.stage: StageWork = build(spec)
+        self.out = spec.out
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)  # the actors share the cores
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         unit = unpacked(batch)
-        run(self.stage, unit)
+        run_watched(self.stage, unit, self.out)
         return packed(unit)
 
 
-def run(stage: StageWork, unit: Unit) -> None:
-    """A stage's work on a unit; adds to `unit.works`. Raises StageBroken where every item fails, and what is no item's
-    fault: a full disk, memory that ran out."""
+TRYING = "trying"
+"""The folder in work/ with a file a unit and stage that a process has begun and not finished."""
+DEATHS = 3
+"""Processes that may die in a stage of a unit; from then on its items are worked on alone."""
+DEATHS_ALONE = 2
+"""Processes that may die at an item alone; then it is dropped."""
+
+
+def run_watched(stage: StageWork, unit: Unit, out: Path) -> None:
+    """`run`, with a note in a file of what is begun: a process that is killed leaves it there. An item that kills its
+    process again and again is found so, and dropped; kills that come from elsewhere change nothing."""
+    note = out / "work" / TRYING / f"{unit.number:06d}.{stage.name}"
+    begun = _noted(note)
+    _note(note, "unit")
+    try:
+        if begun.count("unit") < DEATHS:
+            run(stage, unit)
+            return
+
+        def at(item: WorkItem) -> None:
+            if (died := begun.count(str(item.index))) >= DEATHS_ALONE:
+                item.drop(f"{stage.name} died", f"{died} processes were killed at this item")
+            else:
+                _note(note, str(item.index))
+
+        run(stage, unit, at)
+    finally:  # an error is no death
+        with contextlib.suppress(OSError):
+            note.unlink()
+
+
+def _noted(note: Path) -> list[str]:
+    try:
+        return note.read_text().split()
+    except OSError:
+        return []
+
+
+def _note(note: Path, word: str) -> None:
+    """Add a word to a note; one that can't be written is done without."""
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with note.open("a") as file:
+            file.write(f"{word}\n")
+
+
+def run(stage: StageWork, unit: Unit, at: Callable[[WorkItem], None] | None = None) -> None:
+    """A stage's work on a unit; adds to `unit.works`. at: called before each item, which may drop it; items are worked
+    on alone then. Raises StageBroken where every item fails, and what is no item's fault: a full disk, memory that ran
+    out."""
     started, alive = time.perf_counter(), unit.alive()
     failed: list[str] = []
-    for start in range(0, len(alive), stage.batch):
-        part = alive[start : start + stage.batch]
+    batch = 1 if at else stage.batch
+    for start in range(0, len(alive), batch):
+        part = alive[start : start + batch]
+        if at:
+            at(part[0])
+            if part[0].reason:
+                continue
         try:
             stage.work(part)
         except Exception as error:

@@ -70,12 +70,16 @@ class Totals:
                     total.gpu_busy = 0.9 * before + 0.1 * work.gpu_busy
 
     def line(self) -> str:
-        """The stages in one line: what each takes in a second of a process, and lets pass."""
+        """The stages in one line: items a second of one process, and what each lets pass; the slowest is named."""
         parts = []
-        for name, total in self.stages.items():
-            if total.items_in:
-                gpu = f", GPU {total.gpu_busy:.0f} %" if total.gpu_busy is not None else ""
-                parts.append(f"{name} {total.rate:.3g}/s, {total.items_out / total.items_in:.0%} pass{gpu}")
+        busy = {name: total.seconds for name, total in self.stages.items() if total.items_in}
+        for name in busy:
+            total = self.stages[name]
+            gpu = f", GPU {total.gpu_busy:.0f} %" if total.gpu_busy is not None else ""
+            parts.append(f"{name} {total.rate:.3g} items/s, {total.items_out / total.items_in:.0%} pass{gpu}")
+        most = max(busy, key=lambda name: busy[name], default="")
+        if most and sum(busy.values()):
+            parts.append(f"{busy[most] / sum(busy.values()):.0%} of the processes' time is {most}'s")
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common(3))
         return "; ".join(parts) + (f"; dropped: {dropped}" if dropped else "")
 
@@ -90,6 +94,8 @@ class View:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> View:
+        said = f"starting the processes of {', '.join(STAGES)}: nothing is done before their networks are loaded"
+        print(said, file=sys.stderr, flush=True)
         self._meter.__enter__()
         self._thread.start()
         return self
