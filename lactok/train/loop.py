@@ -144,14 +144,12 @@ class _Run:
             weight_decay=optimizer.weight_decay,
             fused=fused_optimizer(self.accelerator.device),
         )
+        self.model: nn.Module = self.recipe if self.shards else self.accelerator.prepare(self.recipe)
+        self.optimizer = self.accelerator.prepare(adam)
         self.averaged = nn.ParameterList(self.trained)
         self.average = AveragedModel(self.averaged, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay))
-        self.model: nn.Module = self.recipe
         if self.shards:
             self.shards.keep_whole(adam, self.average)
-        else:
-            self.model = self.accelerator.prepare(self.recipe)
-        self.optimizer = self.accelerator.prepare(adam)
         self._time_is_over = False
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.average, self.progress)
@@ -319,7 +317,8 @@ class _Run:
 
     def _over_ranks(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
         """The mean of each scalar over all processes."""
-        return self.accelerator.reduce(torch.stack(list(values)).to(self.accelerator.device), "mean").unbind()
+        device = self.accelerator.device
+        return self.accelerator.reduce(torch.stack([value.to(device) for value in values]), "mean").unbind()
 
     def _one_step(self, step: int) -> dict[str, Tensor]:
         steps = self.config.steps
