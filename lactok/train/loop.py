@@ -87,6 +87,7 @@ def train(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool 
     check_held_out: refuse the evaluation set's photographs; off only in tests of the mechanics.
     Raises TrainingDiverged, DataError, or RunFolderError for a folder that holds another run, or one that goes on.
     """
+    refuse_other_sharding()  # before accelerate itself fails at it
     main = PartialState(cpu=config.device == "cpu").is_main_process
     with sole_training(config.folder) if main else contextlib.nullcontext():
         return _Run(config, recipe_class, check_held_out).go()
@@ -112,7 +113,6 @@ class _Run:
         )
         if config.device == "cuda" and self.accelerator.device.type != "cuda":
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
-        refuse_other_sharding(self.accelerator)
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
             self.data = open_run(config, recipe_class, check_held_out, self.accelerator.num_processes)
