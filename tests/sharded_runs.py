@@ -53,7 +53,7 @@ def dying(where: str, count: int) -> None:
     if where == "step":
         Progress.tick = after_a_step  # type: ignore[method-assign]
     else:
-        Accelerator.save_state = in_a_save  # type: ignore[method-assign]
+        Accelerator.save_state = in_a_save
 
 
 def held(run: _Run) -> dict[str, int]:

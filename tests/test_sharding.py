@@ -52,11 +52,13 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     folder = tmp_path_factory.mktemp("runs")
     paths = {name: folder / name for name in ("whole", "sharded", "killed")}
     whole, sharded, killed = map(str, paths.values())
-    in_pairs(
+    said = in_pairs(
         shards,
         [[killed, "step,5", CLIPPED, SHARDED]],
         [[whole, "", CLIPPED], [sharded, "", CLIPPED, SHARDED], [killed, "", CLIPPED, SHARDED]],
     )
+    assert said.count("generator-mini: starting of 6") == 3
+    assert said.count("generator-mini: going on from step 3 of 6") == 1
     return paths
 
 

@@ -38,10 +38,13 @@ def run(out: Path, *more: str, steps: int = 2):
     return config, train(*config)
 
 
-def test_networks_cut_up_among_processes_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Also where accelerate would leave them whole without a word, as it does on CPUs."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(DataError, match=r"cut networks up \(FSDP\): expected that of sharding=full alone"):
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_networks_cut_up_by_accelerate_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    """Before accelerate fails at it, or leaves them whole without a word, as it does on CPUs."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(DataError, match=rf"cut networks up \({kind}\): expected that of sharding=full alone"):
         run(tmp_path / "run", f"data.root='{data}'")
 
 

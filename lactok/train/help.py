@@ -43,6 +43,7 @@ Examples
     python -m lactok.train recipe=mini-all data.root=~/images jobs=3 minutes=8 steps=100000 device=cuda precision=bf16
     python -m lactok.train recipe=mini-all data.root=~/images out=runs/try steps=200 pixel.options.colour=0.5
     accelerate launch --num_processes 4 -m lactok.train recipe=vq data.root=~/images precision=bf16
+    torchrun --nproc_per_node=4 -m lactok.train recipe=generator data.root=runs/tokens sharding=full precision=bf16
 """
 
 

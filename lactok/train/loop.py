@@ -87,6 +87,7 @@ def train(config: TrainConfig, recipe_class: type[Recipe], check_held_out: bool 
     check_held_out: refuse the evaluation set's photographs; off only in tests of the mechanics.
     Raises TrainingDiverged, DataError, or RunFolderError for a folder that holds another run, or one that goes on.
     """
+    refuse_other_sharding()  # before accelerate itself fails at it
     main = PartialState(cpu=config.device == "cpu").is_main_process
     with sole_training(config.folder) if main else contextlib.nullcontext():
         return _Run(config, recipe_class, check_held_out).go()
@@ -112,7 +113,6 @@ class _Run:
         )
         if config.device == "cuda" and self.accelerator.device.type != "cuda":
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
-        refuse_other_sharding(self.accelerator)
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
             self.data = open_run(config, recipe_class, check_held_out, self.accelerator.num_processes)
@@ -144,14 +144,12 @@ class _Run:
             weight_decay=optimizer.weight_decay,
             fused=fused_optimizer(self.accelerator.device),
         )
+        self.model: nn.Module = self.recipe if self.shards else self.accelerator.prepare(self.recipe)
+        self.optimizer = self.accelerator.prepare(adam)
         self.averaged = nn.ParameterList(self.trained)
         self.average = AveragedModel(self.averaged, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay))
-        self.model: nn.Module = self.recipe
         if self.shards:
             self.shards.keep_whole(adam, self.average)
-        else:
-            self.model = self.accelerator.prepare(self.recipe)
-        self.optimizer = self.accelerator.prepare(adam)
         self._time_is_over = False
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.average, self.progress)
@@ -319,7 +317,8 @@ class _Run:
 
     def _over_ranks(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
         """The mean of each scalar over all processes."""
-        return self.accelerator.reduce(torch.stack(list(values)).to(self.accelerator.device), "mean").unbind()
+        device = self.accelerator.device
+        return self.accelerator.reduce(torch.stack([value.to(device) for value in values]), "mean").unbind()
 
     def _one_step(self, step: int) -> dict[str, Tensor]:
         steps = self.config.steps

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -32,18 +32,14 @@ ONE_PROCESS = (
 )
 
 
-def refuse_other_sharding(accelerator: Accelerator) -> None:
-    """Raises DataError where accelerate would cut networks up among processes, or was to and would not."""
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"  # accelerate ignores it on CPUs
-    kind = "FSDP" if asked else accelerator.distributed_type.value
-    if asked or accelerator.distributed_type in (
-        DistributedType.FSDP,
-        DistributedType.DEEPSPEED,
-        DistributedType.MEGATRON_LM,
-    ):
+def refuse_other_sharding() -> None:
+    """Raises DataError where accelerate was told to cut networks up, which on a CPU it would not do, or fail at."""
+    kinds = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+    asked = [kind for kind in kinds if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"]
+    if asked:
         raise DataError(
-            f"accelerate was told to cut networks up ({kind}): expected that of sharding=full alone, whose average, "
-            "checkpoints and export are whole. Launch with `accelerate launch --multi_gpu` or torchrun and add "
+            f"accelerate was told to cut networks up ({asked[0]}): expected that of sharding=full alone, whose "
+            "average, checkpoints and export are whole. Launch `accelerate launch --multi_gpu` or torchrun and add "
             "sharding=full, which recipe=generator knows; for others precision=bf16 and gradient_checkpointing=true "
             "lower the memory"
         )
