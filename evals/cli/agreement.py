@@ -101,7 +101,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     from evals.metrics.judges.geneval.agreement import AnnotationError
 
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except ValueError as error:
         raise AnnotationError(f"{path} is no file of JSON lines: {error}") from error
 

@@ -21,6 +21,7 @@ itself. Generation: an image of every prompt by every generator. Writes a table 
     python -m evals.run dataset=folder dataset.root=DIR     your own images
     python -m evals.run scale=paper dataset=folder dataset.root=DIR   published weights, the paper's metrics (a GPU)
 
+    python -m evals.run suite=geneval                       text to image in miniature, by GenEval: three minutes
     python -m evals.run suite=generate generators=[sd1.5] dataset.root=prompts.txt   an image of every prompt (a GPU)
 
     torchrun --nproc-per-node=8 -m evals.run ...            the same on 8 GPUs, one process each (docs/scale-out.md)
