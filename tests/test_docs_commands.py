@@ -32,6 +32,7 @@ WAYS = (
     (r"(evals\.run|lactok\.train) --help", "test_commands::test_a_reader_that_goes_ends_a_command_quietly"),
     (r"evals compare RUN all=true out=DIR", "test_compare::test_pairs_as_files"),
     (r"evals compare RUN all=true", "test_compare::test_all_pairs_of_a_run_with_holms_p_values"),
+    (r"evals compare RUN row=", "test_compare::test_two_tokenizers_of_a_real_run"),
     (r"evals compare (RUN RUN|RUN_A RUN_B)|evals compare$",
      "test_commands::test_rows_are_named_as_on_the_command_line"),
     (r"evals power", "test_compare::test_power_says_how_many_sources_tell_a_difference"),
@@ -102,6 +103,8 @@ WAYS = (
     (r"benchmarks/table1\.py", "test_engine_benchmark::test_table_ones_path_with_seeded_networks"),
     (r"benchmarks/generate\.py", "test_generation_benchmark::test_the_script_in_miniature"),
     (r"benchmarks/gpu\.py", "needs"),
+    (r"benchmarks/duplicates\.py", "test_data_prints::test_the_benchmark_counts_what_is_found_and_what_is_taken_for_it"),
+    (r"benchmarks\.mini_steps", "test_mini_steps::test_a_row_is_printed_for_each_recipe"),
 )  # fmt: skip
 
 
