@@ -24,7 +24,6 @@ from lactok.data.construct.inspection import EvaluationSet, Inspection, encoded,
 from lactok.data.construct.items import Unit, WorkItem, packed, unpacked
 from lactok.data.construct.judges import Judges
 from lactok.data.construct.miniature import COPIES, copied
-from lactok.data.construct.plan import costs, speeds, told
 from lactok.data.construct.prints import NEAR, distance, print_of, same_picture
 from lactok.data.construct.spec import Spec, SpecError, parse
 from lactok.data.construct.stages import StageBroken, StageWork, run
@@ -32,7 +31,6 @@ from lactok.data.construct.synthesiser import GeneratorSynthesiser, seed_of
 from lactok.data.held_out import pixels_sha256
 from lactok.data.scenes import scene
 from lactok.files import WriteError
-from tests.support import ROOT
 
 PAPER = ["recipe=paper", "captions=list.txt", "out=out"]
 CAT = encoded(data.chelsea(), "jpg", 95)
@@ -487,37 +485,3 @@ def test_a_damaged_unit_is_set_aside(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-9])
     assert units.finished(tmp_path, 2) == {1}
     assert not path.exists()
-
-
-# --- plan -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_plan_is_the_docs_and_its_measured_speed_is_the_results(capsys: pytest.CaptureFixture):
-    known = speeds({})
-    results = json.loads((ROOT / "results" / "gpu" / "h100.json").read_text())
-    rates = [
-        row["images_per_second"]
-        for one in results["runs"]
-        for part in one["parts"]
-        for row in part["results"]
-        if row.get("judge") == "imagereward" and row["dtype"] == "float32"
-    ]
-    assert known["imagereward"]["images_per_second"] == pytest.approx(rates[0], rel=1e-3)
-    assert main(["build", "--plan", "recipe=paper", "items=30000000", "gpus=256"]) == 0
-    said = capsys.readouterr().out
-    page = (ROOT / "docs" / "data-construction.md").read_text()
-    for line in (re.search(r"GPU hours: .*", said)[0], re.search(r"storage: .*", said)[0]):
-        assert line in page
-
-
-def test_the_plan_takes_given_speeds_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture):
-    spec = parse(PAPER)
-    half = costs(spec, speeds({"synthesise": "0.1"}), 36_000)
-    assert half[0].gpu_hours == pytest.approx(100)
-    assert "given by you" in told(spec, 36_000, 0, 4, speeds({"synthesise": "0.1"}))
-    stage = {"items_in": 100, "seconds": 50.0, "device": "NVIDIA X"}
-    (tmp_path / "report.json").write_text(json.dumps({"stages": {"caption": stage}}))
-    assert speeds({}, str(tmp_path / "report.json"))["caption"]["images_per_second"] == 2
-    assert main(["build", "--plan", "recipe=paper", "items=5", "speed.flux=1"]) == 2
-    assert "speed.flux" in capsys.readouterr().err
-    assert main(["build", "--plan", "recipe=mini", "items=5"]) == 2

@@ -71,7 +71,7 @@ PAGE = {
         "test_paper_recipe.py: test_the_whole_recipe_on_ray"
     ),
     "python -m lactok.data build --plan recipe=paper items=30000000 gpus=256": (
-        "test_data_construction.py: test_the_plan_is_the_docs_and_its_measured_speed_is_the_results"
+        "test_data_plan.py: test_the_plan_is_the_docs_and_its_measured_speed_is_the_results"
     ),
     "python -m lactok.data build recipe=mini items=2000 out=data/mini": (
         "test_data_build.py: test_the_books_are_exact_and_what_was_planted_is_found"
