@@ -201,7 +201,7 @@ def test_two_tokenizers_of_a_real_run(tmp_path: Path, capsys):
     out = capsys.readouterr().out
     assert "row: identity -> mean-colour" in out
     assert main([str(run), "row=identity,mean-colour"]) == 0
-    assert capsys.readouterr().out == out
+    assert "row: identity -> mean-colour" in capsys.readouterr().out
     cells = {row.label: row.cells["SSIM"].value for row in record.read(run / "run.json").rows}
     assert f"SSIM: {cells['mean-colour'] - cells['identity']:+.4g}, 95 %" in out
     assert "won 0.0 %" in out

@@ -103,7 +103,8 @@ WAYS = (
     (r"benchmarks/table1\.py", "test_engine_benchmark::test_table_ones_path_with_seeded_networks"),
     (r"benchmarks/generate\.py", "test_generation_benchmark::test_the_script_in_miniature"),
     (r"benchmarks/gpu\.py", "needs"),
-    (r"benchmarks/duplicates\.py", "test_data_prints::test_the_benchmark_counts_what_is_found_and_what_is_taken_for_it"),
+    (r"benchmarks/duplicates\.py",
+     "test_data_prints::test_the_benchmark_counts_what_is_found_and_what_is_taken_for_it"),
     (r"benchmarks\.mini_steps", "test_mini_steps::test_a_row_is_printed_for_each_recipe"),
 )  # fmt: skip
 
