@@ -136,11 +136,24 @@ class Meter:
             self._said = now
             line = f"{self._doing}: {done:,}/{self._total:,}"
             if done - self._first >= TELLING:
-                line += f", {self._rate(rate)}, {(self._total - done) / rate:.0f} s left"
+                line += f", {self._rate(rate)}, {duration((self._total - done) / rate)} left"
             print(line, file=sys.stderr, flush=True)
 
     def _rate(self, rate: float) -> str:
         """rate: things a second."""
         if self._unit == "byte":
             return f"{rate / 1e6:.1f} MB/s"
-        return f"{rate:.0f} {self._unit}s/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s an {self._unit}"
+        return f"{rate:.0f} {self._unit}s/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s for each {self._unit}"
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "12 min", "7 h 05 min" or "3 d 4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"

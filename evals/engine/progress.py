@@ -13,7 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from evals.engine.batches import most_held_gib
 from evals.engine.ranks import Ranks
-from lactok.progress import SAY_EVERY, TELLING, bar, draws
+from lactok.progress import SAY_EVERY, TELLING, bar, draws, duration
 
 # Seconds between polls of what the other processes have done.
 POLL_EVERY = 1.0
@@ -159,19 +159,6 @@ class LiveProgress:
                 rate=f"{self._rate(states, now):.1f} {self.unit}/s",
                 memory=_memory(states),
             )
-
-
-def duration(seconds: float) -> str:
-    """ "45 s", "12 min", "7 h 05 min" or "3 d 4 h"."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 120:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    hours = round(minutes / 60)
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def _rows(states: list[State]) -> str:
