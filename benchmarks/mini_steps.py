@@ -4,8 +4,8 @@ Each recipe runs by its preset on cuts of bundled photographs; nothing is kept. 
 and the trainer's own step (channels-last, bfloat16 autocast where this CPU multiplies it) alternate, so that what else
 the machine does falls on both; the ratio is of the medians.
 
-    python -m benchmarks.mini_steps
-    python -m benchmarks.mini_steps --recipes vq,pixel-hypersd --seconds 5
+    python benchmarks/mini_steps.py
+    python benchmarks/mini_steps.py --recipes vq,pixel-hypersd --seconds 5
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ WAYS = (
     (r"lactok\.generate", "test_generate_command::test_the_command_as_users_run_it"),
     (r"lactok\.data\.scenes", "test_scenes::test_the_command_writes_a_folder"),
     (r"lactok\.data build --plan",
-     "test_data_construction::test_the_plan_is_the_docs_and_its_measured_speed_is_the_results"),
+     "test_data_plan::test_the_plan_is_the_docs_and_its_measured_speed_is_the_results"),
     (r"lactok\.data build recipe=paper", "needs"),
     (r"lactok\.data build", "test_data_build::test_the_books_are_exact_and_what_was_planted_is_found"),
     (r"lactok\.train .*dry_run=true", "long"),  # a minute: the real networks; tests/test_dry_run.py
@@ -105,7 +105,7 @@ WAYS = (
     (r"benchmarks/gpu\.py", "needs"),
     (r"benchmarks/duplicates\.py",
      "test_data_prints::test_the_benchmark_counts_what_is_found_and_what_is_taken_for_it"),
-    (r"benchmarks\.mini_steps", "test_mini_steps::test_a_row_is_printed_for_each_recipe"),
+    (r"benchmarks/mini_steps\.py", "test_mini_steps::test_a_row_is_printed_for_each_recipe"),
 )  # fmt: skip
 
 
@@ -179,6 +179,6 @@ def test_the_settings_of_every_training_are_those_that_there_are() -> None:
             continue
         compose_config([*words, *([] if any(w.startswith("data.root=") for w in words) else ["data.root=DIR"])])
         checked += 1
-    assert checked > 15
+    assert checked > 10
     with pytest.raises(TrainConfigError):
         compose_config(["recipe=vq", "data.rot=DIR"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MINI = Miniature(
     "autoencoder-mini.safetensors",
-    sha256="c4171272778b11921c347cf994368fbd727293aaf768e1d2d6e41dfd2b60322e",
+    sha256="fc29ad9116f5af86247f4776c79df6eb6bcd7e8ded12037d56fa851a8c65fc98",
     command="python -m lactok.train recipe=vae scale=mini data.root=DIR",
 )
 """The miniatures' autoencoder, in place of FlexTok's, Stable Diffusion's and SDXL's."""

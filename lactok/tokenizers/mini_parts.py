@@ -65,12 +65,12 @@ FIRST_STAGE = Miniature(
 SECOND_STAGE = {
     "hypersd": Miniature(
         "lactok-h-mini.safetensors",
-        sha256="896b8d95e64a71493e29d8efb5a3971feb25610c0e48c1a6d7f2dbab6c6052d2",
+        sha256="505234fb904572f2a16210984a00e687b489bca548f98f32f0349ba71fb40f51",
         command=_COMMAND.format("pixel accelerator=hypersd"),
     ),
     "tlcm": Miniature(
         "lactok-t-mini.safetensors",
-        sha256="27fc431ad8eb3ae13358973aae36617a6bb74b37edd08be0387a23a3c522b70a",
+        sha256="81b4f8e11ae5cc950531c7b4f1692de0eba1fd90b831cec2e6277765cd28d6cf",
         command=_COMMAND.format("pixel accelerator=tlcm"),
     ),
 }

@@ -19,7 +19,7 @@ from lactok.weights import HubWeights, WeightsSource, load_state_dict, locate, o
 
 MINI = Miniature(
     "llamagen-mini.safetensors",
-    sha256="0c9c8eccc8af859061383d13cd14f0cc3b08ce7fb4d9d08171f46cb4e3054bb4",
+    sha256="bed44b254b0a59e0f4b17d7cff4b6368fb8849b291aa69a6e37cf1177aa20725",
     command="python -m lactok.train recipe=vq scale=mini data.root=DIR",
 )
 
