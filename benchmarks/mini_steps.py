@@ -15,6 +15,10 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # as a script: the repository's root is not on the path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 import torch.nn.functional as F
