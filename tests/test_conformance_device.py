@@ -112,7 +112,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return devices
 
 
-@pytest.mark.parametrize("name", sorted(registry.entries("conformance")))
+LARGE = {"lactok"}  # takes as long as all others together
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in sorted(registry.entries("conformance"))],
+)
 def test_a_port_keeps_everything_on_its_case_s_device(name: str, seen: list[str]):
     (case,) = (t.path for t in targets(GOLDEN / name) if t.path.name == "tiny")
     with FakeTensorMode(allow_non_fake_inputs=True):

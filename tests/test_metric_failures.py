@@ -237,7 +237,11 @@ def test_options_that_are_no_plain_json_end_no_run(tmp_path: Path, data: Path, r
 
 
 @pytest.mark.parametrize(
-    "surroundings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]
+    "surroundings",
+    [
+        pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
 )
 def test_a_console_that_is_not_utf_8_gets_the_table(tmp_path: Path, data: Path, surroundings: dict[str, str]):
     folder = install_plugin(tmp_path / "plugin", "testplugin", PLUGIN, NAMES)
