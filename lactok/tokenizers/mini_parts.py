@@ -57,7 +57,7 @@ FEW_STEP_LORA_FILES = {
 
 FIRST_STAGE = Miniature(
     "vq-ladd-mini.safetensors",
-    sha256="e5e2bda75d4cc81ab81e63ae97bc64b13489eb40126634d8d6cd3602673305b5",
+    sha256="7195b262bf43150eb75783875433f2a7cf2dcf61cacaf602af591e0630293a0c",
     command=_COMMAND.format("diffusion"),
 )
 """The trainable copy after the paper's stage 1."""

@@ -131,14 +131,10 @@ class QwenCaptioner(StageWork):
     def work(self, items: Sequence[WorkItem]) -> None:
         from PIL import Image
 
-        from lactok.images.decode import ImageError, decode
-
         pictures = {}
         for item in items:
-            try:
-                pictures[item.index] = _reduced(Image.fromarray(decode(item.image).pixels))
-            except ImageError as error:
-                item.drop("image can't be decoded", error.reason)
+            if (pixels := item.decoded()) is not None:
+                pictures[item.index] = _reduced(Image.fromarray(pixels))
         waiting = [item for item in items if not item.reason]
         why: dict[int, str] = {}
         for attempt in range(self.spec.tries):

@@ -137,12 +137,8 @@ class Inspection(StageWork):
 
     def work(self, items: Sequence[WorkItem]) -> None:
         for item in items:
-            try:
-                pixels = decode(item.image).pixels
-            except ImageError as error:
-                item.drop("image can't be decoded", error.reason)
-                continue
-            self._inspect(item, pixels)
+            if (pixels := item.decoded()) is not None:
+                self._inspect(item, pixels)
 
     def _inspect(self, item: WorkItem, pixels: np.ndarray) -> None:
         if min(pixels.shape[:2]) < 32:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from lactok.images.decode import ImageError, decode
+
 KEY_DIGITS = 9
 
 
@@ -53,6 +55,14 @@ class WorkItem:
         """It is no longer worked on, for that reason; the first one counts."""
         if not self.reason:
             self.reason, self.detail = reason, detail[:200]
+
+    def decoded(self) -> np.ndarray | None:
+        """Its image's pixels, uint8 (H, W, 3); None where it can't be decoded, for which it is dropped."""
+        try:
+            return decode(self.image).pixels
+        except ImageError as error:
+            self.drop("image can't be decoded", error.reason)
+            return None
 
 
 @dataclass

@@ -54,14 +54,10 @@ class Judges(StageWork):
     def work(self, items: Sequence[WorkItem]) -> None:
         import torch
 
-        from lactok.images.decode import ImageError, decode
-
         pictures = {}
         for item in items:
-            try:
-                pictures[item.index] = torch.from_numpy(decode(item.image).pixels).permute(2, 0, 1)
-            except ImageError as error:
-                item.drop("image can't be decoded", error.reason)
+            if (pixels := item.decoded()) is not None:
+                pictures[item.index] = torch.from_numpy(pixels).permute(2, 0, 1)
         for name, judge in self.judges.items():
             left = [item for item in items if not item.reason]
             if not left:

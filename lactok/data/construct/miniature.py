@@ -139,13 +139,8 @@ class Confidence(StageWork):
     def work(self, items: Sequence[WorkItem]) -> None:
         import torch
 
-        from lactok.images.decode import ImageError, decode
-
         for item in items:
-            try:
-                pixels = decode(item.image).pixels
-            except ImageError as error:
-                item.drop("image can't be decoded", error.reason)
+            if (pixels := item.decoded()) is None:
                 continue
             batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
             with torch.inference_mode():  # one at a time: no rounding that depends on what else is there

@@ -4,8 +4,8 @@ The hash holds the signs of 256 random projections of the image's 8 x 8 means, e
 two images differs with the probability of the angle between these over pi (Charikar, STOC 2002); brightness and
 contrast do not count. Unlike hashes of neighbouring pixels (dHash) or of a DCT's coefficients (pHash), each bit reads
 the whole image, so that flat areas decide nothing by noise. Frequencies of the means are weighted by their root, which
-the spectra of photographs fall with: unweighted, whatever has a bright top and a dark bottom would be near. Integers
-throughout: the same on every machine.
+the spectra of photographs fall with: unweighted, whatever has a bright top and a dark bottom would be near. An
+image's hash is a sum of integers: the same on every machine.
 """
 
 from __future__ import annotations
