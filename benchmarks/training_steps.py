@@ -14,7 +14,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,8 +27,9 @@ from benchmarks.measuring import Settings, call_times, peak_bytes
 from evals.engine.environment import CAST
 from lactok.train.config import TrainConfig, compose_config
 from lactok.train.dry_run import plan
+from lactok.train.optimizer import build_optimizers
 from lactok.train.recipe import Batch, Recipe
-from lactok.train.schedule import fused_optimizer, learning_rate
+from lactok.train.schedule import learning_rate
 from lactok.train.simulate import CudaKernels, recomputed_as_on_cuda
 
 STAGES = {
@@ -98,11 +99,8 @@ class Step:
     def __init__(self, config: TrainConfig, recipe: Recipe, side: int, device: torch.device) -> None:
         self.config, self.recipe, self.device, optimizer = config, recipe, device, config.optimizer
         self.trained = [p for p in recipe.parameters() if p.requires_grad]
-        betas = optimizer.beta1, optimizer.beta2
         rate = learning_rate(optimizer, 0, config.steps)
-        self.optimizer = torch.optim.AdamW(
-            self.trained, rate, betas, weight_decay=optimizer.weight_decay, fused=fused_optimizer(device)
-        )
+        self.optimizers = build_optimizers(recipe, replace(optimizer, learning_rate=rate), device)
         self.average = AveragedModel(
             nn.ParameterList(self.trained), multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay)
         )
@@ -112,7 +110,8 @@ class Step:
 
     def __call__(self, done: Callable[[str], object] = lambda part: None) -> None:
         """Take one; the loss comes to the CPU, as the loop looks at whether it is finite. done: told of each part."""
-        self.optimizer.zero_grad()
+        for one in self.optimizers:
+            one.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             losses = self.recipe(self.batch)
         self.loss = losses.total.item()
@@ -121,7 +120,8 @@ class Step:
         done("backward")
         nn.utils.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm)
         done("clip")
-        self.optimizer.step()
+        for one in self.optimizers:
+            one.step()
         done("optimizer")
         with torch.no_grad():
             self.recipe.after_step(0)

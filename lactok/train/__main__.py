@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     from lactok.data.folder import DataError
     from lactok.files import WriteError
     from lactok.train.loop import TrainingDiverged, train
+    from lactok.train.optimizer import OptimizerError
     from lactok.train.run_folder import RunFolderError
     from lactok.train.tokens import TokenExtraction, extract
     from lactok.weights import WeightsError
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         if isinstance(run, Chain):
             return _dry(run.compose_all()) if run.settings[0].dry_run else _chain(run)
         return _dry([run]) if run[0].dry_run else _one(train(*run))
-    except (DataError, RegistryError, RunFolderError, WeightsError, WriteError) as error:
+    except (DataError, OptimizerError, RegistryError, RunFolderError, WeightsError, WriteError) as error:
         return _fail(str(error), 2)
     except TrainingDiverged as error:
         return _fail(str(error), 1)

@@ -20,6 +20,7 @@ CHAIN = "mini-all"
 SCALES = ("mini", "paper")
 SHARDINGS = ("none", "full")
 PRECISIONS = ("fp32", "bf16", "auto")
+OPTIMIZERS = ("adamw", "muon")
 
 
 class TrainConfigError(Exception):
@@ -71,8 +72,13 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW, cosine decay to zero after a linear warm-up, all functions of the step alone."""
+    """The step's rule; cosine decay to zero after a linear warm-up, functions of the step alone."""
 
+    name: str = _key(
+        "adamw",
+        "adamw, or muon: torch's Muon on the matrices of linear layers and convolutions, AdamW on the rest; both take "
+        "the same learning rate",
+    )
     learning_rate: float = _key(1e-4, "peak learning rate")
     beta1: float = _key(0.9, "AdamW's beta1")
     beta2: float = _key(0.95, "AdamW's beta2")
@@ -347,6 +353,8 @@ def _check_values(config: TrainConfig) -> None:
         raise TrainConfigError(f"precision={config.precision}: expected fp32, bf16 or auto")
     if config.sharding not in SHARDINGS:
         raise TrainConfigError(f"sharding={config.sharding}: expected none or full")
+    if config.optimizer.name not in OPTIMIZERS:
+        raise TrainConfigError(f"optimizer.name={config.optimizer.name}: expected adamw or muon")
     if config.device not in ("auto", "cpu", "cuda"):
         raise TrainConfigError(f"device={config.device}: expected auto, cpu or cuda")
     positive = ["steps", "batch_size", "accumulation", "log_every", "sample_every", "checkpoint_every"]
@@ -372,6 +380,11 @@ def _check_values(config: TrainConfig) -> None:
 
 
 def _check_sharding(config: TrainConfig, recipe_class: type[Recipe]) -> None:
+    if config.sharding != "none" and config.optimizer.name == "muon":
+        raise TrainConfigError(
+            f"optimizer.name=muon sharding={config.sharding}: Muon needs each matrix whole; expected optimizer.name="
+            "adamw, or sharding=none"
+        )
     if config.sharding != "none" and getattr(recipe_class, "sharded_by", None) is None:
         raise TrainConfigError(
             f"sharding={config.sharding}: recipe={config.recipe} trains whole networks; recipe=generator can be "

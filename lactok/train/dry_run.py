@@ -14,6 +14,7 @@ from lactok.data.folder import unreadable
 from lactok.data.sources import image_files
 from lactok.images.decode import ImageError, decode
 from lactok.train.config import DataConfig, TrainConfig
+from lactok.train.optimizer import muon_matrices
 from lactok.train.precision import resolve
 from lactok.train.recipe import Recipe
 from lactok.train.simulate import StepCost, recomputed_as_on_cuda, step_cost
@@ -56,6 +57,7 @@ class Plan:
     """What a run needs. stored: numbers in weights and buffers; problem: why no step could be taken, or "".
 
     gathered: of the weights, how many are whole at once under sharding=full; 0 without.
+    matrices: numbers in what Muon steps, which keeps one moment of each where AdamW keeps two; 0 with AdamW alone.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Plan:
     phases: tuple[Phase, ...]
     problem: str
     gathered: int = 0
+    matrices: int = 0
 
     @property
     def parameters(self) -> int:
@@ -77,7 +80,9 @@ class Plan:
     def memory(self) -> dict[str, int]:
         """Bytes by what takes them; activations of the largest images."""
         learning = FLOAT * self.trained
-        kept = {"weights": FLOAT * self.stored, "gradients": learning, "AdamW": 2 * learning, "EMA": learning}
+        optimizer = "Muon and AdamW" if self.matrices else "AdamW"
+        moments = 2 * learning - FLOAT * self.matrices
+        kept = {"weights": FLOAT * self.stored, "gradients": learning, optimizer: moments, "EMA": learning}
         activations = max((phase.cost.activation_bytes for phase in self.phases), default=0)
         return kept | ({"activations": activations} if self.phases else {})
 
@@ -116,7 +121,9 @@ def plan(config: TrainConfig, recipe_class: type[Recipe]) -> Plan:
         problem = f"no step can be taken on the meta device: {str(error).splitlines()[0]}"
     stored = [*recipe.parameters(), *recipe.buffers()]
     gathered = _gathered(recipe) if config.sharding == "full" else 0
-    return Plan(config.name, _networks(recipe), sum(t.numel() for t in stored), tuple(phases), problem, gathered)
+    matrices = sum(p.numel() for p in muon_matrices(recipe)) if config.optimizer.name == "muon" else 0
+    numbers = sum(t.numel() for t in stored)
+    return Plan(config.name, _networks(recipe), numbers, tuple(phases), problem, gathered, matrices)
 
 
 def _gathered(recipe: Recipe) -> int:

@@ -27,6 +27,7 @@ from lactok.train.codebook import collapse_warning
 from lactok.train.config import TrainConfig
 from lactok.train.data import Share
 from lactok.train.log import CsvLog, Reporter, plot
+from lactok.train.optimizer import build_optimizers
 from lactok.train.precision import resolve
 from lactok.train.recipe import Losses, Provenance, Recipe, checkpoint_names
 from lactok.train.run_folder import (
@@ -39,7 +40,7 @@ from lactok.train.run_folder import (
     time_is_over,
     training_compute,
 )
-from lactok.train.schedule import Progress, StopRequest, fused_optimizer, learning_rate
+from lactok.train.schedule import Progress, StopRequest, learning_rate
 from lactok.train.sharding import ONE_PROCESS, Shards, refuse_other_sharding, whole
 from lactok.train.sheet import fixed_seeds, save_sheet
 
@@ -137,18 +138,13 @@ class _Run:
         if config.sharding == "full" and self.accelerator.num_processes > 1:
             self.shards = Shards(self.recipe, self.accelerator)
         self.trained = [p for p in self.recipe.parameters() if p.requires_grad]
-        adam = torch.optim.AdamW(
-            self.trained,
-            lr=optimizer.learning_rate,
-            betas=(optimizer.beta1, optimizer.beta2),
-            weight_decay=optimizer.weight_decay,
-            fused=fused_optimizer(self.accelerator.device),
-        )
+        optimizers = build_optimizers(self.recipe, optimizer, self.accelerator.device)
         self.model: nn.Module = self.recipe if self.shards else self.accelerator.prepare(self.recipe)
-        self.optimizer = self.accelerator.prepare(adam)
+        self.optimizers = [self.accelerator.prepare(one) for one in optimizers]
         self.averaged = nn.ParameterList(self.trained)
         self.average = AveragedModel(self.averaged, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema_decay))
         if self.shards:
+            [adam] = optimizers  # muon is refused with the settings
             self.shards.keep_whole(adam, self.average)
         self._time_is_over = False
         self.progress = Progress()
@@ -327,14 +323,16 @@ class _Run:
             self._time_is_over = share >= 1
             steps = self.recipe.total_steps = min(steps, max(step + 1, round(step / share))) if step else steps
         rate = learning_rate(self.config.optimizer, step, steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
         losses = accumulate_gradients(self.accelerator, self.model, self.data.at(step))
         norm = whole(self.accelerator.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm))
         if not torch.isfinite(norm):
             raise TrainingDiverged(f"the gradient norm of step {step} is {norm.item()}")
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         with torch.no_grad():
             self.recipe.after_step(step)
         self.average.update_parameters(self.averaged)
@@ -438,7 +436,8 @@ class _Run:
         compute = training_compute(self.progress, self.accelerator, data)
         if self.config.init:
             compute = compute.after(read_checkpoint(Path(self.config.init).expanduser())[1].training)
-        return Provenance(command_line(self.config), self.recipe.image_size, compute, code_revision())
+        command = command_line(self.config, self.recipe.path_options)
+        return Provenance(command, self.recipe.image_size, compute, code_revision())
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, str | float | int | bool]:

@@ -21,7 +21,7 @@ from lactok.files import explained, write_atomically
 from lactok.interface import TrainingCompute
 from lactok.locks import LockHeld, Owner, sole_lock
 from lactok.train.checkpoints import CheckpointFolder
-from lactok.train.config import FREE_ON_RESUME, TrainConfig
+from lactok.train.config import FREE_ON_RESUME, TrainConfig, TrainConfigError, compose_config
 from lactok.train.precision import resolve
 from lactok.weights import LocalWeights, NetworkWeights, WeightsSource, identity_of, locate, locate_all
 
@@ -227,13 +227,34 @@ def code_revision() -> str:
         return f"lactok {version('lactok')}"
 
 
-def command_line(config: TrainConfig) -> str:
-    """The command that makes the run, as far as it differs from the preset in what a reader needs."""
+def command_line(config: TrainConfig, paths: Sequence[str] = ()) -> str:
+    """The command that makes the run, with all that moves its weights and differs from the preset.
+
+    paths: options that name files (`Recipe.path_options`); they stand as FILE, the images as DIR.
+    """
     accelerator = getattr(config.options, "accelerator", None)
     chosen = [f"recipe={config.recipe}", *([f"accelerator={accelerator}"] if accelerator else [])]
+    chosen += [f"scale={config.scale}"]
+    try:
+        usual = _binding(asdict(compose_config([*chosen, "dry_run=true"])[0]))
+    except TrainConfigError:  # a recipe that no package has registered: there is no preset to differ from
+        usual = {}
+    named = {f"options.{name}" for name in paths}
     more = ["init=FILE"] if config.init else []
     more += [f"minutes={config.minutes:g}"] if config.minutes is not None else []
-    return shlex.join(["python", "-m", "lactok.train", *chosen, f"scale={config.scale}", "data.root=DIR", *more])
+    for key, value in _binding(asdict(config)).items():
+        if key not in ("recipe", "scale", "options.accelerator") and value != usual.get(key):
+            more.append(f"{key}={'FILE' if key in named else _as_override(value)}")
+    return shlex.join(["python", "-m", "lactok.train", *chosen, "data.root=DIR", *more])
+
+
+def _as_override(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_as_override(one) for one in value)}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def training_compute(cost: Cost, accelerator: Accelerator, data: str) -> TrainingCompute:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lactok.train.config import OptimizerConfig
@@ -83,8 +82,3 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
-
-
-def fused_optimizer(device: torch.device) -> bool | None:
-    """AdamW's `fused`: one kernel for many tensors on CUDA; elsewhere torch's choice, with which results are kept."""
-    return True if device.type == "cuda" else None
