@@ -23,7 +23,7 @@ from baselines.tokenizers.seedtok.adapter import SeedTok, SeedTokOptions, common
 from baselines.tokenizers.seedtok.conformance import case_config, case_weights, run
 from baselines.tokenizers.seedtok.model import QFormerConfig, SeedConfig, SeedModel
 from baselines.tokenizers.seedtok.state_dict import SeedStateDict
-from lactok.conformance import CaseError, CaseFolder, CheckLine
+from lactok.conformance import CaseError, CaseFolder, CheckLine, read_manifest
 from lactok.interface import Latents, Tokens
 from lactok.state_dict import meta_skeleton
 from lactok.weights import CheckpointMismatch, HubWeights, MissingWeights, WeightsError
@@ -148,12 +148,13 @@ def test_settings_that_this_port_lacks_are_named(copy: Path, change: Callable[[d
 
 
 def meta_state(*manifests: str) -> dict[str, Tensor]:
-    entries = {name: e for m in manifests for name, e in json.loads((GOLDEN / m).read_text()).items()}
-    return {name: torch.empty(entry["shape"], device="meta") for name, entry in entries.items()}
+    """The tensors that manifests of golden/seed list; those of the published files are compressed."""
+    specs = {name: spec for m in manifests for name, spec in read_manifest(GOLDEN / m).items()}
+    return {name: torch.empty(spec.shape, device="meta") for name, spec in specs.items()}
 
 
 def test_the_full_manifests_load_strictly_without_memory():
-    state = meta_state("manifest.json", "manifest_visual_encoder.json")
+    state = meta_state("manifest.json.gz", "manifest_visual_encoder.json.gz")
     model = ADAPTER.load(meta_skeleton(SeedModel, SeedConfig()), state)
     unused = sum(state[n].numel() for n in state if n.startswith("blocks.") or n in UNUSED)
     zero_biases = 39 * 1408  # of the keys, which are not published
