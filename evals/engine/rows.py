@@ -16,7 +16,7 @@ from typing import Any, get_args
 from evals.config import ConfigError, as_list
 from evals.engine.isolation import isolated
 from evals.record import WeightsRecord
-from evals.typed import typed
+from lactok.typed import typed
 from lactok import registry, weights
 from lactok.interface import Generator, Model, Tokenizer
 
