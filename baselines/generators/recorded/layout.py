@@ -71,7 +71,9 @@ def _geneval(root: Path) -> Layout:
     for metadata in sorted(root.glob(f"*/{METADATA}")):
         try:
             found = _numbered(metadata.parent / SAMPLES)
-            samples.append((_text(_object(json.loads(metadata.read_text("utf-8-sig"))), "prompt"), metadata.parent, found))
+            samples.append(
+                (_text(_object(json.loads(metadata.read_text("utf-8-sig"))), "prompt"), metadata.parent, found)
+            )
             layout.read.append(metadata)
         except (OSError, ValueError) as error:
             bad.append(f"{metadata}: {error}")
