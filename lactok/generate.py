@@ -216,7 +216,8 @@ def run(request: Request) -> int:
     _save(Image, grid, request.out if is_file else request.out / "grid.png")
     if not is_file:
         with explained(request.out / "prompts.txt"):
-            (request.out / "prompts.txt").write_text("\n".join(request.prompts) + "\n", encoding="utf-8")
+            lines = [re.sub(r"[\r\n]+", " ", prompt) for prompt in request.prompts]  # a line each, by its number
+            (request.out / "prompts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = ", ".join(f"{key} {value}" for key, value in generator.info.settings.items())
     made, seconds = sum(map(len, rows)), time.monotonic() - started
     print(f"done: {made} image(s) in {printable(request.out)} by {request.generator}, {seconds:.1f} s")
@@ -228,8 +229,9 @@ def tell_unknown_words(generator: Any, prompts: Sequence[str]) -> None:
     """A line on stderr for words that a generator with a vocabulary of its own does not know."""
     find = getattr(generator, "unknown_words", None)
     found = sorted({word for prompt in prompts for word in find(prompt)}) if find else []
-    if found:
-        print(f"note: not in the vocabulary, all taken for one word: {', '.join(found[:20])}", file=sys.stderr)
+    if found:  # a control character is told, not sent to the terminal
+        told = [word if word.isprintable() else ascii(word)[1:-1] for word in found[:20]]
+        print(f"note: not in the vocabulary, all taken for one word: {', '.join(told)}", file=sys.stderr)
 
 
 def _row(images: Sequence[Tensor]) -> Tensor:

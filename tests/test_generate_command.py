@@ -120,8 +120,10 @@ def kept(file: Path) -> list[np.ndarray]:
 
 
 def test_unknown_words_are_noted(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    generate(gpt, "a zebra 🦓 and a red circle", "a lion", f"out={tmp_path / 'a.png'}")
-    assert capsys.readouterr().err == "note: not in the vocabulary, all taken for one word: lion, zebra, 🦓\n"
+    generate(gpt, "a zebra 🦓 and a red circle", "a\r\nlion \x1b", f"out={tmp_path / 'a'}")
+    assert capsys.readouterr().err == "note: not in the vocabulary, all taken for one word: \\x1b, lion, zebra, 🦓\n"
+    said = (tmp_path / "a" / "prompts.txt").read_text().splitlines()
+    assert said == ["a zebra 🦓 and a red circle", "a lion \x1b"], "a line each"
 
 
 def test_prompts_with_signs():
