@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +123,6 @@ def _whole(given: dict[str, str], key: str, least: int) -> int:
 def build(request: Request) -> Generator:
     """The generator with its options, on its device. Raises UsageError, WeightsError, RegistryError."""
     import torch
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     from lactok import registry
     from lactok.interface import Generator
@@ -132,17 +130,42 @@ def build(request: Request) -> Generator:
     plugin = registry.load("generators", request.generator)
     if not issubclass(plugin, Generator):
         raise UsageError(f"generator={request.generator} holds images that others made: expected one that makes them")
-    try:
-        given = OmegaConf.from_dotlist([f"{key}={value}" for key, value in request.options.items()])
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(plugin.Options), given))
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UsageError(f"options: {str(error).splitlines()[0]}") from error
+    options = _typed_options(plugin.Options, request.options)
     if request.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
     chosen = "cpu" if request.device == "cpu" or not torch.cuda.is_available() else "cuda"
     try:
         return plugin(options, torch.device(chosen))
     except ValueError as error:  # an option out of range
+        raise UsageError(f"options: {error}") from error
+
+
+def _typed_options(kind: type, given: dict[str, str]) -> Any:
+    """An instance of a generator's `Options`. Raises UsageError for a key that it has not and a value of another type.
+
+    What declares text takes a value as it stands; null is None; lists are written as in JSON.
+    """
+    import json
+
+    from lactok.registry import unknown
+    from lactok.typed import typed
+
+    declared = [f"options.{one.name}" for one in fields(kind)]
+    values: dict[str, Any] = {}
+    for key, text in given.items():
+        if f"options.{key}" not in declared:
+            raise UsageError(unknown("option", f"options.{key}", declared))
+        value = None if text == "null" else text
+        try:
+            values |= typed(kind, {key: value}, "options.")
+        except ValueError as error:
+            try:
+                values |= typed(kind, {key: json.loads(text)}, "options.")
+            except ValueError:
+                raise UsageError(str(error)) from error
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:
         raise UsageError(f"options: {error}") from error
 
 
@@ -193,7 +216,8 @@ def run(request: Request) -> int:
     _save(Image, grid, request.out if is_file else request.out / "grid.png")
     if not is_file:
         with explained(request.out / "prompts.txt"):
-            (request.out / "prompts.txt").write_text("\n".join(request.prompts) + "\n", encoding="utf-8")
+            lines = [re.sub(r"[\r\n]+", " ", prompt) for prompt in request.prompts]  # a line each, by its number
+            (request.out / "prompts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = ", ".join(f"{key} {value}" for key, value in generator.info.settings.items())
     made, seconds = sum(map(len, rows)), time.monotonic() - started
     print(f"done: {made} image(s) in {printable(request.out)} by {request.generator}, {seconds:.1f} s")
@@ -205,8 +229,9 @@ def tell_unknown_words(generator: Any, prompts: Sequence[str]) -> None:
     """A line on stderr for words that a generator with a vocabulary of its own does not know."""
     find = getattr(generator, "unknown_words", None)
     found = sorted({word for prompt in prompts for word in find(prompt)}) if find else []
-    if found:
-        print(f"note: not in the vocabulary, all taken for one word: {', '.join(found[:20])}", file=sys.stderr)
+    if found:  # a control character is told, not sent to the terminal
+        told = [word if word.isprintable() else ascii(word)[1:-1] for word in found[:20]]
+        print(f"note: not in the vocabulary, all taken for one word: {', '.join(told)}", file=sys.stderr)
 
 
 def _row(images: Sequence[Tensor]) -> Tensor:

@@ -39,6 +39,7 @@ from lactok.weights_sources import UrlWeights as UrlWeights
 from lactok.weights_sources import WeightsSource as WeightsSource
 from lactok.weights_sources import is_pinned as is_pinned
 from lactok.weights_sources import pin_of as pin_of
+from lactok.weights_sources import told_as as told_as
 
 _SHOWN = 5  # names of each kind in a CheckpointMismatch, or of tensors that are not finite
 # What trainers save with the weights; no network takes it.

@@ -7,8 +7,9 @@ files that count as one, and none at all, for what was never published.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,6 +152,17 @@ class NetworkWeights:
 
 FileSource = HubWeights | UrlWeights | LocalWeights | DistributionWeights | UnpublishedWeights
 WeightsSource = FileSource | NetworkWeights | LocalFiles
+
+
+def told_as(source: WeightsSource, name: str, option: str) -> WeightsSource:
+    """`source` whose message names `option` ("options.decoder_weights") where it names the plugin's own option `name`
+    ("weights"): of a recipe that builds the plugin and takes a local copy by an option of its own."""
+    own = re.compile(rf"options\.[\w-]+\.{name}(?==)")
+    if isinstance(source, UnpublishedWeights):
+        return replace(source, instead=own.sub(option, source.instead))
+    if isinstance(source, HubWeights | LocalFiles | LocalWeights):
+        return replace(source, otherwise=own.sub(option, source.otherwise))
+    return source
 
 
 def is_pinned(source: WeightsSource) -> bool:

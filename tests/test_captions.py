@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lactok import registry
 from lactok.conformance import CaseFolder
 from lactok.generators import text_encoder
-from lactok.generators.captions import clean_caption, clean_once
+from lactok.generators.captions import CaptionError, clean_caption, clean_once, why_not_clean
 from lactok.generators.text_encoder import FILES, REPOSITORY, TextEncoder, left_pad, text_encoder_sources
 from lactok.models.gpt import GPTConfig
 from lactok.weights import CheckpointMismatch, MissingWeights, WeightsError
@@ -60,6 +60,13 @@ def test_a_second_pass_removes_what_the_first_one_leaves():
     caption = "worldwide free shipping today, click for details"
     assert clean_once(caption) == "today,"
     assert clean_caption(caption) == "today"
+
+
+def test_markup_that_no_parser_takes_is_an_error_with_the_reason():
+    assert why_not_clean("<!-- a cat <b") is None
+    assert why_not_clean("a cat <![<![") == "it can't be cleaned: its markup is broken in a way that no parser takes"
+    with pytest.raises(CaptionError):
+        clean_caption("a cat <![<![")
 
 
 @pytest.mark.parametrize("missing", ["ftfy", "bs4"])

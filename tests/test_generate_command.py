@@ -120,8 +120,10 @@ def kept(file: Path) -> list[np.ndarray]:
 
 
 def test_unknown_words_are_noted(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    generate(gpt, "a zebra 🦓 and a red circle", "a lion", f"out={tmp_path / 'a.png'}")
-    assert capsys.readouterr().err == "note: not in the vocabulary, all taken for one word: lion, zebra, 🦓\n"
+    generate(gpt, "a zebra 🦓 and a red circle", "a\r\nlion \x1b", f"out={tmp_path / 'a'}")
+    assert capsys.readouterr().err == "note: not in the vocabulary, all taken for one word: \\x1b, lion, zebra, 🦓\n"
+    said = (tmp_path / "a" / "prompts.txt").read_text().splitlines()
+    assert said == ["a zebra 🦓 and a red circle", "a lion \x1b"], "a line each"
 
 
 def test_prompts_with_signs():
@@ -173,8 +175,10 @@ def test_bad_arguments_are_explained(
     [
         (["generator=lactokgen-x-mini"], "did you mean"),
         (["generator=folder"], "generator=folder holds images that others made: expected one that makes them"),
-        (["options.guidance=2"], "options: Key 'guidance' not in 'LlamaGenMiniT2IOptions'"),
-        (["options.top_k=some"], "options: Value 'some' of type 'str' could not be converted to Integer"),
+        (["options.guidance=2"], "unknown option 'options.guidance': did you mean 'options.guidance_scale'"),
+        (["options.top_k=some"], "options.top_k='some': expected int"),
+        (["options.temperature=nan"], "temperature=nan"),
+        (["generator=sd1.5", "options.dtype=int8"], "options.dtype='int8': expected one of float16, bfloat16, float32"),
         (["options.together=0"], "options: together 0: expected at least 1"),
         (["options.temperature=-2"], "temperature=-2.0, top_k=100, top_p=1.0): expected temperature >= 0"),
         (["options.gpt=absent.safetensors"], "absent.safetensors"),
@@ -189,7 +193,7 @@ def test_what_a_generator_refuses_is_explained(
     out = tmp_path / "a.png"
     given = [NAME, "device=cpu", f"options.gpt={gpt}"]
     replaced = [one for one in given if not any(one.partition("=")[0] == a.partition("=")[0] for a in arguments)]
-    if arguments == ["generator=folder"]:
+    if arguments[0] in ("generator=folder", "generator=sd1.5"):
         replaced.pop()
     assert main(["a cat", f"out={out}", *replaced, *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -30,9 +30,10 @@ from lactok.train.data import Share
 from lactok.train.log import CsvLog
 from lactok.train.loop import _Run, accumulate_gradients
 from lactok.train.noise import uniform
-from lactok.train.recipes.generator import DROP, GeneratorRecipe, training_flops
+from lactok.train.recipes.generator import DROP, GeneratorOptions, GeneratorRecipe, training_flops
 from lactok.train.simulate import recomputed_as_on_cuda, step_cost
 from lactok.train.token_data import TokenBatch, TokenData
+from lactok.weights import HubWeights
 from tests.commands import Command
 from tests.support import environment
 from tests.tiny_generator import GPT as TINY_GPT
@@ -155,7 +156,8 @@ def test_the_file_says_its_parts_and_gives_the_same_logits(whole: Path, shards: 
     assert metadata.made_with == {ENCODER: index.vq}
     assert model.config.words is not None
     assert model.config.words.vocabulary == scene_words()
-    assert metadata.recipe == "python -m lactok.train recipe=generator scale=mini data.root=DIR"
+    assert metadata.recipe.startswith("python -m lactok.train recipe=generator scale=mini data.root=DIR steps=6 ")
+    assert " options.model.dim=32 " in metadata.recipe, "and whatever else differs from the preset"
     assert metadata.training.data == "10 token samples of the folder shards"
     assert metadata.image_size == 64
 
@@ -467,3 +469,9 @@ def test_flops_are_those_of_the_weights():
     length = config.positions - 1
     assert training_flops(config) == pytest.approx(6 * weights * length, rel=0.15)
     assert training_flops(config) > 6 * (weights - 100_000) * length
+
+
+def test_a_missing_decoder_is_told_with_this_recipes_option():
+    (decoder,) = GeneratorRecipe.sources(GeneratorOptions(decoder="llamagen-t2i"))
+    assert isinstance(decoder, HubWeights)
+    assert decoder.otherwise == "name a local file by options.decoder_weights=PATH"

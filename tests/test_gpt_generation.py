@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -225,6 +226,9 @@ def test_what_can_not_be_is_refused():
         generate(model, [Prompt(torch.zeros(12, 32), torch.ones(3))])
     for wrong in ({"top_p": 0.0}, {"temperature": -1.0}, {"top_k": -1}):
         with pytest.raises(ValueError, match="expected temperature"):
+            Sampling(**wrong)
+    for wrong in ({"temperature": math.nan}, {"guidance_scale": math.inf}, {"guidance_scale": math.nan}):
+        with pytest.raises(ValueError, match="that are finite"):
             Sampling(**wrong)
 
 

@@ -153,6 +153,7 @@ def test_files_that_are_no_images_and_too_large_ones_are_refused_by_name(tmp_pat
             r"2 entries can't be used.*\n.*1: prompt is ' '.*\n.*2: file is ''",
         ),
         ("t.csv", "prompt,file\n", "names no images"),
+        ("t.csv", "prompt,file\na,b\nc,b\na ,b\n", "1 entries can't be used.*\n.*entry 3: .*b is there twice"),
         ("t.json", '{"a": "b.png"}', "it is dict: expected a list"),
         ("t.json", "[1]", "entry 1: it is int"),
         ("t.jsonl", "no\n", "can't be read"),
@@ -186,6 +187,21 @@ def test_numbers_beside_other_names_are_refused(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(samples / "grid.png")
     with pytest.raises(WeightsError, match=r"numbered images and grid\.png: expected numbers alone, or none"):
         read_layout(root)
+
+
+def test_names_that_are_no_numbers_of_samples_are_refused(tmp_path: Path):
+    """Such as dates, of which a list of all numbers up to them would not fit into memory."""
+    root = geneval(tmp_path)
+    (root / "00001" / "samples" / "00001.png").rename(root / "00001" / "samples" / "20260131154512.png")
+    with pytest.raises(WeightsError, match=r"has 20260131154512\.png: expected numbers of samples, from 0 to 9,999"):
+        read_layout(root)
+
+
+def test_metadata_may_begin_with_a_byte_order_mark(tmp_path: Path):
+    root = geneval(tmp_path)
+    metadata = root / "00000" / "metadata.jsonl"
+    metadata.write_bytes(b"\xef\xbb\xbf" + metadata.read_bytes())
+    assert len(read_layout(root).files("a red ball")) == 2
 
 
 def test_two_systems_are_judged_side_by_side(tmp_path: Path):

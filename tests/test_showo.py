@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -282,6 +283,11 @@ def test_schedules_fall_to_nothing():
         Sampling(schedule_settings={"tau": 1.0})
     with pytest.raises(ValueError, match="steps 0"):
         Sampling(steps=0)
+    for temperature in (-0.5, math.nan):
+        with pytest.raises(ValueError, match=f"temperature {temperature}: expected 0 or more"):
+            Sampling(temperature=temperature)
+    with pytest.raises(ValueError, match="guidance_scale nan"):
+        Sampling(guidance_scale=math.nan)
     with pytest.raises(ValueError, match="guidance_scale -1"):
         Sampling(guidance_scale=-1)
 

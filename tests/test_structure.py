@@ -31,6 +31,7 @@ ALLOWED = {
         "lactok.conformance",
         "lactok.seeded",
         "lactok.state_dict",
+        "lactok.typed",
         "lactok.data.scene_check",
         "lactok.data.scenes",
     ),

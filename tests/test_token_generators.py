@@ -182,9 +182,10 @@ def test_missing_weights_are_named_with_their_commands(name: str, tmp_path: Path
         cls(cls.Options(), CPU)
     said = str(caught.value)
     assert "hf download google/flan-t5-xl" in said
+    assert "options.NAME.text_encoder=DIR" in said
     if name == "lactokgen-h":
         assert "no checkpoint of LacTokGen-H's GPT is published" in said
-        assert "recipe=generator scale=paper data.root=SHARDS" in said
+        assert "recipe=generator scale=paper data.root=SHARDS` and name it by options.NAME.gpt=PATH" in said
     elif name.startswith("lactokgen"):
         assert "hf download OPPOer/LaCTok LaCTokGen-T.pth" in said
     else:
@@ -245,6 +246,10 @@ def test_a_published_chain_runs(published: Path, flan: Path):
     assert not generator.ids(["the sofa"], [6]).equal(tiny(published, flan, guidance_scale=1.0).ids(["the sofa"], [6]))
     assert generator.text.encoder.dtype == torch.bfloat16
     assert tiny(published, flan, text_dtype="float32").text.encoder.dtype == torch.float32
+    with pytest.raises(ItemsRefused) as refused:
+        generator.generate(items(["the sofa", "the <![<![ sofa"]), [0] * 2, [1, 2])
+    assert list(refused.value.reasons) == [1]
+    assert "its markup is broken" in refused.value.reasons[1]
     with pytest.raises(ValueError, match="text_dtype 'float16': expected float32 or bfloat16"):
         tiny(published, flan, text_dtype="float16")
 

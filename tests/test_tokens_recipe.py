@@ -227,6 +227,16 @@ def test_unreadable_images_and_evaluation_photographs_are_left_out(tmp_path: Pat
     assert names == ["000.png", "001.png", "002.png", "005.png"]
 
 
+def test_a_caption_that_can_not_be_cleaned_is_left_out(flan: Path, tmp_path: Path):
+    folder = write_captioned(tmp_path / "images", ["a red cat", "the <![<![ sofa"])
+    index = extracted(folder, tmp_path / "out", STATES, f"options.text_encoder='{flan}'").index
+    assert index.count == 1
+    assert index.left_out == {"it can't be cleaned: its markup is broken in a way that no parser takes": 1}
+    for number, more in enumerate((["options.text=none"], [STATES, "options.clean=false"])):
+        given = [*more, f"options.text_encoder='{flan}'"]
+        assert extracted(folder, tmp_path / f"whole-{number}", *given).index.count == 2, "it is text all the same"
+
+
 def test_nothing_usable_is_an_error(tmp_path: Path):
     folder = write_captioned(tmp_path / "images", ["a"])
     (folder / "000.png").write_bytes(b"no")
@@ -327,6 +337,8 @@ def test_damaged_shards_are_named(images: Path, tmp_path: Path):
         (["options.tokenizer=llamagen-minni"], "did you mean 'llamagen-mini'"),
         (["options.tokenizer=autoencoder-mini"], "expected one with one id a position, of one size"),
         (["options.tokenizer_weights=absent.safetensors"], "absent.safetensors"),
+        (["scale=paper"], "or name a local file by options.tokenizer_weights=PATH"),
+        (["scale=paper"], "or name a local folder that holds it by options.text_encoder=DIR"),
         (["options.text=t5"], "options: text=t5: expected flan-t5-xl or none"),
         (["options.shard_size=0"], "shard_size=0: expected at least 1"),
         (["options.shard_sise=3"], "did you mean options.shard_size"),
@@ -335,10 +347,17 @@ def test_damaged_shards_are_named(images: Path, tmp_path: Path):
     ],
 )
 def test_a_wrong_command_is_explained(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
 ):
     if "device=cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["recipe=tokens", f"data.root='{images}'", f"out='{tmp_path / 'out'}'", *arguments]) == 2
     assert message in capsys.readouterr().err
 

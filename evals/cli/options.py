@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from evals.typed import describe
+from lactok.typed import describe
 
 PAGE = """\
 # Tokenizers and their options

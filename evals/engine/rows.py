@@ -16,9 +16,9 @@ from typing import Any, get_args
 from evals.config import ConfigError, as_list
 from evals.engine.isolation import isolated
 from evals.record import WeightsRecord
-from evals.typed import typed
 from lactok import registry, weights
 from lactok.interface import Generator, Model, Tokenizer
+from lactok.typed import typed
 
 
 @dataclass(frozen=True)

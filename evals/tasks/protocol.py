@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from evals.typed import typed
+from lactok.typed import typed
 
 Filter = Literal["nearest", "bilinear", "bicubic"]
 PilFilter = Literal["box", "bilinear", "bicubic", "lanczos"]

@@ -79,8 +79,21 @@ _ENDS = _rules(
 )
 
 
+class CaptionError(ValueError):
+    """A caption can't be cleaned; the message is the reason."""
+
+
+def why_not_clean(caption: str) -> str | None:
+    """Why a caption can't be cleaned; None where it can. Raises ModuleNotFoundError as `clean_once`."""
+    try:
+        clean_caption(caption)
+    except CaptionError as error:
+        return str(error)
+    return None
+
+
 def clean_caption(caption: str) -> str:
-    """A caption as the text encoder gets it: `clean_once`, CLEANINGS times. Raises ModuleNotFoundError as it does."""
+    """A caption as the text encoder gets it: `clean_once`, CLEANINGS times. Raises what it raises."""
     for _ in range(CLEANINGS):
         caption = clean_once(caption)
     return caption
@@ -89,7 +102,8 @@ def clean_caption(caption: str) -> str:
 def clean_once(caption: str) -> str:
     """One pass: lower case, without addresses, markup, names of files, article numbers and odd punctuation.
 
-    Raises ModuleNotFoundError, with the command that installs it, where ftfy or BeautifulSoup is missing.
+    Raises ModuleNotFoundError, with the command that installs it, where ftfy or BeautifulSoup is missing, CaptionError
+    for markup that BeautifulSoup gives up on.
     """
     fix_text, without_markup = _libraries()
     caption = urllib.parse.unquote_plus(caption).strip().lower().replace("<person>", "person")
@@ -110,6 +124,7 @@ def _libraries() -> tuple[Callable[[str], str], Callable[[str], str]]:
     """ftfy's repair of broken encodings, and BeautifulSoup's text of markup."""
     try:
         from bs4 import BeautifulSoup
+        from bs4.exceptions import ParserRejectedMarkup
         from ftfy import fix_text
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
@@ -121,6 +136,9 @@ def _libraries() -> tuple[Callable[[str], str], Callable[[str], str]]:
     def without_markup(text: str) -> str:
         with warnings.catch_warnings():  # a caption that looks like an address or a file is still a caption
             warnings.simplefilter("ignore")
-            return BeautifulSoup(text, features="html.parser").text
+            try:
+                return BeautifulSoup(text, features="html.parser").text
+            except ParserRejectedMarkup as error:
+                raise CaptionError("it can't be cleaned: its markup is broken in a way that no parser takes") from error
 
     return fix_text, without_markup

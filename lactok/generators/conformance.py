@@ -35,6 +35,8 @@ _INPUTS = (
 )
 _EVAL = re.compile(r"eval_logits_(causal|padmask)(?:_(from_last_cond)|_first(\d+))?")
 _RUN = re.compile(r"gen_(.+)_(ids|raw_logits|gap)")
+_LEAST_TOP_P = 1e-9
+"""At 0, which `Sampling` has not, the published filter leaves the likeliest id, as it does here."""
 _UNCONDITIONAL = "cls_embedding.uncond_embedding"
 
 
@@ -213,5 +215,5 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
         guidance_interval=settings.get("cfg_interval", -1),
         temperature=settings.get("temperature", 1.0),
         top_k=settings.get("top_k", 0),
-        top_p=settings.get("top_p", 1.0),
+        top_p=max(settings.get("top_p", 1.0), _LEAST_TOP_P),
     )

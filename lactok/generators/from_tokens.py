@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lactok.generators.calls import prompts_of
 from lactok.generators.captioned_gpt import ENCODER, CaptionedGPT, CaptionedGPTConfig, load_captioned_gpt, own_seed
+from lactok.generators.captions import why_not_clean
 from lactok.generators.text_encoder import TextEncoder, text_encoder_sources
 from lactok.interface import Generator, GeneratorInfo, Item, Tokenizer, Tokens, TrainingCompute
 from lactok.models.gpt import GPT, GPTConfig
@@ -98,6 +99,10 @@ class TokenGenerator(Generator):
     def _conditions(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States (B, L, D) of prompts and where they are, (B, L)."""
 
+    def _why_not(self, prompt: str) -> str | None:
+        """Why a prompt can't be taken; None where it can."""
+        return None
+
     def networks(self) -> Mapping[str, nn.Module]:
         decoders = {f"decoder.{name}": network for name, network in self.decoder.networks().items()}
         return {"model": self.model, **decoders}
@@ -148,9 +153,10 @@ class TokenGenerator(Generator):
     def generate(self, items: Sequence[Item], seed_indices: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
         """An image for each prompt, float32 (3, S, S) in [0, 1]; all randomness of image i follows from seeds[i] alone.
 
-        Captions are cut after the text encoder's positions. Raises ItemsRefused for prompts that are no valid Unicode.
+        Captions are cut after the text encoder's positions. Raises ItemsRefused for prompts that are no valid Unicode,
+        and those that can't be cleaned.
         """
-        prompts = prompts_of(items, seeds)
+        prompts = prompts_of(items, seeds, self._why_not)
         if not prompts:
             return []
         ids = self.ids(prompts, seeds)
@@ -256,6 +262,9 @@ class PublishedTokenGenerator(TokenGenerator):
         model = meta_skeleton(lambda: CaptionedGPT(CaptionedGPTConfig(self.GPT_CONFIG)))
         model.gpt = gpt
         return model, TrainingCompute()
+
+    def _why_not(self, prompt: str) -> str | None:
+        return why_not_clean(prompt)
 
     def _conditions(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         states, seen = self.text(prompts)

@@ -123,7 +123,7 @@ class LacTokGenH(LacTokGenHStar):
     GPT_FILE = UnpublishedWeights(
         "LacTokGen-H's GPT",
         "train one by `python -m lactok.train recipe=generator scale=paper data.root=SHARDS` and name it by "
-        "options.lactokgen-h.gpt=PATH",
+        "options.NAME.gpt=PATH",
     )
     path_options = ("gpt", "text_encoder", *LacTokH.path_options)
     DECODER = LacTokH

@@ -34,7 +34,7 @@ FILES = (
 )
 """The whole model, 11.4 GB; its encoder, 4.9 GB in float32, is what is kept."""
 
-_OTHERWISE = "set text_encoder=DIR to a local folder that holds it"
+_OTHERWISE = "name a local folder that holds it by options.NAME.text_encoder=DIR"
 
 
 def text_encoder_sources(folder: str | None = None) -> tuple[HubWeights | LocalWeights, ...]:

@@ -7,6 +7,7 @@ filters as published (FoundationVision/LlamaGen, autoregressive/models/generate.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"{self}: expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+        if not math.isfinite(self.guidance_scale) or not math.isfinite(self.temperature):
+            raise ValueError(f"{self}: expected guidance_scale and temperature that are finite")
 
     @property
     def guided(self) -> bool:

@@ -37,7 +37,7 @@ from lactok.progress import Meter
 from lactok.train.dry_run import described_weights
 from lactok.train.precision import resolve
 from lactok.train.run_folder import RunFolderError
-from lactok.weights import LocalWeights, WeightsSource, identity_of, locate, locate_all
+from lactok.weights import LocalWeights, WeightsSource, identity_of, locate, locate_all, told_as
 
 if TYPE_CHECKING:
     from lactok.generators.text_encoder import TextEncoder
@@ -87,7 +87,8 @@ class TokenExtraction:
     def sources(cls, options: TokensOptions) -> tuple[WeightsSource, ...]:
         """The tokenizer's checkpoints, then the text encoder's files."""
         plugin, chosen = _plugin(options)
-        return (*plugin.weights(chosen), *_text_sources(options))
+        ids = (told_as(one, "weights", "options.tokenizer_weights") for one in plugin.weights(chosen))
+        return (*ids, *_text_sources(options))
 
     def __init__(self, config: TrainConfig, check_held_out: bool = True) -> None:
         """List the images and claim the folder. Raises DataError, WeightsError, RunFolderError."""
@@ -196,7 +197,7 @@ class TokenExtraction:
         left_out: list[tuple[str, str]] = []
         for start in range(0, len(part), self.config.batch_size):
             batch = [self.images[i] for i in part[start : start + self.config.batch_size]]
-            pixels = [self._pixels(image, encoder.size) for image in batch]
+            pixels = [self._pixels(image, encoder) for image in batch]
             left_out += [(image.name, why) for image, why in zip(batch, pixels) if isinstance(why, str)]
             good = [(image, p) for image, p in zip(batch, pixels) if not isinstance(p, str)]
             if good:
@@ -216,10 +217,10 @@ class TokenExtraction:
             tensors |= {"states": joined, "states_ends": torch.from_numpy(lengths)}
         write_shard(self._path(number), tensors)
 
-    def _pixels(self, image: CaptionedImage, size: int) -> np.ndarray | str:
+    def _pixels(self, image: CaptionedImage, encoder: _Encoder) -> np.ndarray | str:
         """The centre square, uint8 (size, size, 3), by Pillow's antialiased bicubic filter; or why it is left out."""
-        if image.problem:
-            return image.problem
+        if problem := image.problem or encoder.why_not(image.caption):
+            return problem
         try:
             data = image.read()
             pixels = decode(data).pixels
@@ -227,7 +228,7 @@ class TokenExtraction:
             return error.reason
         if self.check_held_out and (name := held_out_name(sha256(data).hexdigest(), pixels)):
             return f"is {name} of scikit-image, which the benchmark evaluates"
-        return centre_crop(pixels, size, min(pixels.shape[:2]))
+        return centre_crop(pixels, encoder.size, min(pixels.shape[:2]))
 
     def _index(self, count: int) -> ShardIndex:
         index = self._written()
@@ -294,7 +295,8 @@ def _text_sources(options: TokensOptions) -> tuple[WeightsSource, ...]:
         return ()
     from lactok.generators.text_encoder import text_encoder_sources
 
-    return text_encoder_sources(options.text_encoder)
+    sources = text_encoder_sources(options.text_encoder)
+    return tuple(told_as(source, "text_encoder", "options.text_encoder") for source in sources)
 
 
 def _positions() -> int:
@@ -344,6 +346,12 @@ class _Encoder:
         if not isinstance(encoded, Tokens) or encoded.ids.ndim != 2:
             raise DataError("the tokenizer gives no ids (B, N): expected one with one id a position")
         return encoded.ids.to("cpu", torch.int32)
+
+    def why_not(self, caption: str) -> str | None:
+        """Why a caption can't be encoded; None where it can."""
+        from lactok.generators.captions import why_not_clean
+
+        return why_not_clean(caption) if self.text is not None and self.clean else None
 
     def states(self, captions: Sequence[str]) -> list[Tensor]:
         """bfloat16 (L, D) each, without padding; none where no states are wanted."""

@@ -8,6 +8,7 @@ tokens, T5 after `TEXT_TOKENS`.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,8 @@ class DiffusionPipeline(Generator):
         for name in ("steps", "together", "size"):
             if getattr(options, name) < 1:
                 raise ValueError(f"{name} {getattr(options, name)}: expected at least 1")
+        if not math.isfinite(options.guidance_scale):
+            raise ValueError(f"guidance_scale {options.guidance_scale}: expected a finite number")
         self.dtype: torch.dtype = getattr(torch, options.dtype)
         self.pipeline = self._load()
         self.pipeline.set_progress_bar_config(disable=True)

@@ -6,6 +6,7 @@ alone (`SeededNoise`). Facts from the published hart_transformer_t2i.py, `autore
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,6 +35,12 @@ class Sampling:
     guidance_scale: float = 4.5
     more_smooth: bool = True
     top_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale {self.guidance_scale}: expected 0 (none) or more")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p}: expected 0 (off) to 1")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from typing import Any
 from lactok.images.decode import has_image_ending
 from lactok.weights import MissingWeights, WeightsError
 
+MOST = 10_000
+"""Images of a prompt: a name such as 20260131.png is no number of a sample."""
 METADATA, SAMPLES = "metadata.jsonl", "samples"
 EXPECTED = (
     f"expected a folder of GenEval's layout (NNNNN/{METADATA}, NNNNN/{SAMPLES}/0000.png), or a .csv, .json or .jsonl "
@@ -69,7 +71,9 @@ def _geneval(root: Path) -> Layout:
     for metadata in sorted(root.glob(f"*/{METADATA}")):
         try:
             found = _numbered(metadata.parent / SAMPLES)
-            samples.append((_text(_object(json.loads(metadata.read_text("utf-8"))), "prompt"), metadata.parent, found))
+            samples.append(
+                (_text(_object(json.loads(metadata.read_text("utf-8-sig"))), "prompt"), metadata.parent, found)
+            )
             layout.read.append(metadata)
         except (OSError, ValueError) as error:
             bad.append(f"{metadata}: {error}")
@@ -100,6 +104,8 @@ def _numbered(folder: Path) -> dict[int, Path]:
         return dict(enumerate(files))
     if named:
         raise ValueError(f"{folder} has numbered images and {', '.join(named[:5])}: expected numbers alone, or none")
+    if large := [path.name for path in files if len(path.stem.lstrip("0")) > len(str(MOST)) or int(path.stem) >= MOST]:
+        raise ValueError(f"{folder} has {', '.join(large[:5])}: expected numbers of samples, from 0 to {MOST - 1:,}")
     numbered = {int(path.stem): path for path in files}
     if len(numbered) < len(files):
         raise ValueError(f"two files of {folder} have one number")
@@ -108,6 +114,7 @@ def _numbered(folder: Path) -> dict[int, Path]:
 
 def _table(path: Path) -> Layout:
     layout, bad = Layout(path.parent, [path]), []
+    seen: set[tuple[str, Path]] = set()
     try:
         rows = list(_READERS[path.suffix.lower()](path.read_text("utf-8-sig")))
     except (OSError, ValueError, csv.Error) as error:
@@ -115,8 +122,11 @@ def _table(path: Path) -> Layout:
     for number, row in enumerate(rows, start=1):
         try:
             fields = _object(row)
-            prompt, file = _text(fields, "prompt"), _text(fields, "file")
-            layout.images.setdefault(prompt, []).append(path.parent / file)
+            prompt, file = _text(fields, "prompt"), path.parent / _text(fields, "file")
+            if (prompt, file) in seen:
+                raise ValueError(f"{file} is there twice for one prompt: expected an image for each of its outputs")
+            seen.add((prompt, file))
+            layout.images.setdefault(prompt, []).append(file)
         except ValueError as error:
             bad.append(f"entry {number}: {error}")
     _refuse(path, bad)

@@ -55,8 +55,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps {self.steps}: expected at least 1")
-        if self.guidance_scale < 0:
+        if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale {self.guidance_scale}: expected 0 (none) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature {self.temperature}: expected 0 or more")
         masked_share(self.schedule, 0.5, self.schedule_settings)  # raises for one that is unknown
 
     @property

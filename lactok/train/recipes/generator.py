@@ -34,7 +34,7 @@ from lactok.train.noise import uniform
 from lactok.train.parts import is_dry_run
 from lactok.train.recipe import Losses, Provenance, Recipe, export_model
 from lactok.train.token_data import TokenBatch, TokenData
-from lactok.weights import HubWeights, WeightsSource, load_state_dict, locate, override
+from lactok.weights import HubWeights, WeightsSource, load_state_dict, locate, override, told_as
 
 DROP = 1
 """RNG stream of a sample: whether its caption is dropped."""
@@ -99,7 +99,7 @@ class GeneratorRecipe(Recipe):
         """The weights that it starts from, if any, and the decoder's."""
         start = () if options.start is None else (_start(options.start),)
         plugin, chosen = _decoder(options)
-        return (*start, *plugin.weights(chosen))
+        return (*start, *(told_as(one, "weights", "options.decoder_weights") for one in plugin.weights(chosen)))
 
     @classmethod
     def open_data(cls, config: TrainConfig, check_held_out: bool = True) -> TokenData:
