@@ -44,7 +44,6 @@ from lactok.train.schedule import Progress, StopRequest, learning_rate
 from lactok.train.sharding import ONE_PROCESS, Shards, held, refuse_other_sharding, whole
 from lactok.train.sheet import fixed_seeds, save_sheet
 
-
 LARGEST = torch.finfo(torch.float16).max
 """Of a weight, as exports are float16."""
 
