@@ -22,6 +22,7 @@ from lactok.train.recipe import Batch
 from lactok.train.run_folder import RunFolderError
 from tests.support import pictures
 from tests.test_train import settings
+from tests.tiny_lactok import quick_training
 
 MUON = OptimizerConfig(name="muon", learning_rate=1e-2, weight_decay=0.1)
 CPU = torch.device("cpu")
@@ -45,6 +46,12 @@ class Net(nn.Module):
 def net() -> Net:
     torch.manual_seed(0)
     return Net()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick():
+    with quick_training():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +123,10 @@ def test_a_stopped_run_goes_on_with_its_momentum(data: Path, whole: dict[str, to
     assert not all(torch.equal(whole[name], by_adam[name]) for name in whole)
 
 
+class Killed(BaseException):
+    pass
+
+
 def test_a_run_killed_in_the_middle_of_a_save_goes_on_from_the_one_before(
     data: Path, whole: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -126,14 +137,15 @@ def test_a_run_killed_in_the_middle_of_a_save_goes_on_from_the_one_before(
         written.append(name)
         if name == "optimizer_1.bin" and written.count(name) == 2:
             shutil.copytree(out, tmp_path / "killed")
-            raise KeyboardInterrupt
+            raise Killed
         torchs(value, file, **more)
 
     written: list[str] = []
     out, torchs = tmp_path / "run", torch.save
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)
-        run(data, out, **SHORT)
+        with pytest.raises(Killed):
+            run(data, out, **SHORT)
     left = {p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()}
     assert left == {"step-00000002", ".partial-00000004"}
     (tmp_path / "killed" / "lock").unlink()

@@ -17,6 +17,13 @@ from lactok.train.config import TrainConfigError, compose_config
 from lactok.train.loop import TrainingDiverged, train
 from tests.support import pictures
 from tests.test_train import settings
+from tests.tiny_lactok import quick_training
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick():
+    with quick_training():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_named(tmp_path: Path, monkeypatc
         (partial / "half").write_bytes(b"1" * 100)
         write(partial)
 
-    with pytest.raises(WriteError, match="the disk is full: free some space. Finished work is kept"):
+    with pytest.raises(WriteError, match=r"the disk is full: free some space\. Finished work is kept"):
         folder.save(2, begin)
     assert list(folder.root.iterdir()) == [good], "nothing half written takes the room"
     assert folder.damaged() == []
