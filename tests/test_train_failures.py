@@ -7,9 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors import SafetensorError
 
 from baselines.tokenizers.llamagen.objective import VQRecipe
+from lactok.data.folder import DataError
+from lactok.data.pack import open_pack
+from lactok.data.sources import FolderFiles
+from lactok.data.stream import StreamedImages
 from lactok.files import WriteError
 from lactok.train.__main__ import main
 from lactok.train.checkpoints import CheckpointFolder
@@ -117,3 +122,11 @@ def test_options_that_do_not_fit_one_another_are_an_error_not_a_traceback(
     arguments = ["recipe=ldm", f"data.root='{data}'", f"out='{tmp_path / 'run'}'", "options.model.unet.in_channels=4"]
     assert main([*arguments, "device=cpu", "data.validation=2", *(["dry_run=true"] if dry else [])]) == 2
     assert "error: recipe=ldm: options.model.unet.in_channels=4: the autoencoder has 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_image_that_is_too_large_is_not_told_the_evaluations_key(tmp_path: Path, stream: bool):
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "large.png")
+    files = [FolderFiles(tmp_path)]
+    with pytest.raises(DataError, match=r"large.png: too large: .* pixels; at most \S+ are decoded: reduce it\n"):
+        StreamedImages(files, 64, tmp_path).check() if stream else open_pack([tmp_path], tmp_path, 64)

@@ -76,13 +76,13 @@ class OptimizerConfig:
 
     name: str = _key(
         "adamw",
-        "adamw, or muon: torch's Muon on the matrices of linear layers and convolutions, AdamW on the rest; both take "
-        "the same learning rate",
+        "adamw, or muon: torch's Muon on the matrices of linear layers and convolutions, AdamW on the rest; learning "
+        "rate and weight decay are of both",
     )
     learning_rate: float = _key(1e-4, "peak learning rate")
     beta1: float = _key(0.9, "AdamW's beta1")
     beta2: float = _key(0.95, "AdamW's beta2")
-    weight_decay: float = _key(0.0, "decoupled weight decay, of both")
+    weight_decay: float = _key(0.0, "decoupled weight decay")
     warmup_steps: int = _key(100, "steps of linear warm-up")
     final_fraction: float = _key(0.0, "learning rate at the last step, as a fraction of the peak")
     clip_norm: float = _key(1.0, "largest gradient norm")

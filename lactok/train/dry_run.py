@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lactok.data.folder import unreadable
+from lactok.data.folder import decoded, unreadable
 from lactok.data.sources import image_files
-from lactok.images.decode import ImageError, decode
+from lactok.images.decode import ImageError
 from lactok.train.config import DataConfig, TrainConfig
 from lactok.train.optimizer import muon_matrices
 from lactok.train.precision import resolve
@@ -153,7 +153,7 @@ def look_at_data(roots: Sequence[str]) -> DataLook:
     sides, bad = [], []
     for files, i in chosen:
         try:
-            sides.append(min(decode(files.read(i)).pixels.shape[:2]))
+            sides.append(min(decoded(files.read(i)).shape[:2]))
         except ImageError as error:
             bad.append(ImageError(files.label(i), error.reason))
     if bad:
