@@ -62,7 +62,13 @@ def held(run: _Run) -> dict[str, int]:
     def count(tensors: Iterable[torch.Tensor]) -> int:
         return sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors)
 
-    moments = [value for state in run.optimizer.state.values() for name, value in state.items() if name != "step"]
+    moments = [
+        value
+        for one in run.optimizers
+        for state in one.state.values()
+        for name, value in state.items()
+        if name != "step"
+    ]
     return {
         "parameters": count(run.trained),
         "moments": count(moments),

@@ -243,12 +243,12 @@ def test_more_of_flextoks_ids_are_closer(data: Path):
 
 def test_what_hangs_on_an_autoencoder_says_so(files: dict[str, Path], data: Path, tmp_path: Path):
     config, recipe = settings("flextok", data, tmp_path / "run", f"options.autoencoder='{files['vae']}'")
-    with pytest.raises(ValueError, match="the autoencoder has 4 channels, the model 8"):
+    with pytest.raises(TrainConfigError, match="the autoencoder has 4 channels, the model 8"):
         train(config, recipe)
     with pytest.raises(TrainConfigError, match="the decoder gives 64 pixels a side, the encoder reads 32"):
         settings("titok", data, tmp_path / "run", "options.model.pixel_ch_mult=[1,2,4]")
     config, recipe = settings("seed", data, tmp_path / "other", "options.features_stages=3")
-    with pytest.raises(ValueError, match="image_features_dim=208: the first 3 feature maps have 88 channels"):
+    with pytest.raises(TrainConfigError, match="image_features_dim=208: the first 3 feature maps have 88 channels"):
         train(config, recipe)
 
 

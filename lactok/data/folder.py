@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from lactok.images.decode import ImageError, holds_image
+import numpy as np
+
+from lactok.images.decode import ImageError, decode, holds_image
 from lactok.images.folder import by_ending, list_folder, printable
 
 
@@ -19,6 +21,15 @@ def unreadable(bad: Sequence[ImageError]) -> DataError:
     """One error that lists every image that can't be read."""
     lines = "\n".join(f"  {error}" for error in bad)
     return DataError(f"{len(bad)} image(s) can't be read:\n{lines}\nRepair or remove them, then run again")
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """An image file's pixels, uint8 (H, W, 3) RGB, as `lactok.images.decode.decode` gives them. Raises ImageError."""
+    try:
+        return decode(data).pixels
+    except ImageError as error:  # the key of larger images is the evaluation's
+        reason = error.reason.replace("are decoded (dataset.max_pixels=N)", "are decoded: reduce it")
+        raise ImageError(error.path, reason) from error
 
 
 def list_images(root: str | os.PathLike) -> dict[str, Path]:

@@ -19,11 +19,11 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from lactok.data.folder import DataError, name_rank, unreadable
+from lactok.data.folder import DataError, decoded, name_rank, unreadable
 from lactok.data.held_out import held_out_name, pixels_sha256
 from lactok.data.sources import ImageFiles, image_files
 from lactok.files import explained, write_atomically
-from lactok.images.decode import VERSION, ImageError, decode
+from lactok.images.decode import VERSION, ImageError
 from lactok.locks import waiting_lock
 
 PACK_VERSION = 4
@@ -220,7 +220,7 @@ def _prepare(files: ImageFiles, i: int, side: int, check_held_out: bool) -> tupl
     """Decoded and shrunk pixels with their sha256, or why it can't be read, or the held-out photograph that it is."""
     try:
         data = files.read(i)
-        pixels = decode(data).pixels
+        pixels = decoded(data)
     except ImageError as error:
         return ImageError(files.label(i), error.reason)
     if check_held_out and (name := held_out_name(sha256(data).hexdigest(), pixels)):

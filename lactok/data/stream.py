@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 
-from lactok.data.folder import DataError, name_rank, unreadable
+from lactok.data.folder import DataError, decoded, name_rank, unreadable
 from lactok.data.held_out import held_out_name
 from lactok.data.pack import evaluated, shrink
 from lactok.data.sources import ImageFiles
 from lactok.files import append_line, write_atomically
-from lactok.images.decode import VERSION, ImageError, decode
+from lactok.images.decode import VERSION, ImageError
 from lactok.progress import Meter
 
 OnBad = Literal["stop", "skip"]
@@ -76,7 +76,7 @@ class StreamedImages:
         self._read += 1
         try:
             data = files.read(own)
-            pixels = decode(data).pixels
+            pixels = decoded(data)
         except ImageError as error:
             self._note(i, ImageError(files.label(own), error.reason))
             raise
@@ -159,7 +159,7 @@ def _look_through(files: ImageFiles, check_held_out: bool) -> None:
 def _why_not(files: ImageFiles, i: int, check_held_out: bool) -> ImageError | str:
     try:
         data = files.read(i)
-        pixels = decode(data).pixels
+        pixels = decoded(data)
     except ImageError as error:
         return error
     name = held_out_name(sha256(data).hexdigest(), pixels) if check_held_out else None

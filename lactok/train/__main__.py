@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> int:
         if isinstance(run, Chain):
             return _dry(run.compose_all()) if run.settings[0].dry_run else _chain(run)
         return _dry([run]) if run[0].dry_run else _one(train(*run))
-    except (DataError, OptimizerError, RegistryError, RunFolderError, WeightsError, WriteError) as error:
+    except (
+        DataError, OptimizerError, RegistryError, RunFolderError, TrainConfigError, WeightsError, WriteError,
+    ) as error:  # fmt: skip
         return _fail(str(error), 2)
     except TrainingDiverged as error:
         return _fail(str(error), 1)

@@ -6,18 +6,24 @@ from.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lactok.files import write_synced
+from safetensors import SafetensorError
+
+from lactok.files import explained, write_synced
 from lactok.weights import sha256_of
 
 KEPT = 2
+FULL = 2**20
+"""Bytes: a disk with fewer free ones is full."""
 LISTING = "files.json"
 """In each checkpoint: path below it to sha256 hex, of all its other files."""
 
@@ -68,22 +74,28 @@ class CheckpointFolder:
         target = self.root / f"step-{step:08d}"
         partial = self.root / f".partial-{step:08d}"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
+        with written(partial):
+            partial.mkdir(parents=True)
+            write(partial)
+            self._list(partial)
+            if not target.exists():
+                os.rename(partial, target)
+                _sync(self.root)
+        if partial.exists():  # the same step saved again, at the end of a run say: the first one is as good
+            shutil.rmtree(partial)
+            return target
+        for old in self.all()[:-KEPT]:
+            self._remove(old)
+        return target
+
+    def _list(self, partial: Path) -> None:
+        """Write LISTING, and wait until all is on disk."""
         files = sorted(file for file in partial.rglob("*") if file.is_file())
         for file in files:
             _sync(file)
         listing = {file.relative_to(partial).as_posix(): sha256_of(file) for file in files}
         write_synced(partial / LISTING, (json.dumps(listing, indent=2) + "\n").encode())
         _sync(partial)
-        if target.exists():  # the same step saved again, at the end of a run say: the first one is as good
-            shutil.rmtree(partial)
-            return target
-        os.rename(partial, target)
-        _sync(self.root)
-        for old in self.all()[:-KEPT]:
-            self._remove(old)
-        return target
 
     def clean(self) -> None:
         """Remove what a killed process left half written or half removed."""
@@ -94,6 +106,33 @@ class CheckpointFolder:
         doomed = old.with_name(f".removed-{old.name}")  # never a half-removed folder under a checkpoint's name
         os.rename(old, doomed)
         shutil.rmtree(doomed)
+
+
+@contextlib.contextmanager
+def written(partial: Path) -> Iterator[None]:
+    """Turns what writing a checkpoint's files raises (torch and safetensors have errors of their own for a full disk)
+    into a WriteError, and removes what was written."""
+    try:
+        with explained(partial):
+            try:
+                yield
+            except (RuntimeError, SafetensorError) as error:
+                if (reason := _write_failure(partial, error)) is None:
+                    raise
+                raise reason from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_failure(partial: Path, error: Exception) -> OSError | None:
+    """What the file system said, or None for an error of another kind."""
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+        return None
+    full = partial.is_dir() and shutil.disk_usage(partial).free < FULL  # torch does not say why
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else OSError(errno.EIO, str(error))
 
 
 def _damage(checkpoint: Path) -> str:

@@ -76,13 +76,13 @@ class OptimizerConfig:
 
     name: str = _key(
         "adamw",
-        "adamw, or muon: torch's Muon on the matrices of linear layers and convolutions, AdamW on the rest; both take "
-        "the same learning rate",
+        "adamw, or muon: torch's Muon on the matrices of linear layers and convolutions, AdamW on the rest; learning "
+        "rate and weight decay are of both",
     )
     learning_rate: float = _key(1e-4, "peak learning rate")
     beta1: float = _key(0.9, "AdamW's beta1")
     beta2: float = _key(0.95, "AdamW's beta2")
-    weight_decay: float = _key(0.0, "AdamW's decoupled weight decay")
+    weight_decay: float = _key(0.0, "decoupled weight decay")
     warmup_steps: int = _key(100, "steps of linear warm-up")
     final_fraction: float = _key(0.0, "learning rate at the last step, as a fraction of the peak")
     clip_norm: float = _key(1.0, "largest gradient norm")
@@ -184,9 +184,10 @@ def preset_path(recipe: str, scale: str) -> Path:
     return Path(__file__).parent / "conf" / "preset" / f"{recipe}-{scale}.yaml"
 
 
-def compose_config(overrides: list[str]) -> tuple[TrainConfig, type[Recipe]]:
+def compose_config(overrides: list[str], earlier_runs: bool = True) -> tuple[TrainConfig, type[Recipe]]:
     """Command-line overrides ("key=value", Hydra syntax) to a checked TrainConfig, and the recipe's class.
 
+    earlier_runs: name the files that runs next to this one have left, where the overrides name none.
     Raises TrainConfigError, or a RegistryError of lactok.registry for a recipe that can't be imported.
     """
     overrides = [_in_full(override) for override in overrides]
@@ -200,7 +201,8 @@ def compose_config(overrides: list[str]) -> tuple[TrainConfig, type[Recipe]]:
     config = _typed(composed, recipe_class, given)
     _check_values(config)
     _check_sharding(config, recipe_class)
-    config.options = recipe_class.with_inputs(config.options, config.folder.parent)
+    if earlier_runs:
+        config.options = recipe_class.with_inputs(config.options, config.folder.parent)
     return config, recipe_class
 
 
@@ -363,6 +365,9 @@ def _check_values(config: TrainConfig) -> None:
     ]:
         if value < 1:
             raise TrainConfigError(f"{name}={value}: expected a whole number of at least 1")
+    _check_optimizer(config.optimizer)
+    if config.threads is not None and config.threads < 1:
+        raise TrainConfigError(f"threads={config.threads}: expected 1 or more, or leave it out")
     if config.data.workers is not None and config.data.workers < 0:
         raise TrainConfigError(f"data.workers={config.data.workers}: expected 0 or more")
     if config.data.on_bad_image not in ("stop", "skip"):
@@ -377,6 +382,19 @@ def _check_values(config: TrainConfig) -> None:
     _check_weights(config.data)
     if not 0 <= config.seed < 2**63:
         raise TrainConfigError(f"seed={config.seed}: expected 0 to 2^63 - 1")
+
+
+def _check_optimizer(optimizer: OptimizerConfig) -> None:
+    for name in ("learning_rate", "weight_decay", "warmup_steps"):
+        if not 0 <= (value := getattr(optimizer, name)) < float("inf"):
+            raise TrainConfigError(f"optimizer.{name}={value}: expected 0 or more")
+    for name in ("beta1", "beta2", "ema_decay"):
+        if not 0 <= (value := getattr(optimizer, name)) < 1:
+            raise TrainConfigError(f"optimizer.{name}={value}: expected 0 or more, below 1")
+    if not 0 <= optimizer.final_fraction <= 1:
+        raise TrainConfigError(f"optimizer.final_fraction={optimizer.final_fraction}: expected 0 to 1")
+    if not optimizer.clip_norm > 0:
+        raise TrainConfigError(f"optimizer.clip_norm={optimizer.clip_norm}: expected more than 0 (inf: no clipping)")
 
 
 def _check_sharding(config: TrainConfig, recipe_class: type[Recipe]) -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lactok.data.folder import unreadable
+from lactok.data.folder import decoded, unreadable
 from lactok.data.sources import image_files
-from lactok.images.decode import ImageError, decode
+from lactok.images.decode import ImageError
 from lactok.train.config import DataConfig, TrainConfig
 from lactok.train.optimizer import muon_matrices
 from lactok.train.precision import resolve
-from lactok.train.recipe import Recipe
+from lactok.train.recipe import Recipe, build_recipe
 from lactok.train.simulate import StepCost, recomputed_as_on_cuda, step_cost
 from lactok.weights import WeightsSource, missing_weights
 
@@ -104,7 +104,7 @@ class DataLook:
 def plan(config: TrainConfig, recipe_class: type[Recipe]) -> Plan:
     """Build the recipe on the meta device and take a step of every size there."""
     with torch.device("meta"):
-        recipe = recipe_class(config.options, config.steps, config.seed)
+        recipe = build_recipe(config, recipe_class)
     recipe.to("meta")
     autocast = resolve(config.precision, config.device) == "bf16"
     if config.gradient_checkpointing:
@@ -153,7 +153,7 @@ def look_at_data(roots: Sequence[str]) -> DataLook:
     sides, bad = [], []
     for files, i in chosen:
         try:
-            sides.append(min(decode(files.read(i)).pixels.shape[:2]))
+            sides.append(min(decoded(files.read(i)).shape[:2]))
         except ImageError as error:
             bad.append(ImageError(files.label(i), error.reason))
     if bad:

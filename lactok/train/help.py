@@ -37,6 +37,7 @@ Examples
     python -m lactok.train recipe=vq data.root=~/images
     python -m lactok.train recipe=vq data.root=~/images out=runs/try steps=200 optimizer.learning_rate=3e-4
     python -m lactok.train recipe=vq data.root=~/images stop_after_minutes=30 trackers=[tensorboard]
+    python -m lactok.train recipe=vq data.root=~/images out=runs/muon optimizer.name=muon minutes=30
     python -m lactok.train recipe=vq 'data.root=[~/images,~/scenes]' 'data.weights=[0.85,0.15]' minutes=30
     python -m lactok.train recipe=vq "data.root='shards/{{00000..00009}}.tar'"
     python -m lactok.train recipe=mini-all data.root=~/images stop_after_minutes=60

@@ -15,21 +15,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import AutocastKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lactok.checkpoint_file import read_checkpoint
 from lactok.data.folder import DataError
 from lactok.files import write_atomically
-from lactok.train.checkpoints import CheckpointFolder
+from lactok.train.checkpoints import CheckpointFolder, written
 from lactok.train.codebook import collapse_warning
 from lactok.train.config import TrainConfig
 from lactok.train.data import Share
 from lactok.train.log import CsvLog, Reporter, plot
-from lactok.train.optimizer import build_optimizers
+from lactok.train.optimizer import SMALLEST, build_optimizers, muon_matrices, require_optimizer
 from lactok.train.precision import resolve
-from lactok.train.recipe import Losses, Provenance, Recipe, checkpoint_names
+from lactok.train.recipe import Losses, Provenance, Recipe, build_recipe, checkpoint_names
 from lactok.train.run_folder import (
     RunFolderError,
     code_revision,
@@ -41,8 +41,11 @@ from lactok.train.run_folder import (
     training_compute,
 )
 from lactok.train.schedule import Progress, StopRequest, learning_rate
-from lactok.train.sharding import ONE_PROCESS, Shards, refuse_other_sharding, whole
+from lactok.train.sharding import ONE_PROCESS, Shards, held, refuse_other_sharding, whole
 from lactok.train.sheet import fixed_seeds, save_sheet
+
+LARGEST = torch.finfo(torch.float16).max
+"""Of a weight, as exports are float16."""
 
 
 class TrainingDiverged(Exception):
@@ -103,6 +106,7 @@ class _Run:
         self.started = time.monotonic()
         if config.threads:
             torch.set_num_threads(config.threads)
+        require_optimizer(config.optimizer.name)  # before the folder is bound to it
         self.precision = resolve(config.precision, config.device)
         self.accelerator = Accelerator(
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -110,7 +114,10 @@ class _Run:
             project_dir=str(self.folder),
             cpu=config.device == "cpu",
             # sharded, the cache would keep a bfloat16 copy of every gathered weight for a whole step
-            kwargs_handlers=[AutocastKwargs(cache_enabled=config.sharding == "none")],
+            kwargs_handlers=[
+                AutocastKwargs(cache_enabled=config.sharding == "none"),
+                DistributedDataParallelKwargs(find_unused_parameters=recipe_class.rests),
+            ],
         )
         if config.device == "cuda" and self.accelerator.device.type != "cuda":
             raise DataError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
@@ -126,7 +133,7 @@ class _Run:
         """The networks, the optimizer, the average, and what a checkpoint holds of them."""
         config, optimizer = self.config, self.config.optimizer
         torch.manual_seed(config.seed)
-        self.recipe = recipe_class(config.options, config.steps, config.seed)
+        self.recipe = build_recipe(config, recipe_class)
         if config.init:
             self.recipe.start_from(Path(config.init).expanduser())
         self.recipe.to(memory_format=torch.channels_last)
@@ -224,11 +231,18 @@ class _Run:
         start = f"going on from step {self.progress.step}" if self.progress.step else "starting"
         return (
             f"{self.config.name}: {start} of {self.config.steps}, {trained:.2f} M trained "
-            f"parameters, {len(self.data)} {self.data.unit}, {self.per_step} a step, "
+            f"parameters, {self._by_muon()}{len(self.data)} {self.data.unit}, {self.per_step} a step, "
             f"{self.accelerator.device}, {self.precision}, "
             f"{f'sharded among {self.accelerator.num_processes} processes, ' if self.shards else ''}"
             f"run folder {self.folder}"
         )
+
+    def _by_muon(self) -> str:
+        if self.config.optimizer.name != "muon":
+            return ""
+        taken = sum(p.numel() for p in muon_matrices(self.recipe)) / 1e6
+        why = "" if taken else f" (no matrix of {SMALLEST} rows and columns or more: AdamW steps all)"
+        return f"{taken:.2f} M of them by Muon{why}, "
 
     def _resume(self) -> list[str]:
         """Go on from the newest intact checkpoint; returns what there is to say about damaged ones.
@@ -406,6 +420,7 @@ class _Run:
     def _save(self) -> None:
         """A checkpoint to resume from, and the averaged weights exported for use."""
         step = self.progress.step
+        self._refuse_what_is_not_finite()
         if self.accelerator.num_processes == 1:
             saved = self.checkpoints.save(step, lambda folder: self.accelerator.save_state(str(folder)))
         else:
@@ -416,12 +431,19 @@ class _Run:
                     recipe.export(self.config.export_path, self._provenance())
         self.reporter.say(f"checkpoint {saved}")
 
+    def _refuse_what_is_not_finite(self) -> None:
+        """Raises TrainingDiverged for weights that no export can hold: a step after a finite gradient may make them."""
+        parts = [part.detach() for parameter in self.trained if (part := held(parameter)).numel()]
+        if self._shared(float(any(not (part.abs().max() <= LARGEST).item() for part in parts))):
+            raise TrainingDiverged(f"after step {self.progress.step - 1} a weight is not within float16's range")
+
     def _save_jointly(self, step: int) -> Path:
         """Every rank writes its part of one folder, which rank 0 then renames into place."""
         shared = self.checkpoints.root / ".joint"
         if self.progress.sums:  # of which one process's are saved
             self.progress.sums = dict(zip(self.progress.sums, self._over_ranks(list(self.progress.sums.values()))))
-        self.accelerator.save_state(str(shared))
+        with written(shared):
+            self.accelerator.save_state(str(shared))
         self.accelerator.wait_for_everyone()
         saved = self.checkpoints.root / f"step-{step:08d}"
         if self.main:
@@ -436,7 +458,7 @@ class _Run:
         compute = training_compute(self.progress, self.accelerator, data)
         if self.config.init:
             compute = compute.after(read_checkpoint(Path(self.config.init).expanduser())[1].training)
-        command = command_line(self.config, self.recipe.path_options)
+        command = command_line(self.config, self.recipe.path_options, self.accelerator.num_processes)
         return Provenance(command, self.recipe.image_size, compute, code_revision())
 
 

@@ -19,11 +19,17 @@ class OptimizerError(Exception):
     """The optimizer is not to be had here; the message says why, and what else there is."""
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig, device: torch.device) -> list[torch.optim.Optimizer]:
-    """The optimizers of a network's trained parameters, one or two, each parameter in one of them.
+def require_optimizer(name: str) -> None:
+    """Raises OptimizerError for muon with a torch before 2.9, which has none."""
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        raise OptimizerError(
+            f"optimizer.name=muon: torch {torch.__version__} has no Muon; expected torch 2.9 or later, or "
+            "optimizer.name=adamw"
+        )
 
-    Raises OptimizerError for `name=muon` with a torch before 2.9, which has none.
-    """
+
+def build_optimizers(model: nn.Module, config: OptimizerConfig, device: torch.device) -> list[torch.optim.Optimizer]:
+    """The optimizers of a network's trained parameters, one or two, each parameter in one of them."""
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = muon_matrices(model) if config.name == "muon" else []
     taken = {id(p) for p in matrices}
@@ -46,10 +52,12 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, device: torch.de
 def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
     """Trained weights of linear layers and convolutions with SMALLEST rows and columns or more, each once.
 
-    A convolution counts as its output channels by all else. Embeddings, norms and biases are none.
+    A convolution counts as its output channels by all else. Embeddings (those that a linear layer shares, too), norms
+    and biases are none.
     """
     layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))]
-    theirs = {id(layer.weight) for layer in layers}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    theirs = {id(layer.weight) for layer in layers} - embeddings
     trained = [p for p in model.parameters() if p.requires_grad and id(p) in theirs]
     return [p for p in trained if len(p) >= SMALLEST and p.numel() // len(p) >= SMALLEST]
 
@@ -60,11 +68,6 @@ def muon(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim
     Its update is scaled to AdamW's size (torch's "match_rms_adamw": 0.2 sqrt(max(rows, columns))), so that both take
     the same learning rate and decay.
     """
-    if not hasattr(torch.optim, "Muon"):
-        raise OptimizerError(
-            f"optimizer.name=muon: torch {torch.__version__} has no Muon; expected torch 2.9 or later, or "
-            "optimizer.name=adamw"
-        )
 
     class MatrixMuon(torch.optim.Muon):
         """torch.optim.Muon on views of the parameters; their gradients are handed to it at each step."""

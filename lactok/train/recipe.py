@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lactok.checkpoint_file import CheckpointMetadata, read_checkpoint, save_checkpoint
 from lactok.interface import TrainingCompute
+from lactok.train.config import TrainConfigError
 from lactok.weights import WeightsSource, require_entries
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Recipe(nn.Module, ABC):
     """Options that name files: a run belongs to what those hold (`sources`), not to where they lie."""
     sharded_by: ClassVar[str | None] = None
     """Path of the module list whose blocks `sharding=full` gathers one at a time; None for a recipe that it refuses."""
+    rests: ClassVar[bool] = False
+    """Whether a trained parameter has no part in the loss of some steps: several processes must be told."""
 
     @classmethod
     def with_inputs(cls, options: Any, runs: Path) -> Any:
@@ -177,6 +180,14 @@ class Recipe(nn.Module, ABC):
     @abstractmethod
     def export(self, path: Path, provenance: Provenance) -> None:
         """Write the trained weights (the loop has put the averaged ones in place) as a safetensors file."""
+
+
+def build_recipe(config: TrainConfig, recipe_class: type[Recipe]) -> Recipe:
+    """The recipe of a run. Raises TrainConfigError for options that do not go together, WeightsError."""
+    try:
+        return recipe_class(config.options, config.steps, config.seed)
+    except ValueError as error:
+        raise TrainConfigError(f"recipe={config.recipe}: {error}") from error
 
 
 def checkpoint_names(recipe: Recipe) -> list[str]:

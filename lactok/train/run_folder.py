@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -156,12 +158,15 @@ def claim(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     wanted["precision"] = resolve(config.precision, config.device)  # auto may mean another one elsewhere
     if inputs.files:
         wanted["inputs"] = list(inputs.files)
+    wanted = _as_json(wanted)
     path = folder / "config.json"
     seen = _settings_there(path)
     if seen is None:
-        write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+        _write_settings(path, wanted)
         return
-    wanted = json.loads(json.dumps(wanted))
+    defaults = {key: value for key, value in _as_json(_defaults(config)).items() if key in wanted}
+    added = _before_they_were(seen, defaults)
+    seen |= added
     differ = [k for k in sorted(seen.keys() | wanted.keys()) if seen.get(k) != wanted.get(k)]
     if differ:
         meaning = _MEANING | {"data": f"data ({inputs.of_what})"}
@@ -170,6 +175,42 @@ def claim(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
             f"{folder} holds a run with other settings:\n{lines}\nGive them as they were to resume it, "
             "name another out= for a new run, or delete the folder"
         )
+    if added:  # from now on they are written, whatever becomes of the defaults
+        _write_settings(path, wanted)
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def _defaults(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Defaults of a configuration's fields, dotted: what held before a key existed."""
+    found: dict[str, Any] = {}
+    for key in fields(settings):
+        if is_dataclass(value := getattr(settings, key.name)):
+            found |= _defaults(value, f"{prefix}{key.name}.")
+            continue
+        default = key.default if key.default_factory is MISSING else key.default_factory()
+        if default is not MISSING:
+            record = is_dataclass(default) and not isinstance(default, type)
+            found |= _binding({key.name: asdict(default) if record else default}, prefix)
+    return found
+
+
+def _before_they_were(seen: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of keys that a folder's settings lack: its run began before they existed.
+
+    Not those below a key that stands there: options.words=null has no options.words.dim.
+    """
+    return {
+        key: value
+        for key, value in defaults.items()
+        if key not in seen and not any(key.startswith(f"{there}.") for there in seen)
+    }
 
 
 def _settings_there(path: Path) -> dict[str, Any] | None:
@@ -209,52 +250,92 @@ def _binding(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
             flat |= _binding(value, f"{key}.")
-        elif key not in FREE_ON_RESUME and key not in ("data.root", "data.description", "init"):
+        elif _is_bound(key):
             flat[key] = value
     return flat
 
 
+def _is_bound(key: str) -> bool:
+    return key not in FREE_ON_RESUME and key not in ("data.root", "data.description", "init")
+
+
 def code_revision() -> str:
     """The checkout's commit (with -dirty when files differ from it), or the installed version outside a checkout."""
-    here = Path(__file__).parent
+    root = Path(__file__).resolve().parents[2]
     try:
-        described = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-        return described.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root:
+            raise ValueError("installed inside another checkout")
+        return _git(root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, ValueError, subprocess.SubprocessError):
         return f"lactok {version('lactok')}"
 
 
-def command_line(config: TrainConfig, paths: Sequence[str] = ()) -> str:
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def command_line(config: TrainConfig, paths: Sequence[str] = (), processes: int = 1) -> str:
     """The command that makes the run, with all that moves its weights and differs from the preset.
 
-    paths: options that name files (`Recipe.path_options`); they stand as FILE, the images as DIR.
+    paths: options that name files (`Recipe.path_options`); they stand as FILE, the images as DIR. `precision=auto`
+    stands as what it was on this machine. processes: which share a step's samples.
     """
     accelerator = getattr(config.options, "accelerator", None)
     chosen = [f"recipe={config.recipe}", *([f"accelerator={accelerator}"] if accelerator else [])]
     chosen += [f"scale={config.scale}"]
     try:
-        usual = _binding(asdict(compose_config([*chosen, "dry_run=true"])[0]))
+        usual = _settings(compose_config([*chosen, "dry_run=true"], earlier_runs=False)[0])
     except TrainConfigError:  # a recipe that no package has registered: there is no preset to differ from
         usual = {}
-    named = {f"options.{name}" for name in paths}
     more = ["init=FILE"] if config.init else []
-    more += [f"minutes={config.minutes:g}"] if config.minutes is not None else []
-    for key, value in _binding(asdict(config)).items():
-        if key not in ("recipe", "scale", "options.accelerator") and value != usual.get(key):
-            more.append(f"{key}={'FILE' if key in named else _as_override(value)}")
-    return shlex.join(["python", "-m", "lactok.train", *chosen, "data.root=DIR", *more])
+    more += [f"minutes={_as_override(config.minutes)}"] if config.minutes is not None else []
+    named = {f"options.{name}" for name in paths}
+    for key, value in _differing(_settings(config), usual):
+        if _is_bound(key) and key not in ("recipe", "scale", "options.accelerator"):
+            file = key in named and value is not None and not str(value).isidentifier()  # options.start=hub is none
+            more.append(f"{key}={'FILE' if file else _as_override(value)}")
+    images = "DIR" if len(config.data.roots) < 2 else f"[{','.join(['DIR'] * len(config.data.roots))}]"
+    launched = ["python"] if processes == 1 else ["accelerate", "launch", "--num_processes", str(processes)]
+    return shlex.join([*launched, "-m", "lactok.train", *chosen, f"data.root={images}", *more])
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    return asdict(config) | {"precision": resolve(config.precision, config.device)}
+
+
+def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys, dotted, and values of the settings that are not as usual: whole branches where one has none."""
+    for name, value in settings.items():
+        key, before = f"{prefix}{name}", usual.get(name, _ABSENT)
+        if isinstance(value, Mapping) and (isinstance(before, Mapping) or before is _ABSENT):
+            yield from _differing(value, before if isinstance(before, Mapping) else {}, f"{key}.")
+        elif value != before:
+            yield key, value
+
+
+_ABSENT = object()
+_PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_][\w.-]*", re.IGNORECASE | re.ASCII)
+"""Text that Hydra takes for text without quotes."""
 
 
 def _as_override(value: Any) -> str:
     """A value as Hydra's command line takes it."""
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{_as_override(one)}' for name, one in value.items())}}}"
     if isinstance(value, (list, tuple)):
         return f"[{','.join(_as_override(one) for one in value)}]"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, int):
+        return str(value)
+    text = value.name if isinstance(value, Enum) else str(value)
+    if _PLAIN.fullmatch(text):
+        return text
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def training_compute(cost: Cost, accelerator: Accelerator, data: str) -> TrainingCompute:

@@ -26,11 +26,11 @@ from lactok import registry
 from lactok.checkpoint_file import tensors_sha256
 from lactok.data.batches import centre_crop, to_tensor
 from lactok.data.captioned import CaptionedImage, captioned_images
-from lactok.data.folder import DataError
+from lactok.data.folder import DataError, decoded
 from lactok.data.held_out import held_out_name
 from lactok.data.token_shards import INDEX, ShardIndex, ShardRecord, pack_texts, record_of, write_shard
 from lactok.files import explained, write_atomically
-from lactok.images.decode import ImageError, decode
+from lactok.images.decode import ImageError
 from lactok.interface import Tokenizer, Tokens
 from lactok.locks import LockHeld, Owner, sole_lock
 from lactok.progress import Meter
@@ -223,7 +223,7 @@ class TokenExtraction:
             return problem
         try:
             data = image.read()
-            pixels = decode(data).pixels
+            pixels = decoded(data)
         except ImageError as error:
             return error.reason
         if self.check_held_out and (name := held_out_name(sha256(data).hexdigest(), pixels)):

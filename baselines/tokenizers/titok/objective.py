@@ -66,6 +66,7 @@ class TiTokRecipe(Recipe):
 
     Options = TiTokTrainingOptions
     path_options = ("perceptual_weights",)
+    rests = True  # the pixel encoder, from aid_until on
     options: TiTokTrainingOptions
 
     @classmethod
