@@ -65,12 +65,12 @@ FIRST_STAGE = Miniature(
 SECOND_STAGE = {
     "hypersd": Miniature(
         "lactok-h-mini.safetensors",
-        sha256="505234fb904572f2a16210984a00e687b489bca548f98f32f0349ba71fb40f51",
+        sha256="ca623305f55e411b34768cc177a03f672b994de45ad288f553023f03406f17a7",
         command=_COMMAND.format("pixel accelerator=hypersd"),
     ),
     "tlcm": Miniature(
         "lactok-t-mini.safetensors",
-        sha256="81b4f8e11ae5cc950531c7b4f1692de0eba1fd90b831cec2e6277765cd28d6cf",
+        sha256="61af2f4fcb7542ac562be45a69da04b09a9967674eb812f5b558c74b3b943148",
         command=_COMMAND.format("pixel accelerator=tlcm"),
     ),
 }
