@@ -241,6 +241,11 @@ def test_a_file_that_is_not_there_exits_2(tmp_path: Path, capsys: pytest.Capture
     assert "x.json" in capsys.readouterr().err
 
 
+def test_a_folder_of_ones_own_is_refused_and_not_recorded(capsys: pytest.CaptureFixture[str]):
+    assert check.main([str(COMMITTED), "out=runs/mine", "--update"]) == 2
+    assert "out=runs/mine: a check measures anew in an empty folder" in capsys.readouterr().err
+
+
 def test_a_summary_says_in_markdown_what_moved(
     committed: check.Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

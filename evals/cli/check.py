@@ -154,6 +154,9 @@ def main(argv: list[str]) -> int:
     from lactok.registry import RegistryError
 
     path, update = Path(files[0]), "--update" in flags
+    if chosen := next((a for a in argv if a.startswith("out=")), None):
+        print(f"error: {chosen}: a check measures anew in an empty folder of its own; leave it out", file=sys.stderr)
+        return 2
     try:
         committed = read(path)
         if not committed.rows and not update:
