@@ -128,5 +128,5 @@ def test_options_that_do_not_fit_one_another_are_an_error_not_a_traceback(
 def test_an_image_that_is_too_large_is_not_told_the_evaluations_key(tmp_path: Path, stream: bool):
     Image.new("1", (20_000, 10_000)).save(tmp_path / "large.png")
     files = [FolderFiles(tmp_path)]
-    with pytest.raises(DataError, match=r"large.png: too large: .* pixels; at most \S+ are decoded: reduce it\n"):
+    with pytest.raises(DataError, match=r"large.png: too large: .* pixels; at most \S+ are decoded \(reduce it\)\n"):
         StreamedImages(files, 64, tmp_path).check() if stream else open_pack([tmp_path], tmp_path, 64)

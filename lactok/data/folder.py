@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lactok.images.decode import ImageError, decode, holds_image
+from lactok.images.decode import Decoding, ImageError, decode, holds_image
 from lactok.images.folder import by_ending, list_folder, printable
 
 
@@ -25,11 +25,7 @@ def unreadable(bad: Sequence[ImageError]) -> DataError:
 
 def decoded(data: bytes) -> np.ndarray:
     """An image file's pixels, uint8 (H, W, 3) RGB, as `lactok.images.decode.decode` gives them. Raises ImageError."""
-    try:
-        return decode(data).pixels
-    except ImageError as error:  # the key of larger images is the evaluation's
-        reason = error.reason.replace("are decoded (dataset.max_pixels=N)", "are decoded: reduce it")
-        raise ImageError(error.path, reason) from error
+    return decode(data, Decoding(larger="reduce it")).pixels
 
 
 def list_images(root: str | os.PathLike) -> dict[str, Path]:

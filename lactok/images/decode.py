@@ -81,10 +81,12 @@ class ImageError(Exception):
 @dataclass(frozen=True)
 class Decoding:
     """What of the rules can be chosen. max_pixels: an image with more is refused; colour: "ignore" colour profiles, as
-    evaluators do, or convert to "srgb" by them (lactok/images/colour.py), an image without one being sRGB."""
+    evaluators do, or convert to "srgb" by them (lactok/images/colour.py), an image without one being sRGB; larger: what
+    a refused image's message gives as the way out."""
 
     max_pixels: int = MAX_PIXELS
     colour: Colour = "ignore"
+    larger: str = "dataset.max_pixels=N"
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _too_large(pixels: int, how: Decoding, sides: str = "") -> str:
-    return f"too large: {sides}{pixels:,} pixels; at most {how.max_pixels:,} are decoded (dataset.max_pixels=N)"
+    return f"too large: {sides}{pixels:,} pixels; at most {how.max_pixels:,} are decoded ({how.larger})"
 
 
 def _notes_on_profile(profile: bytes, how: Decoding) -> list[tuple[str, bool]]:
