@@ -93,9 +93,10 @@ class ImageFolder(Recorded):
         if not files[index].is_file():
             raise _NotHere(f"{files[index]} is missing")
         try:
-            pixels = decode(files[index], Decoding(self.options.max_pixels)).pixels
+            how = Decoding(self.options.max_pixels, larger="options.folder.max_pixels=N")
+            pixels = decode(files[index], how).pixels
         except ImageError as error:
-            raise _NotHere(str(error).replace("dataset.max_pixels", "options.folder.max_pixels")) from error
+            raise _NotHere(str(error)) from error
         return torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).float() / 255
 
 

@@ -66,13 +66,13 @@ class ReconstructionFolder(Recorded):
     def images(self, items: Sequence[Item], seed_indices: Sequence[int]) -> list[Tensor]:
         """The images paired with these items, float32 (3, H, W) in [0, 1]. Raises ItemsRefused naming the file."""
         refused, made = {}, []
-        how = Decoding(self.options.max_pixels)
+        how = Decoding(self.options.max_pixels, larger="options.folder.max_pixels=N")
         for place, item in enumerate(items):
             try:
                 pixels = decode(self._pairing.images[self._pairing.find(item.id)], how).pixels
                 made.append(torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).float() / 255)
             except (Unpaired, ImageError) as error:
-                refused[place] = str(error).replace("dataset.max_pixels", "options.folder.max_pixels")
+                refused[place] = str(error)
         if refused:
             raise ItemsRefused(refused)
         return made
