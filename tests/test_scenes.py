@@ -20,15 +20,27 @@ from lactok.data import scene_check
 from lactok.data.folder import list_images
 from lactok.data.held_out import pixels_sha256
 from lactok.data.scene_check import detect
-from lactok.data.scenes import Scene, Split, Style, scene, scenes, write_folder
+from lactok.data.scenes import Scene, Split, Style, scene, scene_of, scenes, write_folder
 from lactok.data.scenes.__main__ import main
-from lactok.data.scenes.backgrounds import BACKGROUNDS, FAMILIES, paint
+from lactok.data.scenes.backgrounds import BACKGROUNDS, FAMILIES, LIGHT, paint
 from lactok.data.scenes.combinations import asked_fact, coloured, counted, facts, is_held_out
+from lactok.data.scenes.content import in_own_colours
 from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.raster import FULL, SAMPLES, Polygon, coverage, disc, polygon
 from lactok.data.scenes.render import captions
 from lactok.data.scenes.shapes import SHAPES, silhouette
-from lactok.data.scenes.vocabulary import CLASSES, COLOUR_JITTER, COLOURS, NUMBERS, RELATIONS, TASKS, Task, Thing
+from lactok.data.scenes.vocabulary import (
+    CLASSES,
+    COLOUR_JITTER,
+    COLOURS,
+    NUMBERS,
+    OWN_COLOURS,
+    RELATIONS,
+    TASKS,
+    Relation,
+    Task,
+    Thing,
+)
 from tests.support import ROOT
 
 PINNED: dict[int | tuple[int, int], str] = {
@@ -92,13 +104,52 @@ def test_a_plain_scene_says_the_same_and_shows_it_large_on_a_flat_background():
         varied, plain = scene(6, index, 96), scene(6, index, 96, style=Style.PLAIN)
         assert (plain.caption, plain.metadata) == (varied.caption, varied.metadata)
         assert plain.background == "flat"
-        assert len(np.unique(plain.image[0], axis=0)) == 1
-        least = {1: 0.54, 2: 0.38, 3: 0.36, 4: 0.34}[len(plain.objects)]  # a frame's side less rounding
+        assert tuple(plain.image[0, 0]) in LIGHT
+        assert len(np.unique(plain.image[0, :2], axis=0)) == 1
+        least = 0.81 if len(plain.objects) == 1 else 0.43  # a frame's side less rounding
         for thing in plain.objects:
             assert max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) >= 0.7 * least
+            assert thing.rgb == COLOURS[thing.colour]
     assert {scene(6, index, 64).background for index in range(24)} > {"flat"}
     with pytest.raises(ValueError, match="busy"):
         scene(6, 0, 64, style="busy")  # type: ignore[arg-type]
+
+
+def test_a_plain_scene_shows_a_class_in_its_own_colour_where_none_is_said():
+    for split in Split:
+        for index in range(240):
+            made = scene(6, index, 32, split, Style.PLAIN)
+            said = made.metadata["tag"] in ("colors", "color_attr")
+            first, *others = made.objects
+            if said:
+                assert [o.colour for o in made.objects] == [o.colour for o in scene(6, index, 32, split).objects]
+                continue
+            assert first.colour == OWN_COLOURS[first.class_name]
+            if split is not Split.TRAIN or made.metadata["tag"] == "counting":
+                assert all(o.colour == OWN_COLOURS[o.class_name] for o in others)
+    assert set(OWN_COLOURS) == set(CLASSES)
+    assert not any(is_held_out(coloured(Thing(*item))) for item in OWN_COLOURS.items())
+
+
+def test_a_plain_scene_shows_an_object_by_the_same_pixels_wherever_it_stands():
+    """At 64 pixels frames are 16 or 32 pixels apart: a multiple of the 8 pixels that an id of llamagen-mini covers."""
+
+    def red_cat(relation: Relation) -> tuple[np.ndarray, int, int]:
+        cat = {"class": "cat", "color": "red", "position": [str(relation), 0]}
+        line = {"tag": "position", "include": [{"class": "cup", "color": "blue"}, cat]}
+        red = (scene_of(line, "a key", 64, Style.PLAIN).image == COLOURS["red"]).all(-1)
+        rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
+        return red[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], int(rows[0]), int(columns[0])
+
+    seen = {relation: red_cat(relation) for relation in RELATIONS}
+    shapes = [shape for shape, _, _ in seen.values()]
+    assert all(np.array_equal(shape, shapes[0]) for shape in shapes)
+    assert len({top % 8 for _, top, _ in seen.values()}) == len({left % 8 for _, _, left in seen.values()}) == 1
+
+
+def test_a_plain_scene_of_another_aspect_has_its_places_in_the_middle():
+    wide, square = scene(6, 4, (64, 128), style=Style.PLAIN), scene(6, 4, 64, style=Style.PLAIN)
+    assert np.array_equal(wide.image[:, 32:96], square.image)
 
 
 def test_a_polygon_and_a_disc_cover_exactly_their_points():
@@ -291,7 +342,9 @@ def test_the_split_holds_a_fifth_out():
 
 def test_train_shows_nothing_held_out_and_held_out_asks_for_it():
     for _, content in captions(1, 900, Split.TRAIN):
-        assert not any(is_held_out(fact) for fact in facts(content.things, content.relation))
+        plain = in_own_colours(content, Split.TRAIN)
+        for shown in (content, plain):
+            assert not any(is_held_out(fact) for fact in facts(shown.things, shown.relation))
     for _, content in captions(1, 300, Split.HELD_OUT):
         asked = asked_fact(content.task, content.things, content.relation)
         assert (asked is None) == (content.task is Task.SINGLE_OBJECT)

@@ -13,7 +13,7 @@ Writes N scenes of coloured shapes with captions into DIR: 000000.png ... and ca
   seed   of the stream, at least 0
   size   pixels: a side, or HEIGHTxWIDTH
   split  train: no held-out combination; held_out: one in every scene that has combinations; all: either
-  style  varied: every background, objects of many sizes; plain: flat backgrounds, large objects
+  style  varied: every background, objects of many sizes; plain: flat light backgrounds, large objects at fixed places
 """
 KEYS = ("out", "count", "seed", "size", "split", "style")
 

@@ -27,6 +27,10 @@ FAMILIES: tuple[tuple[RGB, ...], ...] = (
 )
 
 
+LIGHT = tuple(family[0] for family in (FAMILIES[0], FAMILIES[1], FAMILIES[2], FAMILIES[8]))
+"""Sky, mint, sand and lilac: on these the miniatures' tokenizers keep an object's shape best."""
+
+
 class Background(StrEnum):
     """How two colours of a family share the image."""
 
@@ -47,6 +51,11 @@ def paint(kind: Background, height: int, width: int, draws: Draws) -> np.ndarray
     first, second = (np.array(colour, np.int32) for colour in draws.two(draws.choice(FAMILIES)))
     share = _share(kind, height, width, draws)[..., None]
     return ((first * (SHARES - share) + second * share + SHARES // 2) // SHARES).astype(np.uint8)
+
+
+def paint_light(height: int, width: int, draws: Draws) -> np.ndarray:
+    """uint8 (height, width, 3) of one of the LIGHT colours."""
+    return np.broadcast_to(np.array(draws.choice(LIGHT), np.uint8), (height, width, 3)).copy()
 
 
 def _share(kind: Background, height: int, width: int, draws: Draws) -> np.ndarray:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 from lactok.data.scenes.combinations import Split, belongs
 from lactok.data.scenes.draws import Draws
-from lactok.data.scenes.vocabulary import CLASSES, COLOURS, MAX_COUNT, RELATIONS, TASKS, Relation, Task, Thing
+from lactok.data.scenes.vocabulary import (
+    CLASSES,
+    COLOURS,
+    MAX_COUNT,
+    OWN_COLOURS,
+    RELATIONS,
+    TASKS,
+    Relation,
+    Task,
+    Thing,
+)
 
 CLASS_NAMES, COLOUR_NAMES = tuple(CLASSES), tuple(COLOURS)
 
@@ -49,6 +59,23 @@ def _draw(task: Task, draws: Draws) -> Content:
     else:
         colours = (draws.choice(COLOUR_NAMES), draws.choice(COLOUR_NAMES))
     return Content(task, (Thing(classes[0], colours[0]), Thing(classes[1], colours[1])), relation)
+
+
+def in_own_colours(content: Content, split: Split) -> Content:
+    """With objects whose colour is not said in their class's own (OWN_COLOURS).
+
+    A generator then learns what a colour is from captions that say one, and not, from those that say none, which
+    colours a class never has: the held-out ones. In the split `train` a second object whose own colour would make a
+    held-out pair has another class's.
+    """
+    if content.task in (Task.COLORS, Task.COLOR_ATTR):
+        return content
+    *others, last = (Thing(thing.class_name, OWN_COLOURS[thing.class_name]) for thing in content.things)
+    for colour in (last.colour, *OWN_COLOURS.values()):
+        things = (*others, replace(last, colour=colour))
+        if content.relation is None or belongs(split, content.task, things, content.relation):
+            break
+    return replace(content, things=things)
 
 
 def content_of(line: Mapping[str, Any], draws: Draws) -> Content:

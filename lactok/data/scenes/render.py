@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lactok.data.scenes.backgrounds import BACKGROUNDS, Background, paint
+from lactok.data.scenes.backgrounds import BACKGROUNDS, Background, paint, paint_light
 from lactok.data.scenes.captions import canonical, caption
 from lactok.data.scenes.combinations import Split
-from lactok.data.scenes.content import Content, content_of, draw_content, metadata
+from lactok.data.scenes.content import Content, content_of, draw_content, in_own_colours, metadata
 from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.layout import UNIT, Place, in_pixels, lay_out
 from lactok.data.scenes.raster import FULL, MAX_SIDE
@@ -60,12 +60,13 @@ def scene(
 
     size: side or (height, width) in pixels. Class, colour, caption and background are the same at every size, the
     layout at every size of one aspect. Tasks take turns: index i is of TASKS[i % 6]. split: see
-    `lactok.data.scenes.combinations`. style: changes background and layout, not what is shown or said. Raises
+    `lactok.data.scenes.combinations`. style: changes background, layout and colours that are not said. Raises
     ValueError for a seed or index below 0, a side out of MIN_SIDE to MAX_SIDE, an aspect beyond MAX_ASPECT.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed={seed}, index={index}: expected integers of at least 0")
-    return _rendered(draw_content(seed, index, Split(split)), size, f"lactok scenes 1|{seed}|{index}", Style(style))
+    content, key = draw_content(seed, index, Split(split)), f"lactok scenes 1|{seed}|{index}"
+    return _rendered(content, size, key, Style(style), Split(split))
 
 
 def scene_of(
@@ -75,11 +76,13 @@ def scene_of(
 
     Raises ValueError for metadata of another form, and as `scene` does.
     """
-    return _rendered(content_of(line, Draws(f"{key}|content")), size, key, Style(style))
+    return _rendered(content_of(line, Draws(f"{key}|content")), size, key, Style(style), Split.ALL)
 
 
-def _rendered(content: Content, size: int | tuple[int, int], key: str, style: Style) -> Scene:
+def _rendered(content: Content, size: int | tuple[int, int], key: str, style: Style, split: Split) -> Scene:
     height, width = checked_size(size)
+    if style is Style.PLAIN:
+        content = in_own_colours(content, split)
 
     def draws(purpose: str) -> Draws:
         return Draws(f"{key}|{purpose}")
@@ -88,9 +91,12 @@ def _rendered(content: Content, size: int | tuple[int, int], key: str, style: St
     frame = (UNIT * width // shorter, UNIT * height // shorter)
     places = in_pixels(lay_out(content, *frame, draws("layout"), style), shorter)
     look = draws("background")
-    background = look.choice(BACKGROUNDS) if style is Style.VARIED else Background.FLAT
-    image = paint(background, height, width, look)
-    objects = _draw(image, content.things, places, draws("objects"))
+    if style is Style.PLAIN:
+        background, image = Background.FLAT, paint_light(height, width, look)
+    else:
+        background = look.choice(BACKGROUNDS)
+        image = paint(background, height, width, look)
+    objects = _draw(image, content.things, places, draws("objects") if style is Style.VARIED else None)
     short = canonical(content)
     return Scene(image, caption(content, draws("caption")), short, metadata(content, short), objects, background)
 
@@ -121,15 +127,20 @@ def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _draw(image: np.ndarray, things: Sequence[Thing], places: Sequence[Place], draws: Draws) -> tuple[SceneObject, ...]:
-    """Draws the things into `image`. Things of one colour share one drawn shade, so that they look alike."""
+def _draw(
+    image: np.ndarray, things: Sequence[Thing], places: Sequence[Place], draws: Draws | None
+) -> tuple[SceneObject, ...]:
+    """Draws the things into `image`. Things of one colour share one drawn shade, so that they look alike.
+
+    draws: of shades and mirroring; None for exact colours and no mirroring.
+    """
     height, width = image.shape[:2]
     shades: dict[str, RGB] = {}
     objects = []
     for thing, place in zip(things, places, strict=True):
-        shade = [min(max(c + draws.between(-COLOUR_JITTER, COLOUR_JITTER), 0), 255) for c in COLOURS[thing.colour]]
-        rgb = shades.setdefault(thing.colour, (shade[0], shade[1], shade[2]))
-        mask = silhouette(thing.class_name, place.side, mirrored=bool(draws.below(2)))
+        shade = COLOURS[thing.colour] if draws is None else _shade(COLOURS[thing.colour], draws)
+        rgb = shades.setdefault(thing.colour, shade)
+        mask = silhouette(thing.class_name, place.side, mirrored=draws is not None and bool(draws.below(2)))
         share = mask.astype(np.int32)[..., None]
         patch = image[place.top : place.top + place.side, place.left : place.left + place.side]
         patch[...] = (patch * (FULL - share) + np.array(rgb, np.int32) * share + FULL // 2) // FULL
@@ -142,3 +153,8 @@ def _draw(image: np.ndarray, things: Sequence[Thing], places: Sequence[Place], d
         )
         objects.append(SceneObject(thing.class_name, thing.colour, rgb, box))
     return tuple(objects)
+
+
+def _shade(colour: RGB, draws: Draws) -> RGB:
+    red, green, blue = (min(max(c + draws.between(-COLOUR_JITTER, COLOUR_JITTER), 0), 255) for c in colour)
+    return red, green, blue
