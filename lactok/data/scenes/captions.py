@@ -29,12 +29,15 @@ def canonical(content: Content) -> str:
     return " and ".join(_plain(thing) for thing in things)
 
 
-def caption(content: Content, draws: Draws) -> str:
-    """A variant: an opening, an order of the objects, a way to say colour and relation. Says what `canonical` says."""
+def caption(content: Content, draws: Draws, full: bool = False) -> str:
+    """A variant: an opening, an order of the objects, a way to say colour and relation. Says what `canonical` says.
+
+    full: says all that the scene shows, colours and relation too. Things of one class then have one colour.
+    """
     opening, things = draws.choice(OPENINGS), content.things
     if content.task is Task.COUNTING:
-        return opening + _counted(content)
-    if content.task in (Task.COLORS, Task.COLOR_ATTR):
+        return opening + _counted(content, full)
+    if full or content.task in (Task.COLORS, Task.COLOR_ATTR):
         form = draws.choice(COLOURED)
         phrases = [_coloured(thing, form) for thing in things]
     else:
@@ -44,7 +47,7 @@ def caption(content: Content, draws: Draws) -> str:
     relation = content.relation
     if draws.below(2):
         phrases, relation = phrases[::-1], relation and relation.converse
-    if content.task is Task.POSITION and relation is not None:
+    if relation is not None and (full or content.task is Task.POSITION):
         return opening + draws.choice(RELATED[relation]).format(*phrases)
     return opening + draws.choice(JOINED).format(*phrases)
 
@@ -66,6 +69,7 @@ def _coloured(thing: Thing, form: str) -> str:
     )
 
 
-def _counted(content: Content) -> str:
-    name, number = content.things[0].class_name, len(content.things)
-    return f"{NUMBERS[number]} {name if number == 1 else CLASSES[name]}"
+def _counted(content: Content, full: bool = False) -> str:
+    (name, colour), number = (content.things[0].class_name, content.things[0].colour), len(content.things)
+    said = [NUMBERS[number], colour, name if number == 1 else CLASSES[name]]
+    return " ".join(said if full else said[::2])

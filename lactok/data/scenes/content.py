@@ -61,6 +61,13 @@ def _draw(task: Task, draws: Draws) -> Content:
     return Content(task, (Thing(classes[0], colours[0]), Thing(classes[1], colours[1])), relation)
 
 
+def in_one_colour(content: Content) -> Content:
+    """With things of one class in the first one's colour, so that words can say it."""
+    return (
+        content if content.relation is not None else replace(content, things=content.things[:1] * len(content.things))
+    )
+
+
 def in_own_colours(content: Content, split: Split) -> Content:
     """With objects whose colour is not said in their class's own (OWN_COLOURS).
 

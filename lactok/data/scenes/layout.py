@@ -18,8 +18,9 @@ MARGIN = 56
 SIDES = {1: (400, 820), 2: (300, 420), 3: (270, 400), 4: (250, 380)}
 """Of an object's frame in style `varied`, least and most, by the number of objects."""
 TRIES = 40
-# Style `plain`: one frame for one object, else frames half as large that begin at multiples of a quarter of the square.
-# A tokenizer of 8x8 or 16x16 ids sees all of them in one phase, so that a shape has nearly the same ids wherever.
+# Style `plain`: frames of nearly half the square that begin at multiples of a quarter of it; every other scene of one
+# object has it large and in the middle. A tokenizer of 8x8 or 16x16 ids sees all smaller frames in one phase, so that a
+# shape has nearly the same ids wherever, and what is learned from one object holds for two.
 ALONE = 832
 SLOT = 456
 NEAR, MIDDLE, FAR = 0, 256, 512
@@ -31,7 +32,6 @@ PAIRS = {
 }
 """Left and upper edge of the first and of the second object, by what the first is, seen from the second."""
 GROUPS = {
-    1: (((UNIT - ALONE) // 2, (UNIT - ALONE) // 2),),
     2: PAIRS[Relation.LEFT_OF],
     3: ((NEAR, NEAR), (FAR, NEAR), (MIDDLE, FAR)),
     4: ((NEAR, NEAR), (FAR, NEAR), (NEAR, FAR), (FAR, FAR)),
@@ -64,10 +64,10 @@ class Place:
 def lay_out(content: Content, width: int, height: int, draws: Draws, style: Style = Style.VARIED) -> tuple[Place, ...]:
     """A place for each of content's things. width, height: of the image, in units, the shorter of them UNIT.
 
-    Style `plain` has fixed places in the image's central square, and draws nothing.
+    Style `plain` has its places in the image's central square.
     """
     if style is Style.PLAIN:
-        return _fixed(content, (width - UNIT) // 2, (height - UNIT) // 2)
+        return _fixed(content, (width - UNIT) // 2, (height - UNIT) // 2, draws)
     least, most = SIDES[len(content.things)]
     if content.relation is not None:
         return _pair(content.relation, least, most, width, height, draws)
@@ -81,10 +81,17 @@ def lay_out(content: Content, width: int, height: int, draws: Draws, style: Styl
                 return tuple(places)
 
 
-def _fixed(content: Content, across: int, down: int) -> tuple[Place, ...]:
-    number = len(content.things)
-    places = GROUPS[number] if content.relation is None else PAIRS[content.relation]
-    return tuple(Place(left + across, top + down, ALONE if number == 1 else SLOT) for left, top in places)
+def _fixed(content: Content, across: int, down: int, draws: Draws) -> tuple[Place, ...]:
+    side, number = SLOT, len(content.things)
+    if content.relation is not None:
+        places = PAIRS[content.relation]
+    elif number > 1:
+        places = GROUPS[number]
+    elif draws.below(2):
+        places = ((draws.choice((NEAR, MIDDLE, FAR)), draws.choice((NEAR, MIDDLE, FAR))),)
+    else:
+        side, places = ALONE, (((UNIT - ALONE) // 2, (UNIT - ALONE) // 2),)
+    return tuple(Place(left + across, top + down, side) for left, top in places)
 
 
 def _drawn(side: int, width: int, height: int, draws: Draws) -> Place:

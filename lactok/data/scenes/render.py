@@ -11,7 +11,7 @@ import numpy as np
 from lactok.data.scenes.backgrounds import BACKGROUNDS, Background, paint, paint_light
 from lactok.data.scenes.captions import canonical, caption
 from lactok.data.scenes.combinations import Split
-from lactok.data.scenes.content import Content, content_of, draw_content, in_own_colours, metadata
+from lactok.data.scenes.content import Content, content_of, draw_content, in_one_colour, in_own_colours, metadata
 from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.layout import UNIT, Place, in_pixels, lay_out
 from lactok.data.scenes.raster import FULL, MAX_SIDE
@@ -37,6 +37,8 @@ class SceneObject:
 class Scene:
     """image: uint8 (H, W, 3) RGB. caption: a natural variant of the short `canonical`; both say what metadata says.
 
+    In style `plain` every other caption says all that is shown: colours, and the relation of two objects, too.
+
     metadata: a line of GenEval's evaluation_metadata.jsonl, whose prompt is `canonical`. objects: in the order drawn;
     where the scene is of two objects, their relation may be shown without being said.
     """
@@ -60,8 +62,8 @@ def scene(
 
     size: side or (height, width) in pixels. Class, colour, caption and background are the same at every size, the
     layout at every size of one aspect. Tasks take turns: index i is of TASKS[i % 6]. split: see
-    `lactok.data.scenes.combinations`. style: changes background, layout and colours that are not said. Raises
-    ValueError for a seed or index below 0, a side out of MIN_SIDE to MAX_SIDE, an aspect beyond MAX_ASPECT.
+    `lactok.data.scenes.combinations`. style: changes background, layout and colours, and how much the
+    caption says. Raises ValueError for a seed or index below 0, a side out of MIN_SIDE to MAX_SIDE, an aspect beyond MAX_ASPECT.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed={seed}, index={index}: expected integers of at least 0")
@@ -81,12 +83,13 @@ def scene_of(
 
 def _rendered(content: Content, size: int | tuple[int, int], key: str, style: Style, split: Split) -> Scene:
     height, width = checked_size(size)
-    if style is Style.PLAIN:
-        content = in_own_colours(content, split)
 
     def draws(purpose: str) -> Draws:
         return Draws(f"{key}|{purpose}")
 
+    full = style is Style.PLAIN and bool(draws("full").below(2))
+    if style is Style.PLAIN:
+        content = in_one_colour(content) if full else in_own_colours(content, split)
     shorter = min(height, width)
     frame = (UNIT * width // shorter, UNIT * height // shorter)
     places = in_pixels(lay_out(content, *frame, draws("layout"), style), shorter)
@@ -98,7 +101,7 @@ def _rendered(content: Content, size: int | tuple[int, int], key: str, style: St
         image = paint(background, height, width, look)
     objects = _draw(image, content.things, places, draws("objects") if style is Style.VARIED else None)
     short = canonical(content)
-    return Scene(image, caption(content, draws("caption")), short, metadata(content, short), objects, background)
+    return Scene(image, caption(content, draws("caption"), full), short, metadata(content, short), objects, background)
 
 
 def scenes(
