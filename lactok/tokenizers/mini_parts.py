@@ -65,12 +65,12 @@ FIRST_STAGE = Miniature(
 SECOND_STAGE = {
     "hypersd": Miniature(
         "lactok-h-mini.safetensors",
-        sha256="ca623305f55e411b34768cc177a03f672b994de45ad288f553023f03406f17a7",
+        sha256="41fc7db83d25846e180ff94e0e76b034b562d5d1ba266cc29d9cdd47c26b336c",
         command=_COMMAND.format("pixel accelerator=hypersd"),
     ),
     "tlcm": Miniature(
         "lactok-t-mini.safetensors",
-        sha256="61af2f4fcb7542ac562be45a69da04b09a9967674eb812f5b558c74b3b943148",
+        sha256="3780c4f4bc1c096a4dfd2ee634e8ed7b1388651ee6751282e2cfc0efdd279ea3",
         command=_COMMAND.format("pixel accelerator=tlcm"),
     ),
 }

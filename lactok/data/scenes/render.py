@@ -63,7 +63,8 @@ def scene(
     size: side or (height, width) in pixels. Class, colour, caption and background are the same at every size, the
     layout at every size of one aspect. Tasks take turns: index i is of TASKS[i % 6]. split: see
     `lactok.data.scenes.combinations`. style: changes background, layout and colours, and how much the
-    caption says. Raises ValueError for a seed or index below 0, a side out of MIN_SIDE to MAX_SIDE, an aspect beyond MAX_ASPECT.
+    caption says. Raises ValueError for a seed or index below 0, a side out of MIN_SIDE to MAX_SIDE, an aspect beyond
+    MAX_ASPECT.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed={seed}, index={index}: expected integers of at least 0")
