@@ -23,7 +23,7 @@ from lactok.data.scene_check import detect
 from lactok.data.scenes import Scene, Split, Style, scene, scene_of, scenes, write_folder
 from lactok.data.scenes.__main__ import main
 from lactok.data.scenes.backgrounds import BACKGROUNDS, FAMILIES, LIGHT, paint
-from lactok.data.scenes.combinations import asked_fact, coloured, counted, facts, is_held_out
+from lactok.data.scenes.combinations import asked_fact, coloured, coloured_pair, counted, facts, is_held_out
 from lactok.data.scenes.content import in_one_colour, in_own_colours
 from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.raster import FULL, SAMPLES, Polygon, coverage, disc, polygon
@@ -99,7 +99,7 @@ def test_content_and_layout_are_the_same_at_every_size():
         assert scene(2, index, (96, 200)).image.shape == (96, 200, 3)
 
 
-def test_a_plain_scene_says_the_same_and_shows_it_large_on_a_flat_background():
+def test_a_plain_scene_asks_the_same_and_shows_it_large_on_a_flat_background():
     for index in range(24):
         varied, plain = scene(6, index, 96), scene(6, index, 96, style=Style.PLAIN)
         assert (plain.canonical, plain.metadata) == (varied.canonical, varied.metadata)
@@ -143,7 +143,9 @@ def test_a_plain_scene_shows_an_object_by_the_same_pixels_wherever_it_stands():
     def red_cat(relation: Relation) -> tuple[np.ndarray, int, int]:
         cat = {"class": "cat", "color": "red", "position": [str(relation), 0]}
         line = {"tag": "position", "include": [{"class": "cup", "color": "blue"}, cat]}
-        red = (scene_of(line, "a key", 64, Style.PLAIN).image == COLOURS["red"]).all(-1)
+        made = scene_of(line, "this says its colours", 64, Style.PLAIN)
+        assert [(thing.class_name, thing.colour) for thing in made.objects] == [("cat", "red"), ("cup", "blue")]
+        red = (made.image == COLOURS["red"]).all(-1)
         rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
         return red[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], int(rows[0]), int(columns[0])
 
@@ -311,15 +313,14 @@ def test_a_caption_says_what_the_metadata_say():
         for clause in include:
             name = clause["class"] if clause["count"] == 1 else CLASSES[clause["class"]]
             assert f" {name} " in text, made.caption
-            if made.metadata["tag"] != "counting" and (further := re.findall(f"{'|'.join(COLOURS)}", text)):
+            if made.metadata["tag"] != "counting" and (further := re.findall(rf"\b(?:{'|'.join(COLOURS)})\b", text)):
                 assert {thing.colour for thing in made.objects} == set(further)
             if "color" in clause:
                 either = rf" {clause['color']} {name} | {name} that is {clause['color']} "
                 assert re.search(either, text), made.caption
             if made.metadata["tag"] == "counting":
-                words = text.split()
-                assert words[-1] == name
-                assert NUMBERS[clause["count"]] in words[-3:-1]
+                colour = f"(?: {made.objects[0].colour})?" if made in plain else ""
+                assert re.search(f" {NUMBERS[clause['count']]}{colour} {name} $", text), made.caption
         if made.metadata["tag"] == "position":
             first = include[1]["class"]
             swapped = text.index(f" {first} ") > text.index(f" {include[0]['class']} ")
@@ -355,6 +356,12 @@ def test_train_shows_nothing_held_out_and_held_out_asks_for_it():
     for _, content in captions(1, 900, Split.TRAIN):
         for shown in (content, in_own_colours(content, Split.TRAIN), in_one_colour(content)):
             assert not any(is_held_out(fact) for fact in facts(shown.things, shown.relation))
+    for index in range(600):
+        first, *others = scene(1, index, 32, Split.TRAIN, Style.PLAIN).objects
+        things = [Thing(thing.class_name, thing.colour) for thing in (first, *others)]
+        assert not any(is_held_out(coloured(thing)) for thing in things)
+        if others and others[0].class_name != first.class_name:
+            assert not is_held_out(coloured_pair(*things))
     for _, content in captions(1, 300, Split.HELD_OUT):
         asked = asked_fact(content.task, content.things, content.relation)
         assert (asked is None) == (content.task is Task.SINGLE_OBJECT)

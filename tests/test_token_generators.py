@@ -100,7 +100,7 @@ def test_what_it_says_of_itself(gpt: Path):
     generator = make("lactokgen-t-mini", gpt=str(gpt))
     info = generator.info
     assert info.settings == {
-        "guidance_scale": 3.0, "temperature": 0.7, "top_k": 100, "top_p": 1.0, "tokens": 64, "decoder_steps": 2,
+        "guidance_scale": 1.5, "temperature": 0.7, "top_k": 100, "top_p": 1.0, "tokens": 64, "decoder_steps": 2,
     }  # fmt: skip
     assert info.training is not None
     assert info.training.steps == 7

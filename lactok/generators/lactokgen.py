@@ -38,7 +38,8 @@ MINI_PATHS = ("gpt", "weights", "base", "autoencoder", "vq", "adapter")
 class MiniSampling(SamplingOptions):
     """The miniatures' defaults: guidance 1.5, the 100 likeliest ids, temperature 0.7.
 
-    The best of six settings that were tried on other prompts than those of `suite=geneval` (docs/geneval.md).
+    Guidance and temperature are the best of six pairs tried on other prompts than those of `suite=geneval`
+    (docs/geneval.md).
     """
 
     guidance_scale: float = 1.5

@@ -73,7 +73,7 @@ def in_own_colours(content: Content, split: Split) -> Content:
 
     A generator then learns what a colour is from captions that say one, and not, from those that say none, which
     colours a class never has: the held-out ones. In the split `train` a second object whose own colour would make a
-    held-out pair has another class's.
+    held-out pair has another class's; where all do, the colours stay as they were drawn.
     """
     if content.task in (Task.COLORS, Task.COLOR_ATTR):
         return content
@@ -81,8 +81,8 @@ def in_own_colours(content: Content, split: Split) -> Content:
     for colour in (last.colour, *OWN_COLOURS.values()):
         things = (*others, replace(last, colour=colour))
         if content.relation is None or belongs(split, content.task, things, content.relation):
-            break
-    return replace(content, things=things)
+            return replace(content, things=things)
+    return content
 
 
 def content_of(line: Mapping[str, Any], draws: Draws) -> Content:

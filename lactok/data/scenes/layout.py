@@ -14,13 +14,13 @@ from lactok.data.scenes.vocabulary import Relation, Style
 
 UNIT = 1024
 MARGIN = 56
-"""Free to the edge of the image, and at least so much between two objects."""
+"""At least so much between two objects, and in style `varied` to the edge of the image."""
 SIDES = {1: (400, 820), 2: (300, 420), 3: (270, 400), 4: (250, 380)}
 """Of an object's frame in style `varied`, least and most, by the number of objects."""
 TRIES = 40
-# Style `plain`: frames of nearly half the square that begin at multiples of a quarter of it; every other scene of one
-# object has it large and in the middle. A tokenizer of 8x8 or 16x16 ids sees all smaller frames in one phase, so that a
-# shape has nearly the same ids wherever, and what is learned from one object holds for two.
+# Style `plain`: frames of nearly half the square that begin at multiples of a quarter of it; half of the scenes of one
+# object have it large and in the middle. A tokenizer of 8x8 or 16x16 ids sees all smaller frames in one phase, so that
+# a shape has nearly the same ids wherever, and what is learned from one object holds for two.
 ALONE = 832
 SLOT = 456
 NEAR, MIDDLE, FAR = 0, 256, 512
@@ -83,6 +83,7 @@ def lay_out(content: Content, width: int, height: int, draws: Draws, style: Styl
 
 def _fixed(content: Content, across: int, down: int, draws: Draws) -> tuple[Place, ...]:
     side, number = SLOT, len(content.things)
+    places: tuple[tuple[int, int], ...]
     if content.relation is not None:
         places = PAIRS[content.relation]
     elif number > 1:

@@ -37,7 +37,7 @@ class SceneObject:
 class Scene:
     """image: uint8 (H, W, 3) RGB. caption: a natural variant of the short `canonical`; both say what metadata says.
 
-    In style `plain` every other caption says all that is shown: colours, and the relation of two objects, too.
+    In style `plain` half of the captions say all that is shown: colours, and the relation of two objects, too.
 
     metadata: a line of GenEval's evaluation_metadata.jsonl, whose prompt is `canonical`. objects: in the order drawn;
     where the scene is of two objects, their relation may be shown without being said.
@@ -62,9 +62,9 @@ def scene(
 
     size: side or (height, width) in pixels. Class, colour, caption and background are the same at every size, the
     layout at every size of one aspect. Tasks take turns: index i is of TASKS[i % 6]. split: see
-    `lactok.data.scenes.combinations`. style: changes background, layout and colours, and how much the
-    caption says. Raises ValueError for a seed or index below 0, a side out of MIN_SIDE to MAX_SIDE, an aspect beyond
-    MAX_ASPECT.
+    `lactok.data.scenes.combinations`. style: changes background, layout, colours and mirroring, and how
+    much the caption says. Raises ValueError for a seed or index below 0, a side out of MIN_SIDE to MAX_SIDE, an aspect
+    beyond MAX_ASPECT.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed={seed}, index={index}: expected integers of at least 0")

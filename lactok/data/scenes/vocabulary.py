@@ -44,9 +44,9 @@ class Style(StrEnum):
     """How a scene looks.
 
     varied: any background, objects of many sizes anywhere; a tokenizer has to stand it.
-    plain: a flat light background, large objects at fixed places, in exactly their colours, never mirrored, each class
-        in a colour of its own where the caption says none; a small generator learns prompts from it in an hour of a
-        core.
+    plain: a flat light background, large objects at fixed places, in exactly their colours, never mirrored, a class in
+        a colour of its own where the caption says none (`lactok.data.scenes.content.in_own_colours`); a small generator
+        learns prompts from it in two hours of a core.
     """
 
     VARIED = "varied"
