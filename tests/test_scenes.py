@@ -24,7 +24,7 @@ from lactok.data.scenes import Scene, Split, Style, scene, scene_of, scenes, wri
 from lactok.data.scenes.__main__ import main
 from lactok.data.scenes.backgrounds import BACKGROUNDS, FAMILIES, LIGHT, paint
 from lactok.data.scenes.combinations import asked_fact, coloured, coloured_pair, counted, facts, is_held_out
-from lactok.data.scenes.content import in_one_colour, in_own_colours
+from lactok.data.scenes.content import Content, in_one_colour, in_own_colours
 from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.raster import FULL, SAMPLES, Polygon, coverage, disc, polygon
 from lactok.data.scenes.render import captions
@@ -104,9 +104,14 @@ def test_a_plain_scene_asks_the_same_and_shows_it_large_on_a_flat_background():
         varied, plain = scene(6, index, 96), scene(6, index, 96, style=Style.PLAIN)
         assert (plain.canonical, plain.metadata) == (varied.canonical, varied.metadata)
         assert plain.background == "flat"
-        assert tuple(plain.image[0, 0]) in LIGHT
+        behind = np.ones(plain.image.shape[:2], bool)
+        for left, top, right, low in (thing.box for thing in plain.objects):
+            behind[round(top * 96) : round(low * 96), round(left * 96) : round(right * 96)] = False
+        (colour,) = np.unique(plain.image[behind], axis=0)
+        assert tuple(colour) in LIGHT
+        least = 0.81 if len(plain.objects) == 1 and plain.objects[0].box[2] - plain.objects[0].box[0] > 0.5 else 0.43
         for thing in plain.objects:
-            assert max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) >= 0.3
+            assert max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) >= 0.7 * least
             assert thing.rgb == COLOURS[thing.colour]
     alone = [scene(6, 6 * index, 96, style=Style.PLAIN).objects[0].box for index in range(24)]
     assert {right - left > 0.5 or low - top > 0.5 for left, top, right, low in alone} == {True, False}
@@ -135,6 +140,18 @@ def test_a_plain_scene_has_colours_that_its_caption_says_or_each_class_its_own()
     assert told[True] > 400
     assert set(OWN_COLOURS) == set(CLASSES)
     assert not any(is_held_out(coloured(Thing(*item))) for item in OWN_COLOURS.items())
+
+
+def test_colours_stay_as_drawn_where_each_own_one_would_be_held_out():
+    """A rocket in no class's colour may stand beside a black key in the split `train`."""
+    things, relation = (Thing("key", "orange"), Thing("rocket", "yellow")), Relation.RIGHT_OF
+    assert not any(is_held_out(fact) for fact in facts(things, relation))
+    for colour in OWN_COLOURS.values():
+        own = (Thing("key", OWN_COLOURS["key"]), Thing("rocket", colour))
+        assert any(is_held_out(fact) for fact in facts(own, relation))
+    content = Content(Task.TWO_OBJECT, things, relation)
+    assert in_own_colours(content, Split.TRAIN) == content
+    assert in_own_colours(content, Split.ALL).things == tuple(Thing(c, OWN_COLOURS[c]) for c in ("key", "rocket"))
 
 
 def test_a_plain_scene_shows_an_object_by_the_same_pixels_wherever_it_stands():
