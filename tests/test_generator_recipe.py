@@ -25,6 +25,7 @@ from lactok.models.gpt_state_dict import GPTStateDict
 from lactok.seeded import manifest_of, seeded_state_dict
 from lactok.state_dict import meta_skeleton
 from lactok.train.__main__ import main
+from lactok.train.codebook_embeddings import codebook_of, start_from_codebook
 from lactok.train.config import TrainConfigError, compose_config
 from lactok.train.data import Share
 from lactok.train.log import CsvLog
@@ -35,7 +36,7 @@ from lactok.train.simulate import recomputed_as_on_cuda, step_cost
 from lactok.train.token_data import TokenBatch, TokenData
 from lactok.weights import HubWeights
 from tests.commands import Command
-from tests.support import environment
+from tests.support import ROOT, environment
 from tests.tiny_generator import GPT as TINY_GPT
 from tests.tiny_generator import quick, scene_shards, settings, train_tiny, write_flan
 
@@ -366,6 +367,24 @@ def test_a_published_file_is_where_it_starts(with_states: Path, tmp_path: Path):
     GPTStateDict().load(meta_skeleton(GPT, given), published)
 
 
+def test_embeddings_start_as_the_decoders_codebook(shards: Path, tmp_path: Path):
+    """Codes that point the same way have embeddings and rows of the output that do."""
+    config = settings(shards, tmp_path / "run", "options.embeddings=codebook")
+    gpt = GeneratorRecipe(config.options, config.steps, config.seed).model.gpt
+    vectors = load_file(ROOT / "lactok/tokenizers/checkpoints/llamagen-mini.safetensors")["quantizer.embedding.weight"]
+    vectors = torch.nn.functional.normalize(vectors.float(), dim=1)
+    output = gpt.output.weight.detach()
+    assert torch.allclose(output @ output.T, vectors @ vectors.T, atol=1e-4)
+    alike = torch.corrcoef(
+        torch.stack([gpt.tok_embeddings.weight @ gpt.tok_embeddings.weight.T, vectors @ vectors.T]).flatten(1)
+    )
+    assert alike[0, 1] > 0.9
+    assert not GeneratorRecipe(settings(shards, tmp_path / "run").options, 6, 0).model.gpt.output.weight.any()
+    with pytest.raises(ValueError, match="a codebook of 1024 vectors of width 8: expected 512, of at most 16"):
+        start_from_codebook(GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=512)), vectors)
+    assert codebook_of([torch.nn.Linear(2, 2)]) is None
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -381,6 +400,8 @@ def test_a_published_file_is_where_it_starts(with_states: Path, tmp_path: Path):
         (["options.words.vocabulary=[a,a]"], "vocabulary: expected lower-case words, each one once"),
         (["options.model.class_dropout_prob=1.5"], "class_dropout_prob=1.5: expected 0 or more, below 1"),
         (["options.model.model_type=c2i", "options.model.cls_token_num=1"], "model_type 'c2i': expected 't2i'"),
+        (["options.embeddings=zero"], "embeddings=zero: expected random or codebook"),
+        (["options.words=null", "options.start=x.pt", "options.embeddings=codebook"], "start and embeddings=codebook"),
         (["options.temperature=-1"], "expected temperature"),
         (["options.start=x.pt"], "start and words: published weights go with flan-t5-xl's states"),
         (["options.words=null", "options.start=absent.pt"], "absent.pt"),

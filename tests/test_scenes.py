@@ -26,6 +26,7 @@ from lactok.data.scenes.backgrounds import BACKGROUNDS, FAMILIES, LIGHT, paint
 from lactok.data.scenes.combinations import asked_fact, coloured, coloured_pair, counted, facts, is_held_out
 from lactok.data.scenes.content import Content, in_one_colour, in_own_colours
 from lactok.data.scenes.draws import Draws
+from lactok.data.scenes.loose import random_shape
 from lactok.data.scenes.raster import FULL, SAMPLES, Polygon, coverage, disc, polygon
 from lactok.data.scenes.render import captions
 from lactok.data.scenes.shapes import SHAPES, silhouette
@@ -33,6 +34,7 @@ from lactok.data.scenes.vocabulary import (
     CLASSES,
     COLOUR_JITTER,
     COLOURS,
+    NAMELESS,
     NUMBERS,
     OWN_COLOURS,
     RELATIONS,
@@ -41,6 +43,7 @@ from lactok.data.scenes.vocabulary import (
     Task,
     Thing,
 )
+from lactok.generators.word_encoder import scene_words
 from tests.support import ROOT
 
 PINNED: dict[int | tuple[int, int], str] = {
@@ -175,6 +178,47 @@ def test_a_plain_scene_shows_an_object_by_the_same_pixels_wherever_it_stands():
 def test_a_plain_scene_of_another_aspect_has_its_places_in_the_middle():
     wide, square = scene(6, 4, (64, 128), style=Style.PLAIN), scene(6, 4, 64, style=Style.PLAIN)
     assert np.array_equal(wide.image[:, 32:96], square.image)
+
+
+def test_a_loose_scene_is_a_plain_one_in_shades_with_random_shapes():
+    made = [scene(6, index, 64, Split.TRAIN, Style.LOOSE) for index in range(360)]
+    nameless = [one for one in made if any(thing.class_name == NAMELESS for thing in one.objects)]
+    assert 0.3 < len(nameless) / len(made) < 0.5
+    assert {thing.colour for one in nameless for thing in one.objects if thing.class_name == NAMELESS} == set(COLOURS)
+    exact = 0
+    for index, one in enumerate(made):
+        plain = scene(6, index, 64, Split.TRAIN, Style.PLAIN)
+        assert one.background == plain.background
+        assert np.array_equal(one.image[0, -1], plain.image[0, -1]), "the corner shows the background"
+        assert (NAMELESS in one.caption) == (one in nameless)
+        for thing, exactly in zip(one.objects, plain.objects, strict=True):
+            assert thing.class_name in (NAMELESS, exactly.class_name)
+            assert thing.class_name == NAMELESS or thing.colour == exactly.colour
+            apart = {name: sum((a - b) ** 2 for a, b in zip(thing.rgb, rgb)) for name, rgb in COLOURS.items()}
+            assert 2 * apart.pop(thing.colour) <= min(apart.values()), "the shade is nearest to another colour"
+            exact += thing.rgb == COLOURS[thing.colour]
+    assert 0.25 < exact / sum(len(one.objects) for one in made) < 0.6
+
+
+def test_nothing_held_out_is_in_loose_scenes_of_train():
+    for index in range(600):
+        things = [Thing(t.class_name, t.colour) for t in scene(2, index, 32, Split.TRAIN, Style.LOOSE).objects]
+        named = [thing for thing in things if thing.class_name != NAMELESS]
+        assert not any(is_held_out(coloured(thing)) for thing in named)
+
+
+def test_no_prompt_asks_for_a_random_shape():
+    line = {"tag": "single_object", "include": [{"class": NAMELESS, "count": 1}], "prompt": "a shape"}
+    with pytest.raises(ValueError, match="expected 1 to 4 of the classes and colours of scenes"):
+        scene_of(line, "key")
+    assert NAMELESS not in scene_words(), "to the text encoder it is a word that it does not know"
+
+
+def test_random_shapes_fill_some_of_their_frame():
+    shares = [np.mean(coverage(random_shape(Draws(f"shape {i}")), 32)) / FULL for i in range(200)]
+    assert min(shares) > 0.01
+    assert np.mean(shares) > 0.15
+    assert len(set(shares)) > 190
 
 
 def test_a_polygon_and_a_disc_cover_exactly_their_points():

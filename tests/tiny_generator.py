@@ -35,7 +35,7 @@ WORDS = ["a", "red", "cat", "on", "the", "sofa"]
 
 GPT = (
     "options.model.dim=32", "options.model.n_layer=2", "options.model.n_head=2", "options.model.cls_token_num=12",
-    "options.model.caption_dim=16",
+    "options.model.caption_dim=16", "options.embeddings=random",
 )  # fmt: skip
 TINY = (
     *GPT, "options.words.positions=12", "options.words.dim=16", "options.words.layers=1", "options.words.heads=2",

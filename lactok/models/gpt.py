@@ -213,8 +213,18 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in self.project(x, turn))
         dropout = self.config.attn_dropout_p if self.training else 0.0
         grouped = self.config.kv_heads != self.config.n_head
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
+        if mask is not None and x.device.type == "cpu" and torch.is_grad_enabled() and not grouped:
+            mixed = _attend(q, k, v, mask, dropout)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
         return self.resid_dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """F.scaled_dot_product_attention written out, for training on a CPU: its fused kernel has a slow backward pass."""
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
+    return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
 class FeedForward(nn.Module):

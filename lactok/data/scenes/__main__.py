@@ -13,7 +13,8 @@ Writes N scenes of coloured shapes with captions into DIR: 000000.png ... and ca
   seed   of the stream, at least 0
   size   pixels: a side, or HEIGHTxWIDTH
   split  train: no held-out combination; held_out: one in every scene that has combinations; all: either
-  style  varied: every background, objects of many sizes; plain: flat light backgrounds, large objects at fixed places
+  style  varied: every background, objects of many sizes; plain: flat light backgrounds, large objects at fixed places;
+         loose: as plain, in many shades, with random shapes among the classes: for training generators
 """
 KEYS = ("out", "count", "seed", "size", "split", "style")
 

@@ -18,9 +18,9 @@ MARGIN = 56
 SIDES = {1: (400, 820), 2: (300, 420), 3: (270, 400), 4: (250, 380)}
 """Of an object's frame in style `varied`, least and most, by the number of objects."""
 TRIES = 40
-# Style `plain`: frames of nearly half the square that begin at multiples of a quarter of it; half of the scenes of one
-# object have it large and in the middle. A tokenizer of 8x8 or 16x16 ids sees all smaller frames in one phase, so that
-# a shape has nearly the same ids wherever, and what is learned from one object holds for two.
+# Styles `plain` and `loose`: frames of nearly half the square that begin at multiples of a quarter of it; half of the
+# scenes of one object have it large and in the middle. A tokenizer of 8x8 or 16x16 ids sees all smaller frames in one
+# phase, so that a shape has nearly the same ids wherever, and what is learned from one object holds for two.
 ALONE = 832
 SLOT = 456
 NEAR, MIDDLE, FAR = 0, 256, 512
@@ -64,9 +64,9 @@ class Place:
 def lay_out(content: Content, width: int, height: int, draws: Draws, style: Style = Style.VARIED) -> tuple[Place, ...]:
     """A place for each of content's things. width, height: of the image, in units, the shorter of them UNIT.
 
-    Style `plain` has its places in the image's central square.
+    Styles `plain` and `loose` have their places in the image's central square.
     """
-    if style is Style.PLAIN:
+    if style is not Style.VARIED:
         return _fixed(content, (width - UNIT) // 2, (height - UNIT) // 2, draws)
     least, most = SIDES[len(content.things)]
     if content.relation is not None:

@@ -14,9 +14,10 @@ from lactok.data.scenes.combinations import Split
 from lactok.data.scenes.content import Content, content_of, draw_content, in_one_colour, in_own_colours, metadata
 from lactok.data.scenes.draws import Draws
 from lactok.data.scenes.layout import UNIT, Place, in_pixels, lay_out
-from lactok.data.scenes.raster import FULL, MAX_SIDE
+from lactok.data.scenes.loose import random_shape, shade, with_nameless
+from lactok.data.scenes.raster import FULL, MAX_SIDE, coverage
 from lactok.data.scenes.shapes import silhouette
-from lactok.data.scenes.vocabulary import COLOUR_JITTER, COLOURS, RGB, Style, Thing
+from lactok.data.scenes.vocabulary import COLOUR_JITTER, COLOURS, NAMELESS, RGB, Style, Thing
 
 MIN_SIDE = 32
 """Pixels; below, four objects are no longer told apart."""
@@ -37,7 +38,7 @@ class SceneObject:
 class Scene:
     """image: uint8 (H, W, 3) RGB. caption: a natural variant of the short `canonical`; both say what metadata says.
 
-    In style `plain` half of the captions say all that is shown: colours, and the relation of two objects, too.
+    In styles `plain` and `loose` half of the captions say all that is shown: colours and the relation, too.
 
     metadata: a line of GenEval's evaluation_metadata.jsonl, whose prompt is `canonical`. objects: in the order drawn;
     where the scene is of two objects, their relation may be shown without being said.
@@ -88,19 +89,21 @@ def _rendered(content: Content, size: int | tuple[int, int], key: str, style: St
     def draws(purpose: str) -> Draws:
         return Draws(f"{key}|{purpose}")
 
-    full = style is Style.PLAIN and bool(draws("full").below(2))
-    if style is Style.PLAIN:
+    full = style is not Style.VARIED and bool(draws("full").below(2))
+    if style is not Style.VARIED:
         content = in_one_colour(content) if full else in_own_colours(content, split)
+    if style is Style.LOOSE:
+        content = with_nameless(content, draws("nameless"))
     shorter = min(height, width)
     frame = (UNIT * width // shorter, UNIT * height // shorter)
     places = in_pixels(lay_out(content, *frame, draws("layout"), style), shorter)
     look = draws("background")
-    if style is Style.PLAIN:
+    if style is not Style.VARIED:
         background, image = Background.FLAT, paint_light(height, width, look)
     else:
         background = look.choice(BACKGROUNDS)
         image = paint(background, height, width, look)
-    objects = _draw(image, content.things, places, draws("objects") if style is Style.VARIED else None)
+    objects = _draw(image, content.things, places, style, draws("objects"))
     short = canonical(content)
     return Scene(image, caption(content, draws("caption"), full), short, metadata(content, short), objects, background)
 
@@ -132,19 +135,23 @@ def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _draw(
-    image: np.ndarray, things: Sequence[Thing], places: Sequence[Place], draws: Draws | None
+    image: np.ndarray, things: Sequence[Thing], places: Sequence[Place], style: Style, draws: Draws
 ) -> tuple[SceneObject, ...]:
     """Draws the things into `image`. Things of one colour share one drawn shade, so that they look alike.
 
-    draws: of shades and mirroring; None for exact colours and no mirroring.
+    draws: of shades, random shapes and mirroring, of which style `plain` has none.
     """
     height, width = image.shape[:2]
     shades: dict[str, RGB] = {}
+    nameless = random_shape(draws) if any(thing.class_name == NAMELESS for thing in things) else ()
     objects = []
     for thing, place in zip(things, places, strict=True):
-        shade = COLOURS[thing.colour] if draws is None else _shade(COLOURS[thing.colour], draws)
-        rgb = shades.setdefault(thing.colour, shade)
-        mask = silhouette(thing.class_name, place.side, mirrored=draws is not None and bool(draws.below(2)))
+        rgb = shades.setdefault(thing.colour, _shade(thing.colour, style, draws))
+        mirrored = style is not Style.PLAIN and bool(draws.below(2))
+        if thing.class_name == NAMELESS:
+            mask = coverage(nameless, place.side)
+        else:
+            mask = silhouette(thing.class_name, place.side, mirrored)
         share = mask.astype(np.int32)[..., None]
         patch = image[place.top : place.top + place.side, place.left : place.left + place.side]
         patch[...] = (patch * (FULL - share) + np.array(rgb, np.int32) * share + FULL // 2) // FULL
@@ -159,6 +166,11 @@ def _draw(
     return tuple(objects)
 
 
-def _shade(colour: RGB, draws: Draws) -> RGB:
-    red, green, blue = (min(max(c + draws.between(-COLOUR_JITTER, COLOUR_JITTER), 0), 255) for c in colour)
+def _shade(name: str, style: Style, draws: Draws) -> RGB:
+    if style is Style.PLAIN:
+        return COLOURS[name]
+    if style is Style.LOOSE:
+        return shade(name, draws)
+    channels = (c + draws.between(-COLOUR_JITTER, COLOUR_JITTER) for c in COLOURS[name])
+    red, green, blue = (min(max(c, 0), 255) for c in channels)
     return red, green, blue

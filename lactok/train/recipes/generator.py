@@ -28,6 +28,7 @@ from lactok.models.gpt_generation import Prompt, generate
 from lactok.models.gpt_sampling import Sampling
 from lactok.models.gpt_state_dict import NESTED, GPTStateDict
 from lactok.state_dict import errors_name, find_state_dict, meta_skeleton
+from lactok.train.codebook_embeddings import codebook_of, start_from_codebook
 from lactok.train.config import DataConfig, TrainConfig
 from lactok.train.data import TrainingData
 from lactok.train.noise import uniform
@@ -50,6 +51,7 @@ STAGE_1 = HubWeights(
 """LlamaGen's GPT-XL from text at 256 pixels, from which the paper's generator starts."""
 
 HUB = "hub"
+RANDOM, CODEBOOK = "random", "codebook"
 
 
 @dataclass
@@ -57,15 +59,17 @@ class GeneratorOptions:
     """model: the network; words: a text encoder that learns with it, null for states in the shards. image_size: pixels,
     side of the images that the ids are of.
 
-    start: "hub" for LlamaGen's GPT-XL, a local file of it, or null for random weights. decoder: registered name of the
-    tokenizer that decodes sample images, decoder_weights: a local checkpoint of it. compile: torch.compile of each
-    block. guidance_scale, temperature, top_k: of sample images.
+    start: "hub" for LlamaGen's GPT-XL, a local file of it, or null for random weights. embeddings: of the ids at such a
+    random start, "random", or "codebook" for the decoder's code vectors. decoder: registered name of the tokenizer that
+    decodes sample images, decoder_weights: a local checkpoint of it. compile: torch.compile of each block.
+    guidance_scale, temperature, top_k: of sample images.
     """
 
     model: GPTConfig = field(default_factory=GPTConfig)
     words: WordEncoderConfig | None = None
     image_size: int = 256
     start: str | None = None
+    embeddings: str = RANDOM
     decoder: str = "llamagen-t2i"
     decoder_weights: str | None = None
     compile: bool = False
@@ -78,6 +82,10 @@ class GeneratorOptions:
         CaptionedGPTConfig(self.model, self.words)  # they must fit
         if not 0 <= self.model.class_dropout_prob < 1:
             raise ValueError(f"model.class_dropout_prob={self.model.class_dropout_prob}: expected 0 or more, below 1")
+        if self.embeddings not in (RANDOM, CODEBOOK):
+            raise ValueError(f"embeddings={self.embeddings}: expected {RANDOM} or {CODEBOOK}")
+        if self.start is not None and self.embeddings != RANDOM:
+            raise ValueError(f"start and embeddings={self.embeddings}: published weights bring theirs; leave one out")
         if self.start is not None and self.words is not None:
             raise ValueError("start and words: published weights go with flan-t5-xl's states; leave one of them out")
 
@@ -156,6 +164,11 @@ class GeneratorRecipe(Recipe):
                 state = find_state_dict(load_state_dict(path), NESTED)
                 gpt = GPTStateDict().load(meta_skeleton(type(self.model.gpt), options.model), state)
             self.model.gpt.load_state_dict(gpt.state_dict())
+        if options.embeddings == CODEBOOK and not is_dry_run():
+            codebook = codebook_of(self._fitting_decoder(torch.device("cpu")).networks().values())
+            if codebook is None:
+                raise DataError(f"options.embeddings={CODEBOOK}: {options.decoder} has no codebook of one vector an id")
+            start_from_codebook(self.model.gpt, codebook)
         if options.compile:
             for layer in self.model.gpt.layers:
                 layer.compile()
