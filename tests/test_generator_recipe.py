@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lactok.checkpoint_file import read_checkpoint
@@ -380,6 +381,17 @@ def test_embeddings_start_as_the_decoders_codebook(shards: Path, tmp_path: Path)
     )
     assert alike[0, 1] > 0.9
     assert not GeneratorRecipe(settings(shards, tmp_path / "run").options, 6, 0).model.gpt.output.weight.any()
+    GeneratorRecipe(config.options, config.steps, config.seed).note_data(GeneratorRecipe.open_data(config))
+    shipped = ROOT / "lactok/tokenizers/checkpoints/llamagen-mini.safetensors"
+    other = load_file(shipped)
+    other["quantizer.embedding.weight"] = other["quantizer.embedding.weight"].flip(0).contiguous()
+    with safe_open(shipped, "pt") as file:
+        save_file(other, tmp_path / "other.safetensors", file.metadata())
+    more = f"options.decoder_weights='{tmp_path / 'other.safetensors'}'"
+    config = settings(shards, tmp_path / "run", "options.embeddings=codebook", more)
+    recipe = GeneratorRecipe(config.options, config.steps, config.seed)
+    with pytest.raises(DataError, match=r"the codebook of options\.decoder=llamagen-mini is another; name its file by"):
+        recipe.note_data(GeneratorRecipe.open_data(config))
     with pytest.raises(ValueError, match="a codebook of 1024 vectors of width 8: expected 512, of at most 16"):
         start_from_codebook(GPT(GPTConfig(dim=16, n_layer=1, n_head=2, vocab_size=512)), vectors)
     assert codebook_of([torch.nn.Linear(2, 2)]) is None
@@ -401,7 +413,10 @@ def test_embeddings_start_as_the_decoders_codebook(shards: Path, tmp_path: Path)
         (["options.model.class_dropout_prob=1.5"], "class_dropout_prob=1.5: expected 0 or more, below 1"),
         (["options.model.model_type=c2i", "options.model.cls_token_num=1"], "model_type 'c2i': expected 't2i'"),
         (["options.embeddings=zero"], "embeddings=zero: expected random or codebook"),
-        (["options.words=null", "options.start=x.pt", "options.embeddings=codebook"], "start and embeddings=codebook"),
+        (
+            ["options.words=null", "options.start=x.pt", "options.embeddings=codebook"],
+            "bring theirs; set embeddings=random",
+        ),
         (["options.temperature=-1"], "expected temperature"),
         (["options.start=x.pt"], "start and words: published weights go with flan-t5-xl's states"),
         (["options.words=null", "options.start=absent.pt"], "absent.pt"),

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -51,12 +52,20 @@ PINNED: dict[int | tuple[int, int], str] = {
     128: "86da9f27074e684e13ecc45e21a92eee92faec3b294f5b19745655f00527d23b",
     (160, 240): "cf6cf129706996ca4bafa16ba10c37d9bd17b2635af2e89a23ac0608b4571141",
 }
+STYLES = {
+    Style.PLAIN: "110261bde68ebabbcc611e38b72ef62070914d405c7adece8070b40557338903",
+    Style.LOOSE: "f5cac4fcef5efdee4afe555d67867e099a340410c639a1eafd1cb04440742956",
+}
 
 
 def digest(size: int | tuple[int, int]) -> str:
     """Of twelve scenes, each task twice: pixels, captions, metadata and objects."""
+    return digest_of(scenes(5, 12, size))
+
+
+def digest_of(made_scenes: Iterable[Scene]) -> str:
     content = sha256()
-    for made in scenes(5, 12, size):
+    for made in made_scenes:
         content.update(made.image.tobytes())
         content.update(json.dumps([made.caption, made.metadata, made.background]).encode())
         content.update(json.dumps([[o.class_name, o.colour, o.rgb, o.box] for o in made.objects]).encode())
@@ -178,6 +187,11 @@ def test_a_plain_scene_shows_an_object_by_the_same_pixels_wherever_it_stands():
 def test_a_plain_scene_of_another_aspect_has_its_places_in_the_middle():
     wide, square = scene(6, 4, (64, 128), style=Style.PLAIN), scene(6, 4, 64, style=Style.PLAIN)
     assert np.array_equal(wide.image[:, 32:96], square.image)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_bytes_of_other_styles_are_those_of_every_machine(style: Style):
+    assert digest_of(scene(5, index, 64, style=style) for index in range(24)) == STYLES[style]
 
 
 def test_a_loose_scene_is_a_plain_one_in_shades_with_random_shapes():

@@ -28,7 +28,10 @@ def words_of(text: str) -> list[str]:
 
 
 def scene_words() -> tuple[str, ...]:
-    """Every word of the captions of `lactok.data.scenes`, sorted."""
+    """Every word of the captions of `lactok.data.scenes`, sorted, but what random shapes are called.
+
+    "a red shape" hence has an unknown word: a generator that learned from such scenes draws some shape for others, too.
+    """
     forms = [*OPENINGS, *JOINED, *(form for related in RELATED.values() for form in related)]
     forms += [re.sub(r"{\w+}", "", form) for form in COLOURED]
     texts = [*forms, *CLASSES, *CLASSES.values(), *COLOURS, *NUMBERS[1:], "a", "an"]

@@ -213,18 +213,24 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in self.project(x, turn))
         dropout = self.config.attn_dropout_p if self.training else 0.0
         grouped = self.config.kv_heads != self.config.n_head
-        if mask is not None and x.device.type == "cpu" and torch.is_grad_enabled() and not grouped:
-            mixed = _attend(q, k, v, mask, dropout)
+        slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled()
+        if slow and mask is not None and not grouped:
+            mixed = attend(q, k, v, mask, dropout)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
         return self.resid_dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """F.scaled_dot_product_attention written out, for training on a CPU: its fused kernel has a slow backward pass."""
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
-    return F.dropout(weights, dropout).to(v.dtype) @ v
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """F.scaled_dot_product_attention written out, in float32, for gradients of bfloat16 on a CPU.
+
+    With the fused kernel a step of attention took 2.4 times as long there; in float32 it is the faster one
+    (benchmarks/attention.py; AMD EPYC, torch 2.15). Every row of mask sees something.
+    """
+    with torch.autocast("cpu", enabled=False):
+        scores = (q.float() @ k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
+        weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
+        return (F.dropout(weights, dropout) @ v.float()).to(v.dtype)
 
 
 class FeedForward(nn.Module):

@@ -29,7 +29,8 @@ def start_from_codebook(gpt: GPT, codebook: Tensor) -> None:
             f"a codebook of {len(codebook)} vectors of width {codebook.shape[1]}: expected {vocabulary}, of at most "
             f"{width}"
         )
-    directions, _ = torch.linalg.qr(torch.randn(width, codebook.shape[1]))
+    own = torch.Generator().manual_seed(0)  # whatever was drawn before
+    directions, _ = torch.linalg.qr(torch.randn(width, codebook.shape[1], generator=own))
     vectors = F.normalize(codebook.float(), dim=1) @ directions.T
     gpt.tok_embeddings.weight.mul_(RANDOM_PART).add_(vectors * gpt.config.initializer_range * width**0.5)
     gpt.output.weight.copy_(vectors)

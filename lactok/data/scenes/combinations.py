@@ -4,10 +4,10 @@ A combination is a fact of a scene: a class in a colour, a class so many times, 
 relation, two coloured objects together. It is held out when sha256 of its text is divisible by five: 20 %. The rule
 needs no list and no seed, so that two folders made apart agree.
 
-A scene of the split `train` shows none that is held out, in its caption or not. A scene of `held_out` shows
-one that is, the one that its task asks for: a purple cat for `colors`, four keys for `counting`. What has no
-combination is in both: `single_object`. Single objects are never held out (nor is a count of one), and every class,
-colour, number and relation is in `train`.
+A scene of the split `train` shows none that is held out, in its caption or not. A scene of `held_out` shows one that
+is, the one that its task asks for: a purple cat for `colors`, four keys for `counting`. What has no combination is in
+both: `single_object`. A random shape of style `loose` has no class, and so no combination. Single objects are never
+held out (nor is a count of one), and every class, colour, number and relation is in `train`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 In style `plain` a class in a colour at a place is always the same image, and there are a few thousand of them: a small
 generator learns each by heart, and then knows a colour with those classes alone that it saw in it. Here a colour is
-any shade that is nearest to it, and a random shape comes in all ten colours. In integers alone, as all of a scene.
+any shade that is nearest to it in RGB, and a random shape comes in all ten colours, held-out ones of no class. In
+integers alone, as all of a scene. It is for training: the judge of scenes compares colours in CIELAB, where some of the
+shades are nearest to another name.
 """
 
 from __future__ import annotations
@@ -12,16 +14,21 @@ from dataclasses import replace
 from lactok.data.scenes.backgrounds import LIGHT
 from lactok.data.scenes.content import COLOUR_NAMES, Content
 from lactok.data.scenes.draws import Draws
-from lactok.data.scenes.raster import Primitive, Step, box, cut, disc, polygon
+from lactok.data.scenes.raster import FULL, Primitive, Step, box, coverage, cut, disc, polygon
 from lactok.data.scenes.vocabulary import COLOURS, NAMELESS, RGB, Thing
 
 NAMELESS_OF_TEN = 4
 """In so many of ten scenes a class becomes a random shape."""
 EXACT_OF = 3
-"""One colour of so many is drawn as it is; the others are shades of it."""
+"""At least one colour of so many is drawn as it is; the others are shades of it."""
 MOST_MIXED = 60
 """Percent of a random colour in a shade, at most."""
 TRIES = 40
+"""Of a shade; where none fits, the colour is drawn as it is."""
+LEAST_SHARE = 50
+"""A random shape fills at least one part of so many of its frame."""
+LOOKED_AT = 14
+"""Pixels of the smallest frame of style `plain`, that of images of 32 pixels."""
 CLEAR = 60
 """Least length of the RGB difference between a shade and every background of style `plain`."""
 
@@ -46,7 +53,7 @@ def with_nameless(content: Content, draws: Draws) -> Content:
 
 
 def shade(name: str, draws: Draws) -> RGB:
-    """A colour that is nearer to the named one than to every other: its distance to the next is 1.4 times as large."""
+    """A colour nearest in RGB to the named one: its distance to the next is at least 1.4 times as large."""
     own = COLOURS[name]
     if draws.below(EXACT_OF) == 0:
         return own
@@ -61,7 +68,14 @@ def shade(name: str, draws: Draws) -> RGB:
 
 
 def random_shape(draws: Draws) -> tuple[Primitive | Step, ...]:
-    """A polygon around the middle of the frame, often with a disc or a box joined to it or a hole cut into it."""
+    """A polygon, often with a disc or a box added or a hole cut into it; drawn anew until there is enough of it."""
+    while True:
+        steps = _steps(draws)
+        if LEAST_SHARE * coverage(steps, LOOKED_AT).sum() >= FULL * LOOKED_AT**2:
+            return steps
+
+
+def _steps(draws: Draws) -> tuple[Primitive | Step, ...]:
     corners = sorted({draws.below(len(DIRECTIONS)) for _ in range(draws.between(4, 10))})
     points = []
     for corner in corners if len(corners) > 2 else (0, 5, 11):

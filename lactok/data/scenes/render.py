@@ -63,9 +63,9 @@ def scene(
 
     size: side or (height, width) in pixels. Class, colour, caption and background are the same at every size, the
     layout at every size of one aspect. Tasks take turns: index i is of TASKS[i % 6]. split: see
-    `lactok.data.scenes.combinations`. style: changes background, layout, colours and mirroring, and how
-    much the caption says. Raises ValueError for a seed or index below 0, a side out of MIN_SIDE to MAX_SIDE, an aspect
-    beyond MAX_ASPECT.
+    `lactok.data.scenes.combinations`. style: changes background, layout, colours and mirroring, how much the caption
+    says and, where it is loose, what is shown. Raises ValueError for a seed or index below 0, a side out of MIN_SIDE to
+    MAX_SIDE, an aspect beyond MAX_ASPECT.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed={seed}, index={index}: expected integers of at least 0")
@@ -78,7 +78,7 @@ def scene_of(
 ) -> Scene:
     """A scene that GenEval's metadata of one, such as `Scene.metadata`, describe; the rest of it follows from `key`.
 
-    Raises ValueError for metadata of another form, and as `scene` does.
+    Raises ValueError for metadata of another form, such as those of a random shape, and as `scene` does.
     """
     return _rendered(content_of(line, Draws(f"{key}|content")), size, key, Style(style), Split.ALL)
 
@@ -92,7 +92,7 @@ def _rendered(content: Content, size: int | tuple[int, int], key: str, style: St
     full = style is not Style.VARIED and bool(draws("full").below(2))
     if style is not Style.VARIED:
         content = in_one_colour(content) if full else in_own_colours(content, split)
-    if style is Style.LOOSE:
+    if style is Style.LOOSE and split is Split.TRAIN:
         content = with_nameless(content, draws("nameless"))
     shorter = min(height, width)
     frame = (UNIT * width // shorter, UNIT * height // shorter)
@@ -147,7 +147,7 @@ def _draw(
     objects = []
     for thing, place in zip(things, places, strict=True):
         rgb = shades.setdefault(thing.colour, _shade(thing.colour, style, draws))
-        mirrored = style is not Style.PLAIN and bool(draws.below(2))
+        mirrored = style is not Style.PLAIN and bool(draws.below(2))  # drawn for a random shape, too
         if thing.class_name == NAMELESS:
             mask = coverage(nameless, place.side)
         else:

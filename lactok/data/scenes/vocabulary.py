@@ -47,9 +47,9 @@ class Style(StrEnum):
     plain: a flat light background, large objects at fixed places, in exactly their colours, never mirrored, a class in
         a colour of its own where the caption says none (`lactok.data.scenes.content.in_own_colours`); a small generator
         learns prompts from it in two hours of a core.
-    loose: as plain, but colours in many shades, some classes replaced by random shapes ("a red shape"), and mirrored
-        ones (`lactok.data.scenes.loose`): there are too many images to learn by heart, so that form and colour are
-        learned apart.
+    loose: as plain, but with colours in many shades, objects mirrored at random and, in the split `train`, some classes
+        replaced by random shapes ("a red shape"; `lactok.data.scenes.loose`): there are too many images to learn by
+        heart, so that form and colour are learned apart.
     """
 
     VARIED = "varied"
@@ -109,7 +109,7 @@ CLASSES: dict[str, str] = {
 NAMELESS, NAMELESS_PLURAL = "shape", "shapes"
 """What captions of style `loose` call a random shape. It is no class: no prompt asks for it, no combination has it."""
 
-# A class's colour in style `plain` where the caption says none: dark, so that it stands out, and never held out.
+# A class's colour in styles `plain` and `loose` where the caption says none: dark, to stand out, and never held out.
 OWN_COLOURS: dict[str, str] = {
     "circle": "blue",
     "square": "red",

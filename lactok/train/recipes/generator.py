@@ -18,6 +18,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from lactok import registry
+from lactok.checkpoint_file import tensors_sha256
 from lactok.data.folder import DataError
 from lactok.data.token_shards import ShardIndex
 from lactok.generators.captioned_gpt import ENCODER, CaptionedGPT, CaptionedGPTConfig, own_seed
@@ -60,8 +61,9 @@ class GeneratorOptions:
     side of the images that the ids are of.
 
     start: "hub" for LlamaGen's GPT-XL, a local file of it, or null for random weights. embeddings: of the ids at such a
-    random start, "random", or "codebook" for the decoder's code vectors. decoder: registered name of the tokenizer that
-    decodes sample images, decoder_weights: a local checkpoint of it. compile: torch.compile of each block.
+    random start (before `init`), "random", or "codebook" for the decoder's code vectors. decoder: registered name of
+    the tokenizer that decodes sample images, decoder_weights: a local checkpoint of it. compile: torch.compile of each
+    block.
     guidance_scale, temperature, top_k: of sample images.
     """
 
@@ -85,7 +87,9 @@ class GeneratorOptions:
         if self.embeddings not in (RANDOM, CODEBOOK):
             raise ValueError(f"embeddings={self.embeddings}: expected {RANDOM} or {CODEBOOK}")
         if self.start is not None and self.embeddings != RANDOM:
-            raise ValueError(f"start and embeddings={self.embeddings}: published weights bring theirs; leave one out")
+            raise ValueError(
+                f"start and embeddings={self.embeddings}: published weights bring theirs; set embeddings=random"
+            )
         if self.start is not None and self.words is not None:
             raise ValueError("start and words: published weights go with flan-t5-xl's states; leave one of them out")
 
@@ -195,6 +199,14 @@ class GeneratorRecipe(Recipe):
         states_of = "" if self.model.words is not None else index.text_encoder
         self.model.config = replace(self.model.config, tokenizer=index.tokenizer, text_encoder=states_of)
         self._made_with = {ENCODER: index.vq} if index.vq else {}
+        if self.options.embeddings == CODEBOOK and index.vq:
+            plugin, chosen = _decoder(self.options)
+            if all(tensors_sha256(locate(source)) != index.vq for source in plugin.weights(chosen)):
+                raise DataError(
+                    f"options.embeddings={CODEBOOK}: the ids of data.root are by {index.tokenizer}; the codebook of "
+                    f"options.decoder={self.options.decoder} is another; name its file by options.decoder_weights, "
+                    f"or set options.embeddings={RANDOM}"
+                )
 
     def _decoded(self, ids: Tensor, seeds: Sequence[int]) -> Tensor:
         if self._tokenizer is None:
