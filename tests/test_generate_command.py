@@ -76,7 +76,7 @@ def test_one_prompt_is_one_image_whatever_stands_beside_it(gpt: Path, folder: Pa
     assert np.abs(pixels(out).astype(int) - pixels(folder / "00001-0.png")).max() <= 1
     said = capsys.readouterr()
     assert f"done: 1 image(s) in {out} by llamagen-t2i-mini" in said.out
-    assert "guidance_scale 1.5, temperature 0.7, top_k 100" in said.out
+    assert "guidance_scale 1.5, temperature 0.3, top_k 100" in said.out
     assert "seed 3" in said.out
     assert "vocabulary" not in said.err
 

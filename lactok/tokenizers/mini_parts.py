@@ -70,7 +70,7 @@ SECOND_STAGE = {
     ),
     "tlcm": Miniature(
         "lactok-t-mini.safetensors",
-        sha256="3780c4f4bc1c096a4dfd2ee634e8ed7b1388651ee6751282e2cfc0efdd279ea3",
+        sha256="711ec86189b07ace4f75eabd75c395385227133cdf48d43ac4254d9b066705a4",
         command=_COMMAND.format("pixel accelerator=tlcm"),
     ),
 }
