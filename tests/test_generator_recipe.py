@@ -413,10 +413,6 @@ def test_embeddings_start_as_the_decoders_codebook(shards: Path, tmp_path: Path)
         (["options.model.class_dropout_prob=1.5"], "class_dropout_prob=1.5: expected 0 or more, below 1"),
         (["options.model.model_type=c2i", "options.model.cls_token_num=1"], "model_type 'c2i': expected 't2i'"),
         (["options.embeddings=zero"], "embeddings=zero: expected random or codebook"),
-        (
-            ["options.words=null", "options.start=x.pt", "options.embeddings=codebook"],
-            "bring theirs; set embeddings=random",
-        ),
         (["options.temperature=-1"], "expected temperature"),
         (["options.start=x.pt"], "start and words: published weights go with flan-t5-xl's states"),
         (["options.words=null", "options.start=absent.pt"], "absent.pt"),

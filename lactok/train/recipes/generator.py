@@ -61,9 +61,9 @@ class GeneratorOptions:
     side of the images that the ids are of.
 
     start: "hub" for LlamaGen's GPT-XL, a local file of it, or null for random weights. embeddings: of the ids at such a
-    random start (before `init`), "random", or "codebook" for the decoder's code vectors. decoder: registered name of
-    the tokenizer that decodes sample images, decoder_weights: a local checkpoint of it. compile: torch.compile of each
-    block.
+    random start alone (before `init`), "random", or "codebook" for the decoder's code vectors. decoder: registered name
+    of the tokenizer that decodes sample images, decoder_weights: a local checkpoint of it. compile: torch.compile of
+    each block.
     guidance_scale, temperature, top_k: of sample images.
     """
 
@@ -86,10 +86,6 @@ class GeneratorOptions:
             raise ValueError(f"model.class_dropout_prob={self.model.class_dropout_prob}: expected 0 or more, below 1")
         if self.embeddings not in (RANDOM, CODEBOOK):
             raise ValueError(f"embeddings={self.embeddings}: expected {RANDOM} or {CODEBOOK}")
-        if self.start is not None and self.embeddings != RANDOM:
-            raise ValueError(
-                f"start and embeddings={self.embeddings}: published weights bring theirs; set embeddings=random"
-            )
         if self.start is not None and self.words is not None:
             raise ValueError("start and words: published weights go with flan-t5-xl's states; leave one of them out")
 
@@ -168,7 +164,7 @@ class GeneratorRecipe(Recipe):
                 state = find_state_dict(load_state_dict(path), NESTED)
                 gpt = GPTStateDict().load(meta_skeleton(type(self.model.gpt), options.model), state)
             self.model.gpt.load_state_dict(gpt.state_dict())
-        if options.embeddings == CODEBOOK and not is_dry_run():
+        if self._from_codebook and not is_dry_run():
             codebook = codebook_of(self._fitting_decoder(torch.device("cpu")).networks().values())
             if codebook is None:
                 raise DataError(f"options.embeddings={CODEBOOK}: {options.decoder} has no codebook of one vector an id")
@@ -180,6 +176,10 @@ class GeneratorRecipe(Recipe):
         self._tokenizer: Tokenizer | None = None
         self._matrix_rate: float | None = None
         self._dtype = torch.float32
+
+    @property
+    def _from_codebook(self) -> bool:
+        return self.options.start is None and self.options.embeddings == CODEBOOK
 
     def exported(self) -> tuple[nn.Module, Mapping[str, Tensor]]:
         return self.model, self.model.state_dict()
@@ -199,7 +199,7 @@ class GeneratorRecipe(Recipe):
         states_of = "" if self.model.words is not None else index.text_encoder
         self.model.config = replace(self.model.config, tokenizer=index.tokenizer, text_encoder=states_of)
         self._made_with = {ENCODER: index.vq} if index.vq else {}
-        if self.options.embeddings == CODEBOOK and index.vq:
+        if self._from_codebook and index.vq:
             plugin, chosen = _decoder(self.options)
             if all(tensors_sha256(locate(source)) != index.vq for source in plugin.weights(chosen)):
                 raise DataError(
