@@ -68,7 +68,7 @@ WAYS = (
     (r"evals\.run tokenizers=llamagen limit=32", "long"),  # half a minute; its rows are those of test_nothing_moves
     (r"evals\.run suite=review", "long"),  # minutes; with toys: tests/test_review.py
     (r"evals\.run suite=geneval$", "long"),  # three minutes; on few prompts: tests/test_geneval.py
-    (r"evals\.run suite=geneval .*dataset=prompts", "long"),  # three minutes; other files of prompts: tests/test_docs_commands.py
+    (r"evals\.run suite=geneval .*dataset=prompts", "long"),  # three minutes
     (r"evals\.run suite=(ablation|table5 scale=mini)", "long"),  # minutes; their rows: tests/test_tables.py
     (r"evals\.run .*(scale=paper|weights=paper|suite=table|suite=preference|sd1\.5)", "needs"),
     (r"evals lint-paper", "test_paper_findings::test_the_command_prints_a_line_a_finding_and_agrees"),
