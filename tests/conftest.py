@@ -4,6 +4,7 @@ One test alone, or a debugger: `pytest --numprocesses=0 tests/test_x.py`.
 """
 
 import gc
+import logging
 import os
 import sys
 
@@ -40,3 +41,13 @@ def _what_is_imported_is_collected_no_more():
 def _at_its_end_python_collects_all():
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _the_log_is_as_it_was():
+    """`evals.run` takes the package's log for itself (evals/streams.py): a later test of the process has it back."""
+    logger = logging.getLogger("lactok")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers[:] = before[1:]

@@ -83,8 +83,9 @@ def test_muon_takes_trained_matrices_once(net: Net):
 
 @pytest.mark.parametrize("gradients", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
-def test_a_kernel_is_stepped_as_torchs_muon_steps_the_matrix(net: Net, weights, gradients):
+def test_a_kernel_is_stepped_as_torchs_muon_steps_the_matrix(net: Net, monkeypatch, weights, gradients):
     """Whatever the order of weights and gradients in memory; three steps, so that the momentum has a part in them."""
+    monkeypatch.setattr("lactok.train.optimizer.multiplies_bfloat16", lambda: True)
     net.to(memory_format=weights)
     kernel = net.first.weight.detach().flatten(1).clone(memory_format=torch.contiguous_format).requires_grad_()
     table = net.tied.weight.detach().clone().requires_grad_()
@@ -103,6 +104,34 @@ def test_a_kernel_is_stepped_as_torchs_muon_steps_the_matrix(net: Net, weights, 
     assert (net.first.weight - before).abs().max() > 5e-3
     assert torch.allclose(net.first.weight.flatten(1), kernel, atol=2e-3)  # it multiplies in bfloat16
     assert torch.equal(net.tied.weight, table)
+
+
+def test_a_cpu_without_bfloat16_multiplies_in_float32(net: Net, monkeypatch):
+    """The step is torch's but for rounding, and the result is nearer to orthogonal rows."""
+    steps = {}
+    before = net.tied.weight.detach().clone()
+    for fast in (True, False):
+        monkeypatch.setattr("lactok.train.optimizer.multiplies_bfloat16", lambda fast=fast: fast)
+        net.tied.weight.data.copy_(before)
+        muon, _ = build_optimizers(net, replace(MUON, weight_decay=0.0), CPU)
+        give_gradients(net, torch.contiguous_format)
+        muon.step()
+        steps[fast] = net.tied.weight.detach() - before
+    assert 0 < (steps[True] - steps[False]).abs().max() < 0.02 * steps[True].abs().max()
+    exact = _orthogonalised(net.tied.weight.grad * (1 + 0.95) * 0.05)
+    for fast, least, most in ((False, 0, 1e-5), (True, 1e-4, 2e-2)):
+        direction = -steps[fast] / steps[fast].norm() * exact.norm()
+        assert least < (direction - exact).abs().max() <= most
+
+
+def _orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """By the quintic of Muon's author, five times, in float64."""
+    x = matrix.double().T  # fewer rows than columns
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x.T.float()
 
 
 SHORT = {"steps": 6, "checkpoint_every": 2, "sample_every": 100, "accumulation": 2}

@@ -21,7 +21,7 @@ from lactok.interface import Item, ItemsRefused
 from lactok.items import prompt_hash
 from lactok.models.gpt import GPT
 from lactok.models.gpt_generation import Prompt, generate
-from lactok.models.gpt_sampling import Sampling
+from lactok.models.gpt_sampling import Sampling, draw, prompt_numbers
 from lactok.models.gpt_state_dict import GPTStateDict
 from lactok.registry import load
 from lactok.state_dict import meta_skeleton
@@ -68,12 +68,33 @@ def test_all_decode_the_same_ids(gpt: Path):
     assert len(first.unique()) > 100
     assert len(first.unique(dim=0)) == 5
     assert all(torch.equal(first, other) for other in others)
-    # at 0.3 rounding decides one near tie of the seeded network's flat logits otherwise in a smaller batch
-    one, few = (make(MINIS[0], gpt=str(gpt), temperature=0.7, **more) for more in ({}, {"together": 2}))
-    assert torch.equal(one.ids(PROMPTS, SEEDS), few.ids(PROMPTS, SEEDS))
     other = make(MINIS[0], gpt=str(gpt)).ids(PROMPTS[:1], [4])
     assert not torch.equal(other[0], first[0])
     assert not torch.equal(make(MINIS[0], gpt=str(gpt), guidance_scale=1.0).ids(PROMPTS, SEEDS), first)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.7])
+def test_ids_are_the_same_in_a_smaller_batch_but_for_near_ties(gpt: Path, monkeypatch, temperature: float):
+    """Logits of another batch size differ by 2e-5, cumulated probabilities by 1e-6: a number as near to a bound of
+    one's id may fall on either side. Of these 320 ids at 0.3 that is one, 4e-8 away.
+    """
+    distances: dict[float, float] = {}
+
+    def draw_noting(probability: Tensor, numbers: Tensor) -> Tensor:
+        reached = probability.cumsum(-1, dtype=torch.float64)
+        apart = (reached / reached[:, -1:] - numbers[:, None]).abs().min(1).values
+        distances.update(zip(numbers.tolist(), apart.tolist()))
+        return draw(probability, numbers)
+
+    monkeypatch.setattr("lactok.models.gpt_generation.draw", draw_noting)
+    whole = make(MINIS[0], gpt=str(gpt), temperature=temperature).ids(PROMPTS, SEEDS)
+    few = make(MINIS[0], gpt=str(gpt), temperature=temperature, together=2).ids(PROMPTS, SEEDS)
+    assert len(distances) == whole.numel()
+    for one, other, seed in zip(whole, few, SEEDS):
+        differing = (one != other).nonzero()[:, 0].tolist()
+        if differing:  # what follows the first is another image
+            assert distances[prompt_numbers(seed, 64)[differing[0]].item()] < 1e-5
+    assert (whole == few).float().mean() > 0.95
 
 
 @pytest.mark.parametrize(("name", "side"), list(zip(MINIS, (128, 128, 64))))

@@ -30,7 +30,7 @@ from lactok.train.config import (
 from lactok.train.help import help_text
 from lactok.train.log import CsvLog
 from lactok.train.loop import TrainingDiverged, _Run, accumulate_gradients, train
-from lactok.train.precision import resolve
+from lactok.train.precision import resolve, slow_bfloat16
 from lactok.train.recipe import Batch, Losses, checkpoint_names
 from lactok.train.run_folder import RunFolderError, open_run
 from lactok.train.schedule import learning_rate
@@ -323,6 +323,11 @@ def test_precision_auto_follows_the_hardware(
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     assert resolve("auto", device) == chosen
     assert (resolve("fp32", device), resolve("bf16", device)) == ("fp32", "bf16")
+    slow = slow_bfloat16("bf16", torch.device("cpu"))
+    fast = flags is not None and chosen == "bf16" and not cuda
+    assert (slow is None) == fast
+    assert slow is None or "precision=fp32, or auto, is the faster one" in slow
+    assert slow_bfloat16("fp32", torch.device("cpu")) is slow_bfloat16("bf16", torch.device("cuda")) is None
 
 
 def test_a_run_is_bound_to_the_precision_that_auto_chose(data: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):

@@ -28,7 +28,7 @@ from lactok.train.config import TrainConfig
 from lactok.train.data import Share
 from lactok.train.log import CsvLog, Reporter, plot
 from lactok.train.optimizer import SMALLEST, build_optimizers, muon_matrices, require_optimizer
-from lactok.train.precision import resolve
+from lactok.train.precision import resolve, slow_bfloat16
 from lactok.train.recipe import Losses, Provenance, Recipe, build_recipe, checkpoint_names
 from lactok.train.run_folder import (
     RunFolderError,
@@ -201,6 +201,8 @@ class _Run:
         self.reporter = Reporter(config.steps, self.progress.step, self.main)
         if config.sharding == "full" and not self.shards:
             notes.append(ONE_PROCESS)
+        if warning := slow_bfloat16(self.precision, self.accelerator.device):
+            notes.append(warning)
         for note in notes:
             self.reporter.say(note)
         self.reporter.say(self._headline())

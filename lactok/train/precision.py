@@ -23,6 +23,16 @@ def resolve(precision: str, device: str) -> str:
     return "bf16" if on_cuda or multiplies_bfloat16() else "fp32"
 
 
+def slow_bfloat16(precision: str, device: torch.device) -> str | None:
+    """A warning where float32 would be the faster one; precision: of `resolve`."""
+    if precision != "bf16" or device.type != "cpu" or multiplies_bfloat16():
+        return None
+    return (
+        "warning: precision=bf16 on a CPU that does not multiply bfloat16 (no amx_bf16, no avx512_bf16): each product "
+        "is emulated, and steps may take 20 times as long; precision=fp32, or auto, is the faster one here"
+    )
+
+
 def multiplies_bfloat16() -> bool:
     """Whether this machine's CPU has one of FAST, by Linux's list of its flags; False where there is none."""
     try:

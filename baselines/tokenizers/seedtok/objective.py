@@ -30,6 +30,7 @@ from baselines.tokenizers.seedtok.diffusion_decoder import (
 from baselines.tokenizers.seedtok.model import SeedModel, normalise
 from baselines.tokenizers.seedtok.unclip import Sampling
 from lactok import registry
+from lactok.feature_extractors.effnet import STAGE_BLOCKS
 from lactok.models import autoencoder
 from lactok.train.attention_start import grid_places, mimetic_, spread_cells
 from lactok.train.codebook import DeadCodes, RevivalOptions, codebook_statistics
@@ -55,8 +56,8 @@ STATISTICS_STEPS = 40
 class SeedTrainingOptions(RevivalOptions):
     """model: the networks. autoencoder: checkpoint of recipe=vae; null: the miniature that ships.
 
-    features_size: pixels a side to which images are enlarged for the target's network; features_stages: its feature
-        maps whose means by channel are the target, 1 to 5.
+    features_size: pixels a side to which images are enlarged for the target's network; features_cells: for each of its
+        first feature maps (1 to 5 of them), the cells of a side whose means by channel are the target; 1: the map's.
     most_noise: largest noise level of the embedding in training, of 1000; null_share: share without condition.
     quantize_from: the first step at which the decoder sees code embeddings; before it, the encoder's vectors.
     sample_steps, guidance_scale: of the sample images.
@@ -65,12 +66,19 @@ class SeedTrainingOptions(RevivalOptions):
     model: SeedMiniConfig = field(default_factory=SeedMiniConfig)
     autoencoder: str | None = None
     features_size: int = 128
-    features_stages: int = 4
+    features_cells: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
     most_noise: int = 100
     null_share: float = 0.1
     quantize_from: int = 0
     sample_steps: int = 10
     guidance_scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        cells = self.features_cells
+        if not 1 <= len(cells) <= len(STAGE_BLOCKS) or min(cells) < 1:
+            raise ValueError(
+                f"features_cells={cells}: expected 1 to {len(STAGE_BLOCKS)} numbers of cells a side, each 1 or more"
+            )
 
 
 class SeedRecipe(Recipe):
@@ -99,7 +107,7 @@ class SeedRecipe(Recipe):
         if options.model.tokenizer.image_features_dim != width:
             raise ValueError(
                 f"options.model.tokenizer.image_features_dim={options.model.tokenizer.image_features_dim}: "
-                f"the first {options.features_stages} feature maps have {width} channels"
+                f"cells of the first feature maps, features_cells={options.features_cells}, give {width} means"
             )
         self.statistics = nn.BatchNorm1d(width, affine=False, momentum=None)  # None: a mean of all images seen
         self.dead_codes = DeadCodes(tokenizer.n_embed, options)
@@ -111,7 +119,7 @@ class SeedRecipe(Recipe):
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
-        """Image embeddings (B, D): means of feature maps by channel, brought to mean 0, deviation 1 over images."""
+        """Image embeddings (B, D): means of feature maps' cells, brought to mean 0, deviation 1 over images."""
         means = _means(self.frozen["features"], images, self.options)
         return F.batch_norm(means, self.statistics.running_mean, self.statistics.running_var)
 
@@ -199,11 +207,12 @@ class SeedRecipe(Recipe):
 
 @torch.no_grad()
 def _means(features: nn.Module, images: Tensor, options: SeedTrainingOptions) -> Tensor:
-    """Channel means (B, D) of the first feature maps of enlarged images."""
+    """Channel means (B, D) of the cells of enlarged images' first feature maps."""
     size = (options.features_size,) * 2
     enlarged = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-    stages = cast("Effnet", features).stages(enlarged, options.features_stages)
-    return torch.cat([stage.float().mean((2, 3)) for stage in stages], 1)
+    cells = options.features_cells
+    stages = cast("Effnet", features).stages(enlarged, len(cells))
+    return torch.cat([F.adaptive_avg_pool2d(s.float(), side).flatten(1) for s, side in zip(stages, cells, strict=True)], 1)
 
 
 @torch.no_grad()
