@@ -24,6 +24,10 @@ from lactok.weights import WeightsError, load_state_dict, read_metadata, sha256_
 Config = TypeVar("Config")
 
 
+LATENTS = "latents"
+"""In an autoencoder's `made_with`: the file whose latents it has, having kept the encoder and trained the decoder."""
+
+
 @dataclass(frozen=True)
 class CheckpointMetadata:
     """The header of a checkpoint.
@@ -45,12 +49,8 @@ class CheckpointMetadata:
 
     def require_part(self, file: str | os.PathLike, part: str, path: str | os.PathLike) -> None:
         """Raises WeightsError if `file`, whose header this is, was trained with another `part` than that at `path`."""
-        expected, seen = self.made_with.get(part), tensors_sha256(path)
-        if expected is not None and seen != expected:
-            raise WeightsError(
-                f"{file} was trained with another {part}: tensors with sha256 {expected[:12]}..., those of {path} have "
-                f"{seen[:12]}...; name the file that it was trained with, or train it anew"
-            )
+        if (expected := self.made_with.get(part)) is not None:
+            require_made_with(file, part, expected, path)
 
     def build_config(self, config_class: type[Config]) -> Config:
         """`config` as an instance of the dataclass. Raises WeightsError when the fields are not its own."""
@@ -143,3 +143,23 @@ def tensors_sha256(path: str | os.PathLike) -> str:
     with open(path, "rb") as file:
         file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_made_with(file: str | os.PathLike, what: str, expected: str, path: str | os.PathLike) -> None:
+    """Raises WeightsError unless `path` holds the tensors, or has the latents, of the part that `file` was made with.
+
+    expected: sha256 of that part's tensors; what: the part, for the message.
+    """
+    seen = tensors_sha256(path)
+    if expected not in (seen, _latents(path)):
+        raise WeightsError(
+            f"{file} was trained with another {what}: tensors with sha256 {expected[:12]}..., those of {path} have "
+            f"{seen[:12]}...; name the file that it was trained with, or train it anew"
+        )
+
+
+def _latents(path: str | os.PathLike) -> str | None:
+    """sha256 of the tensors of the autoencoder whose encoder a file kept; None where it says of none."""
+    if Path(path).suffix != ".safetensors":
+        return None
+    return json.loads(read_metadata(path).get("made_with", "{}")).get(LATENTS)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from baselines.tokenizers.flextok.objective import FlexTokRecipe
-from baselines.tokenizers.seedtok.objective import SeedRecipe
+from baselines.tokenizers.seedtok.objective import SeedRecipe, SeedTrainingOptions, _means
 from baselines.tokenizers.titok.objective import TiTokRecipe
 from lactok.checkpoint_file import read_checkpoint, save_checkpoint, tensors_sha256
 from lactok.models import autoencoder
@@ -247,9 +247,50 @@ def test_what_hangs_on_an_autoencoder_says_so(files: dict[str, Path], data: Path
         train(config, recipe)
     with pytest.raises(TrainConfigError, match="the decoder gives 64 pixels a side, the encoder reads 32"):
         settings("titok", data, tmp_path / "run", "options.model.pixel_ch_mult=[1,2,4]")
-    config, recipe = settings("seed", data, tmp_path / "other", "options.features_stages=3")
-    with pytest.raises(TrainConfigError, match="image_features_dim=208: the first 3 feature maps have 88 channels"):
+    config, recipe = settings("seed", data, tmp_path / "other", "options.features_cells=[2,1]")
+    said = r"image_features_dim=216: cells of the first feature maps, features_cells=\[2, 1\], give 88 means"
+    with pytest.raises(TrainConfigError, match=said):
         train(config, recipe)
+    with pytest.raises(TrainConfigError, match=r"features_cells=\[0\]: expected 1 to 5 numbers of cells a side"):
+        settings("seed", data, tmp_path / "other", "options.features_cells=[0]")
+
+
+def test_seeds_target_knows_where():
+    """Cells tell an image of two halves from its mirror image; means of whole maps hardly do."""
+    image = torch.zeros(1, 3, 64, 64)
+    image[:, 0, :, :32], image[:, 2, :, 32:] = 0.8, 0.6
+    features = load("features", "effnet-lite2")()
+    apart = {}
+    for side in (1, 3):
+        options = SeedTrainingOptions(features_size=96, features_cells=[side])
+        one, mirrored = (_means(features, each, options) for each in (image, image.flip(3)))
+        assert one.shape == (1, 16 * side**2)
+        apart[side] = ((one - mirrored).norm() / one.norm()).item()
+    assert apart[3] > 2 * apart[1]
+
+
+def test_a_decoder_trained_alone_keeps_the_latents(files: dict[str, Path], data: Path, tmp_path: Path):
+    """So what was trained on them takes the new file, and no other; its own successor goes by the same latents."""
+    shipped = locate(autoencoder.MINI.source())
+    small = "options.image_size=32", "options.perceptual=0", "options.decoder_only=true"
+    keys = ["recipe=vae", f"data.root='{data}'", "device=cpu", "threads=1", "steps=3", "batch_size=2", *small]
+    keys += ["data.smallest_crop=64", "data.largest_crop=128", "data.validation=2"]
+    with pytest.raises(TrainConfigError, match=r"options\.decoder_only=true: expected init=FILE, the checkpoint whose"):
+        train(*compose_config([*keys, f"out='{tmp_path / 'none'}'"]))
+    start = shipped
+    widths = f"options.model.block_out_channels={read_checkpoint(shipped)[1].config['block_out_channels']}"
+    for name in ("one", "two"):
+        assert train(*compose_config([*keys, widths, f"out='{tmp_path / name}'", f"init='{start}'"])).finished
+        start = tmp_path / name / "vae-mini.safetensors"
+        before, after = load_file(shipped), load_file(start)
+        moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+        assert moved == {"decoder", "post_quant_conv"}
+        made = read_checkpoint(start)[1]
+        assert made.config == read_checkpoint(shipped)[1].config, "the same scaling factor"
+        assert made.made_with == {"latents": tensors_sha256(shipped)}
+    for recipe in ("flextok", "seed"):
+        tokenizer_of(TOKENIZERS[recipe], weights=str(files[recipe]), autoencoder=str(start), **SIZES.get(recipe, {}))
+    assert tokenizer_of("lactok-h-mini", autoencoder=str(start)).info.output_size == 128
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lactok.checkpoint_file import require_made_with
 from lactok.interface import TrainingCompute
 from lactok.models.autoencoder import MINI as AUTOENCODER
 from lactok.models.lactok import LacTok
@@ -29,7 +30,6 @@ from lactok.tokenizers.mini_parts import (
     load_few_step_lora,
     load_trainable_copy,
     put_together,
-    require_made_with,
     training_of,
     vq_source,
 )
@@ -119,9 +119,9 @@ class LacTokMini(LacTokTokenizer):
         parts = [base.vq_file, base.diffusion.file, base.diffusion.vae_file]
         if self.FEW_STEP_LORA is not None:
             adapter = load_few_step_lora(self.FEW_STEP_LORA, options.adapter)
-            require_made_with(adapter.file, "diffusion UNet", adapter.config.base, base.diffusion.file)
+            require_made_with(adapter.file.path, "diffusion UNet", adapter.config.base, base.diffusion.file.path)
             if made.adapter is not None:
-                require_made_with(file, "adapter", made.adapter, adapter.file)
+                require_made_with(file.path, "adapter", made.adapter, adapter.file.path)
             adapter.merge(model.decoder.unet)
             parts.append(adapter.file)
         return model, options.input_size, options.output_size, training_of(file, *parts)

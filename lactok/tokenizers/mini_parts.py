@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lactok import registry
-from lactok.checkpoint_file import CheckpointMetadata, Config, read_checkpoint, tensors_sha256
+from lactok.checkpoint_file import CheckpointMetadata, Config, read_checkpoint, require_made_with, tensors_sha256
 from lactok.interface import TrainingCompute
 from lactok.models import autoencoder
 from lactok.models.autoencoder import AutoencoderConfig
@@ -212,15 +212,6 @@ def _assign(model: torch.nn.Module, state: Mapping[str, Tensor], file: Located, 
     model.load_state_dict(state, strict=True, assign=True)
 
 
-def require_made_with(file: Located, what: str, expected: str, part: Located) -> None:
-    """Raises WeightsError unless `part` holds the tensors that `file` was trained with."""
-    if part.tensors != expected:
-        raise WeightsError(
-            f"{file.path} was trained with another {what}: tensors with sha256 {expected[:12]}..., those of "
-            f"{part.path} have {part.tensors[:12]}...; name the file that it was trained with, or train it anew"
-        )
-
-
 @dataclass(frozen=True)
 class Diffusion:
     """The latent diffusion model: its UNet without LoRA, the autoencoder of its latents, the files of both."""
@@ -239,7 +230,7 @@ def load_diffusion(base: str | None, vae: str | None) -> Diffusion:
     network, sizes, metadata = autoencoder.load_mini_autoencoder(vae)
     path = locate(autoencoder.MINI.source(vae))
     vae_file = Located(path, tensors_sha256(path), metadata)
-    require_made_with(file, "autoencoder", config.autoencoder, vae_file)
+    require_made_with(file.path, "autoencoder", config.autoencoder, vae_file.path)
     return Diffusion(unet, network, config.model, sizes, file, vae_file)
 
 
@@ -268,8 +259,8 @@ def load_base(vq: str | None, base: str | None, vae: str | None) -> Base:
 
 def put_together(base: Base, copy: ControlNetModel, made: TrainableCopyConfig, file: Located) -> LacTok:
     """A LacTok of the shared parts and a trainable copy. Raises WeightsError if it was trained with others."""
-    require_made_with(file, "VQ encoder", made.vq, base.vq_file)
-    require_made_with(file, "diffusion UNet", made.base, base.diffusion.file)
+    require_made_with(file.path, "VQ encoder", made.vq, base.vq_file.path)
+    require_made_with(file.path, "diffusion UNet", made.base, base.diffusion.file.path)
     config = LacTokConfig(base.vq.config, made.decoder, base.diffusion.autoencoder)
     decoder = LatentDecoder(made.decoder, base.diffusion.unet, copy)
     return LacTok(config, base.vq, decoder, base.diffusion.vae)

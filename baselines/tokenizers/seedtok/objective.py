@@ -212,7 +212,9 @@ def _means(features: nn.Module, images: Tensor, options: SeedTrainingOptions) ->
     enlarged = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
     cells = options.features_cells
     stages = cast("Effnet", features).stages(enlarged, len(cells))
-    return torch.cat([F.adaptive_avg_pool2d(s.float(), side).flatten(1) for s, side in zip(stages, cells, strict=True)], 1)
+    return torch.cat(
+        [F.adaptive_avg_pool2d(s.float(), side).flatten(1) for s, side in zip(stages, cells, strict=True)], 1
+    )
 
 
 @torch.no_grad()

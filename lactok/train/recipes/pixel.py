@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lactok.checkpoint_file import require_made_with
 from lactok.interface import TrainingCompute
 from lactok.models.few_step_lora import (
     HYPERSD,
@@ -35,7 +36,6 @@ from lactok.tokenizers.mini_parts import (
     Base,
     load_few_step_lora,
     load_trainable_copy,
-    require_made_with,
 )
 from lactok.train.distances import PerceptualDistance, PerceptualOptions, mean_psnr
 from lactok.train.parts import is_dry_run, left_by, only
@@ -127,14 +127,14 @@ class PixelRecipe(TrainableCopyRecipe[PixelOptions]):
     def _start_mini(self, base: Base) -> None:
         options = self.options
         copy, made, file = load_trainable_copy(_start_source(options))
-        require_made_with(file, "VQ encoder", made.vq, base.vq_file)
-        require_made_with(file, "diffusion UNet", made.base, base.diffusion.file)
+        require_made_with(file.path, "VQ encoder", made.vq, base.vq_file.path)
+        require_made_with(file.path, "diffusion UNet", made.base, base.diffusion.file.path)
         if made.decoder != self.config.decoder:
             raise WeightsError(f"{file.path} has other sizes than options.condition_widths says: {made.decoder}")
         self.control.load_state_dict(copy.state_dict())
         self._before = file.metadata.training
         adapter = load_few_step_lora(self.accelerator, options.adapter)
-        require_made_with(adapter.file, "diffusion UNet", adapter.config.base, base.diffusion.file)
+        require_made_with(adapter.file.path, "diffusion UNet", adapter.config.base, base.diffusion.file.path)
         adapter.merge(self.frozen["unet"])
         self._adapter = adapter.file.tensors
 

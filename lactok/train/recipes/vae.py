@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lactok.checkpoint_file import read_checkpoint
+from lactok.checkpoint_file import LATENTS, read_checkpoint, tensors_sha256
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
 from lactok.train.distances import PerceptualDistance, PerceptualOptions, mean_psnr
 from lactok.train.noise import normal
@@ -34,12 +34,15 @@ class VAEOptions(PerceptualOptions):
     """model: the network; its scaling_factor is measured, not set. image_size: pixels, side of the training images.
 
     pixel, kl: weights of the L1 term (on [-1, 1]), and of the divergence from a unit normal (mean over latent values).
+    decoder_only: encoder and scaling factor stay those of init=, which it needs: the latents are the same, and what was
+        trained on them takes the new file, too.
     """
 
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     image_size: int = 256
     pixel: float = 1.0
     kl: float = 1e-4
+    decoder_only: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +72,11 @@ class VAERecipe(Recipe):
         with torch.no_grad():
             self.model.quant_conv.bias[options.model.latent_channels :] = FIRST_LOG_VARIANCE
         self.register_buffer("power", torch.ones(()))
+        self._start: tuple[float, str] | None = None
+        """Scaling factor of the checkpoint that it begins with, and the sha256 by which its latents go."""
+        if options.decoder_only:
+            self.model.encoder.requires_grad_(False)
+            self.model.quant_conv.requires_grad_(False)
         self.frozen["perceptual"] = PerceptualDistance(options, load=not is_dry_run())
 
     @property
@@ -83,7 +91,7 @@ class VAERecipe(Recipe):
         pixel = (output - target).abs().mean()
         perceptual = self.frozen["perceptual"](batch.images, (output + 1) / 2).mean()
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        if self.training:
+        if self.training and not options.decoder_only:
             self.power.lerp_(latents.detach().float().square().mean(), 1 - MOMENTUM)
         total = options.pixel * pixel + options.perceptual * perceptual + options.kl * kl
         parts = {"pixel": pixel, "perceptual": perceptual, "kl": kl}
@@ -107,10 +115,23 @@ class VAERecipe(Recipe):
 
     def export(self, path: Path, provenance: Provenance) -> None:
         """The model's weights, for `lactok.models.autoencoder.build_autoencoder`, with the measured scaling factor."""
-        config = dataclasses.replace(self.options.model, scaling_factor=1 / self.power.sqrt().item())
-        export_model(path, self.model, config, provenance.with_losses(self.options.losses))
+        scaling_factor, made_with = 1 / self.power.sqrt().item(), {}
+        if self.options.decoder_only:
+            assert self._start is not None, "missing_start refuses this"
+            scaling_factor, latents = self._start
+            made_with = {LATENTS: latents}
+        config = dataclasses.replace(self.options.model, scaling_factor=scaling_factor)
+        export_model(path, self.model, config, provenance.with_losses(self.options.losses), made_with)
+
+    @property
+    def missing_start(self) -> str | None:
+        if self.options.decoder_only and self._start is None:
+            return "options.decoder_only=true: expected init=FILE, the checkpoint whose encoder stays"
+        return None
 
     def start_from(self, path: Path) -> None:
         super().start_from(path)
-        scaling = read_checkpoint(path)[1].build_config(AutoencoderConfig).scaling_factor
+        made = read_checkpoint(path)[1]
+        scaling = made.build_config(AutoencoderConfig).scaling_factor
         self.power.fill_(scaling**-2)
+        self._start = scaling, made.made_with.get(LATENTS, tensors_sha256(path))
