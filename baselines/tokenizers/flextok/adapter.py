@@ -36,7 +36,7 @@ from lactok.weights import (
 
 MINI = Miniature(
     "flextok-mini.safetensors",
-    sha256="cdaf609d8132cf4c48077c75f116c29bbd534cf6e3c44d40747ef012076d6c92",
+    sha256="a141c20d8517be6fc4df6f44bfc41c4c514afe2f3dadbf0ff7c7333b7e06c217",
     command="python -m lactok.train recipe=flextok scale=mini data.root=DIR",
 )
 
@@ -71,7 +71,7 @@ class FlexTokMiniOptions:
     weights: str | None = None
     autoencoder: str | None = None
     keep_ids: int = 64
-    steps: int = 10
+    steps: int = 5
     guidance_scale: float = 1.5
     posterior_seed: int | None = None
 

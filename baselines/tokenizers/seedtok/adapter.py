@@ -32,7 +32,7 @@ from lactok.weights import (
 
 MINI = Miniature(
     "seedtok-mini.safetensors",
-    sha256="0d65a63b20865ec4ca75112e087786c6096f1e7082ce93a57d60c0611506b2f3",
+    sha256="f505fe123f74ae37cd16bb36adebaf8f6f8c3927f14d9dd38ba593a25c81afb0",
     command="python -m lactok.train recipe=seed scale=mini data.root=DIR",
 )
 
@@ -66,7 +66,7 @@ class SeedTokMiniOptions:
     weights: str | None = None
     autoencoder: str | None = None
     steps: int = 10
-    guidance_scale: float = 2.0
+    guidance_scale: float = 3.0
     noise_level: int = 0
 
 
