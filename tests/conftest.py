@@ -44,10 +44,9 @@ def _at_its_end_python_collects_all():
 
 
 @pytest.fixture(autouse=True)
-def _the_log_is_as_it_was():
-    """`evals.run` takes the package's log for itself (evals/streams.py): a later test of the process has it back."""
+def _the_log_is_as_a_program_finds_it():
+    """`evals.run` takes the package's log for itself (evals/streams.py), also in a module's fixture."""
     logger = logging.getLogger("lactok")
-    before = logger.level, logger.propagate, list(logger.handlers)
-    yield
-    logger.setLevel(before[0])
-    logger.propagate, logger.handlers[:] = before[1:]
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+    logger.handlers.clear()
