@@ -45,8 +45,15 @@ def _at_its_end_python_collects_all():
 
 @pytest.fixture(autouse=True)
 def _the_log_is_as_a_program_finds_it():
-    """`evals.run` takes the package's log for itself (evals/streams.py), also in a module's fixture."""
+    """`evals.run` takes the package's log for itself (evals/streams.py), also in a module's fixture.
+
+    And a library that configures logging switches the loggers off that are there already.
+    """
+    logging.disable(logging.NOTSET)
     logger = logging.getLogger("lactok")
     logger.setLevel(logging.NOTSET)
     logger.propagate = True
     logger.handlers.clear()
+    for name, one in list(logging.root.manager.loggerDict.items()):
+        if name.startswith("lactok") and isinstance(one, logging.Logger):
+            one.disabled = False
