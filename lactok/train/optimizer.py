@@ -19,7 +19,7 @@ MOMENTUM = 0.95
 
 
 class Float32Products(TorchFunctionMode):
-    """Lets casts to bfloat16 within it give float32: where it is emulated, its products are 35 times as slow."""
+    """Lets casts to bfloat16 within it give float32: where it is emulated, its products are the slow ones."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -29,7 +29,7 @@ def slow_bfloat16(precision: str, device: torch.device) -> str | None:
         return None
     return (
         "warning: precision=bf16 on a CPU that does not multiply bfloat16 (no amx_bf16, no avx512_bf16): each product "
-        "is emulated, and steps may take 20 times as long; precision=fp32, or auto, is the faster one here"
+        "is emulated, and steps take much longer; precision=fp32, or auto, is the faster one here"
     )
 
 
