@@ -25,6 +25,8 @@ from lactok.files import write_atomically
 
 INDEX = "index.json"
 VERSION = 1
+STORED = {"I32": np.int32, "U8": np.uint8}
+"""safetensors' names of what ids and captions are stored as."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
+        self._path = path
         try:
             self._file = safe_open(str(path), "pt")
             self.count: int = self._file.get_slice("ids").get_shape()[0]
@@ -142,12 +145,28 @@ class _Shard:
         names = [name for name in self._file.keys() if name.endswith("_ends")]  # noqa: SIM118  # no mapping
         return {name.removesuffix("_ends"): [0, *self._file.get_tensor(name).tolist()] for name in names}
 
+    @cached_property
+    def _ids(self) -> Tensor:
+        return self._mapped("ids")
+
+    @cached_property
+    def _captions(self) -> np.ndarray:
+        return self._mapped("captions").numpy()
+
+    def _mapped(self, name: str) -> Tensor:
+        """A tensor as a view of the file (copied where it is written to): ten times as fast a row as safe_open's."""
+        with self._path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            start, end = json.loads(file.read(size))[name]["data_offsets"]
+        kind, shape = self._file.get_slice(name).get_dtype(), self._file.get_slice(name).get_shape()
+        data = np.memmap(self._path, np.uint8, "c", offset=8 + size + start, shape=(end - start,))
+        return torch.from_numpy(data.view(STORED[kind]).reshape(shape))
+
     def __getitem__(self, row: int) -> TokenSample:
-        states = None
-        if "states" in self._ends:
-            states = self._part("states", row)
-        text = bytes(self._part("captions", row).numpy()).decode()
-        return TokenSample(self._file.get_slice("ids")[row], text, states)
+        states = self._part("states", row) if "states" in self._ends else None
+        ends = self._ends["captions"]
+        text = self._captions[ends[row] : ends[row + 1]].tobytes().decode()
+        return TokenSample(self._ids[row], text, states)
 
     def _part(self, name: str, row: int) -> Tensor:
         ends = self._ends[name]
