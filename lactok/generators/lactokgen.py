@@ -26,7 +26,7 @@ from lactok.weights import HubWeights, UnpublishedWeights, WeightsSource
 
 GPT_MINI = Miniature(
     "lactokgen-mini.safetensors",
-    sha256="5c72a5b70a13702a94f52cec0e18e2f6e1e828005242776330c5c6d07f04c4f6",
+    sha256="dd909daa6244778d67550a1f28a64e9a9db6640cc6ebf81d4ae131bc1a8f6d3c",
     command="python -m lactok.train recipe=generator scale=mini data.root=SHARDS",
 )
 """The GPT of every generator in miniature."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MINI = Miniature(
     "autoencoder-mini.safetensors",
-    sha256="fc29ad9116f5af86247f4776c79df6eb6bcd7e8ded12037d56fa851a8c65fc98",
+    sha256="65a9a0ac37790b4ed71721a8563237e9d630cef41f957e3fc11352c1d18fb91b",
     command="python -m lactok.train recipe=vae scale=mini data.root=DIR",
 )
 """The miniatures' autoencoder, in place of FlexTok's, Stable Diffusion's and SDXL's."""

@@ -65,12 +65,12 @@ FIRST_STAGE = Miniature(
 SECOND_STAGE = {
     "hypersd": Miniature(
         "lactok-h-mini.safetensors",
-        sha256="41fc7db83d25846e180ff94e0e76b034b562d5d1ba266cc29d9cdd47c26b336c",
+        sha256="952e870f53e43ed2c86ac79b4e529cb685df423e600bbb151fe580b07f3b1488",
         command=_COMMAND.format("pixel accelerator=hypersd"),
     ),
     "tlcm": Miniature(
         "lactok-t-mini.safetensors",
-        sha256="711ec86189b07ace4f75eabd75c395385227133cdf48d43ac4254d9b066705a4",
+        sha256="8b1d8467487cb76206b23f101c27813aafd8bcc7c936f09d76a195da3b994b68",
         command=_COMMAND.format("pixel accelerator=tlcm"),
     ),
 }

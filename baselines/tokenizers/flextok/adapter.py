@@ -36,7 +36,7 @@ from lactok.weights import (
 
 MINI = Miniature(
     "flextok-mini.safetensors",
-    sha256="a141c20d8517be6fc4df6f44bfc41c4c514afe2f3dadbf0ff7c7333b7e06c217",
+    sha256="f8be6406691a1497f6a15c932808720b30dca0663e2ad61a5b420bb24949a451",
     command="python -m lactok.train recipe=flextok scale=mini data.root=DIR",
 )
 

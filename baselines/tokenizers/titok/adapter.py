@@ -19,7 +19,7 @@ from lactok.weights import HubWeights, WeightsSource, load_state_dict, locate, o
 
 MINI = Miniature(
     "titok-mini.safetensors",
-    sha256="89a7810a6656b0e156943ed290ad3e153a5d5bf9500a7346b3f7e89b62760963",
+    sha256="b459980d0b870c341091c901a9cfee2eb8dc3049498d670bb446e1961a78e8bb",
     command="python -m lactok.train recipe=titok scale=mini data.root=DIR",
 )
 
