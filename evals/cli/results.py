@@ -132,7 +132,7 @@ def _section(path: Path, found: Snapshot, root: Path) -> Iterator[str]:
     yield f"of the settings `{' '.join(found.config)}`.\n"
     columns = _columns(found.rows)
     yield from _table(found.rows, columns)
-    image = root / "docs" / "images" / f"{path.stem}-mini.png"
+    image = root / "docs" / "images" / f"{path.stem}-mini.jpg"
     if image.is_file():
         yield f"![Images of this table's rows](images/{image.name})\n"
     yield "**What can be learned**\n"

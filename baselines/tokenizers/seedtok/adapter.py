@@ -32,7 +32,7 @@ from lactok.weights import (
 
 MINI = Miniature(
     "seedtok-mini.safetensors",
-    sha256="f505fe123f74ae37cd16bb36adebaf8f6f8c3927f14d9dd38ba593a25c81afb0",
+    sha256="7894da95f92d7dcf5dcdfba47971717fe81d40a29081be06a3e606a9f6772e8d",
     command="python -m lactok.train recipe=seed scale=mini data.root=DIR",
 )
 
@@ -65,7 +65,7 @@ class SeedTokMiniOptions:
 
     weights: str | None = None
     autoencoder: str | None = None
-    steps: int = 10
+    steps: int = 5
     guidance_scale: float = 3.0
     noise_level: int = 0
 
