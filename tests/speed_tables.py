@@ -151,21 +151,22 @@ def coding_h100() -> str:
     return table("| tokenizer, on an H100 | part | batch | images/s | share of the matrix rate | peak, GiB |", rows)
 
 
-def generation_h100() -> str:
+def generation(card: str, head: str) -> str:
     rows = [
         [
             row["way"], str(row["batch"]), digits(row["ids_per_second"]), digits(row["images_per_second"]),
             digits(row["bandwidth_limit"]), percent(row["share"]), gib(row["peak_bytes"]),
         ]
-        for _, row in results("Generated", "h100")
+        for _, row in results("Generated", card)
     ]  # fmt: skip
-    return table("| way | prompts | ids/s | images/s | allowed by bandwidth, ids/s | share | peak, GiB |", rows)
+    return table(f"| {head} | prompts | ids/s | images/s | allowed by bandwidth, ids/s | share | peak, GiB |", rows)
 
 
 def rewritten(page: str) -> str:
     """The page with each of these tables made anew. Raises ValueError where it has none of the same head."""
     lines = page.splitlines()
-    for made in (coding(), steps(), kernels(), metrics(), training(), coding_h100(), generation_h100()):
+    generations = generation("h100", "way"), generation("h200", "way, on an H200")
+    for made in (coding(), steps(), kernels(), metrics(), training(), coding_h100(), *generations):
         new = made.splitlines()
         start = lines.index(new[0])
         end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
