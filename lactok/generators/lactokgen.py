@@ -26,7 +26,7 @@ from lactok.weights import HubWeights, UnpublishedWeights, WeightsSource
 
 GPT_MINI = Miniature(
     "lactokgen-mini.safetensors",
-    sha256="dd909daa6244778d67550a1f28a64e9a9db6640cc6ebf81d4ae131bc1a8f6d3c",
+    sha256="2613d63514fdf462047bb859c3bde64eb1b0b6d70830b344e637a8eba116cda5",
     command="python -m lactok.train recipe=generator scale=mini data.root=SHARDS",
 )
 """The GPT of every generator in miniature."""
