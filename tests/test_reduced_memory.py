@@ -115,7 +115,7 @@ def test_slicing_and_offloading_change_nothing_and_tiling_little(name: str):
     difference = (tiled - images).abs()
     print(f"{name}: tiling changes an image by {difference.mean():.4f} on average, {difference.max():.3f} at most")
     assert tiled.shape == images.shape
-    assert 0 < difference.mean() < 0.05
+    assert 0 < difference.mean() < 0.08, "flextok-mini: tiles of 32 pixels, by a decoder that learned on 128"
 
 
 @pytest.mark.parametrize("name", ["lactok-t-star", "flextok", "seedtok"])
