@@ -145,10 +145,15 @@ def tensors_sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def latents_sha256(path: str | os.PathLike) -> str:
+    """What an autoencoder's latents go by: sha256 of the tensors of the file whose encoder it kept, else of its own."""
+    return _latents(path) or tensors_sha256(path)
+
+
 def require_made_with(file: str | os.PathLike, what: str, expected: str, path: str | os.PathLike) -> None:
     """Raises WeightsError unless `path` holds the tensors, or has the latents, of the part that `file` was made with.
 
-    expected: sha256 of that part's tensors; what: the part, for the message.
+    expected: sha256 of that part's tensors, or of what its latents go by; what: the part, for the message.
     """
     seen = tensors_sha256(path)
     if expected not in (seen, _latents(path)):

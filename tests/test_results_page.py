@@ -63,14 +63,14 @@ def test_a_summary_of_generation_is_a_section_of_its_own(checkout: Path):
         },
     }  # fmt: skip
     geneval.write_text(json.dumps(summary))
-    (checkout / "docs" / "images" / "geneval-mini.png").unlink(missing_ok=True)
+    (checkout / "docs" / "images" / "geneval-mini.jpg").unlink(missing_ok=True)
     section = page(checkout).partition("## Generation: GenEval on rendered scenes")[2].partition("\n## ")[0]
     assert "24 prompts" in section
     assert re.search(r"Best of the models under test: GenEval lactokgen-h-mini \(0?\.?25", section)
     assert "Not ahead of `shuffled-prompts`: llamagen-t2i-mini in GenEval." in section
     assert "![" not in section
-    (checkout / "docs" / "images" / "geneval-mini.png").write_bytes(b"")
-    assert "![Images of this table's rows](images/geneval-mini.png)" in page(checkout)
+    (checkout / "docs" / "images" / "geneval-mini.jpg").write_bytes(b"")
+    assert "![Images of this table's rows](images/geneval-mini.jpg)" in page(checkout)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lactok import registry
-from lactok.checkpoint_file import tensors_sha256
+from lactok.checkpoint_file import latents_sha256
 from lactok.models import autoencoder
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
 from lactok.models.ladd import LatentDecoderConfig, UNetConfig, build_unet
@@ -188,10 +188,10 @@ def load_diffusion_or_skeleton(base: str | None, vae: str | None) -> Diffusion |
 
 
 def load_autoencoder_or_skeleton(path: str | None) -> tuple[AutoencoderKL, AutoencoderConfig, str]:
-    """The miniature autoencoder, frozen, its sizes, and sha256 of its tensors ("" where, in a dry run, it has none)."""
+    """The miniature autoencoder, frozen, its sizes, and what its latents go by ("" where a dry run has no file)."""
     try:
         network, sizes, _ = autoencoder.load_mini_autoencoder(path)
-        return network, sizes, tensors_sha256(locate(autoencoder.MINI.source(path)))
+        return network, sizes, latents_sha256(locate(autoencoder.MINI.source(path)))
     except MissingWeights:
         if not is_dry_run():
             raise

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lactok.checkpoint_file import LATENTS, read_checkpoint, tensors_sha256
+from lactok.checkpoint_file import LATENTS, latents_sha256, read_checkpoint
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
 from lactok.train.distances import PerceptualDistance, PerceptualOptions, mean_psnr
 from lactok.train.noise import normal
@@ -134,4 +134,4 @@ class VAERecipe(Recipe):
         made = read_checkpoint(path)[1]
         scaling = made.build_config(AutoencoderConfig).scaling_factor
         self.power.fill_(scaling**-2)
-        self._start = scaling, made.made_with.get(LATENTS, tensors_sha256(path))
+        self._start = scaling, latents_sha256(path)
