@@ -105,17 +105,27 @@ def saving(name: str, **options: bool) -> Tokenizer:
 
 
 @pytest.mark.parametrize("name", list(VAES))
-def test_slicing_and_offloading_change_nothing_and_tiling_little(name: str):
+def test_slicing_and_offloading_change_nothing(name: str):
     ids, images = there_and_back(build(name), "fp32")
     for options in ({"vae_slicing": True}, {"cpu_offload": True}, {"vae_slicing": True, "cpu_offload": True}):
         same_ids, same = there_and_back(saving(name, **options), "fp32")
         assert torch.equal(same_ids, ids)
         torch.testing.assert_close(same, images, rtol=0, atol=2e-5)  # a batch of one may round otherwise
+
+
+LEARNED_ON_128 = pytest.mark.xfail(
+    strict=True, reason="0.056: tiles of 32 pixels, by a decoder that learned on 128 alone (docs/training.md)"
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=LEARNED_ON_128 if n == "flextok-mini" else ()) for n in VAES])
+def test_tiling_changes_little(name: str):
+    _, images = there_and_back(build(name), "fp32")
     tiled = there_and_back(saving(name, vae_tiling=True), "fp32")[1]
     difference = (tiled - images).abs()
     print(f"{name}: tiling changes an image by {difference.mean():.4f} on average, {difference.max():.3f} at most")
     assert tiled.shape == images.shape
-    assert 0 < difference.mean() < 0.08, "flextok-mini: tiles of 32 pixels, by a decoder that learned on 128"
+    assert 0 < difference.mean() < 0.05
 
 
 @pytest.mark.parametrize("name", ["lactok-t-star", "flextok", "seedtok"])
