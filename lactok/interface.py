@@ -109,7 +109,8 @@ def _sum(a: float | None, b: float | None) -> float | None:
 class TrainingCompute:
     """What a checkpoint's training cost. None where the publisher does not say.
 
-    steps: optimizer steps; images: images seen; core_hours: CPU core-hours; gpu_hours: with `gpu` naming the kind.
+    steps: optimizer steps; images: images seen; core_hours: CPU core-hours; gpu_hours: with `gpu` naming the kind, or
+        kinds, joined by " + ".
     losses: perceptual losses that it or a part of it was trained on, by the metric of the same network ("lpips-vgg",
     "lpips-alex"), or "lpips" where the network is not told; metrics that share the network say so beside its figures.
     """
@@ -128,9 +129,10 @@ class TrainingCompute:
 
     def on_top_of(self, part: TrainingCompute) -> TrainingCompute:
         """This training, with hours and losses of a frozen part that was trained before it; the rest stays its own."""
+        cards = [card for gpu in (part.gpu, self.gpu) if gpu for card in gpu.split(" + ")]
         return dataclasses.replace(
             self,
-            gpu=self.gpu or part.gpu,
+            gpu=" + ".join(dict.fromkeys(cards)) or None,
             core_hours=_sum(self.core_hours, part.core_hours),
             gpu_hours=_sum(self.gpu_hours, part.gpu_hours),
             losses=tuple(sorted({*self.losses, *part.losses})),

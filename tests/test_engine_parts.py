@@ -1,6 +1,7 @@
 """The engine's small parts: batches, what plugins may return, seeds, chunks, keys."""
 
 import dataclasses
+import functools
 import math
 import re
 from pathlib import Path
@@ -364,6 +365,12 @@ def test_figures_of_a_network_that_trained_the_model_say_so():
     assert told(LpipsAlex, "lpips-vgg") == told(Psnr, "lpips-vgg", "lpips") == told(LpipsVgg) == ""
     assert "a network that is not told" in told(LpipsAlex, "lpips")
     assert trained_on(LpipsVgg, INFO) == trained_on(LpipsVgg, None) == ""
+
+
+def test_the_cards_of_a_training_in_parts_are_all_named():
+    cards = [TrainingCompute(gpu=gpu, gpu_hours=0.5) for gpu in ("H100", None, "H200", "H100")]
+    whole = functools.reduce(lambda start, then: then.after(start), cards)
+    assert str(whole) == "2 GPU-h H100 + H200", "the hours of each kind of card are under both names"
 
 
 def test_losses_of_a_frozen_part_count():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
@@ -277,9 +278,14 @@ def test_a_decoder_trained_alone_keeps_the_latents(files: dict[str, Path], data:
     keys = ["recipe=vae", f"data.root='{data}'", "device=cpu", "threads=1", "steps=3", "batch_size=2", *small]
     keys += ["data.smallest_crop=64", "data.largest_crop=128", "data.validation=2"]
     with pytest.raises(TrainConfigError, match=r"options\.decoder_only=true: expected init=FILE, the checkpoint whose"):
-        train(*compose_config([*keys, f"out='{tmp_path / 'none'}'"]))
+        compose_config([*keys, f"out='{tmp_path / 'none'}'"])
     start, latents = shipped, latents_sha256(shipped)
     widths = f"options.model.block_out_channels={read_checkpoint(shipped)[1].config['block_out_channels']}"
+    other = [*keys, widths, "options.model.norm_num_groups=4", f"init='{shipped}'", f"out='{tmp_path / 'other'}'"]
+    with pytest.raises(
+        WeightsError, match=r"keeps the encoder of .*, which has norm_num_groups 8, options\.model has 4"
+    ):
+        train(*compose_config(other))  # no shape differs, and the latents would
     for name in ("one", "two"):
         assert train(*compose_config([*keys, widths, f"out='{tmp_path / name}'", f"init='{start}'"])).finished
         start = tmp_path / name / "vae-mini.safetensors"
@@ -292,6 +298,34 @@ def test_a_decoder_trained_alone_keeps_the_latents(files: dict[str, Path], data:
     for recipe in ("flextok", "seed"):
         tokenizer_of(TOKENIZERS[recipe], weights=str(files[recipe]), autoencoder=str(start), **SIZES.get(recipe, {}))
     assert tokenizer_of("lactok-h-mini", autoencoder=str(start)).info.output_size == 128
+
+
+def test_an_autoencoder_learns_from_images_of_several_sizes(data: Path, tmp_path: Path):
+    """One is drawn for each step, alike in every run of a seed; what is measured has image_size."""
+    keys = ["recipe=vae", f"data.root='{data}'", f"out='{tmp_path / 'run'}'", "device=cpu", "threads=1", "steps=6"]
+    keys += ["batch_size=2", "options.image_size=32", "options.perceptual=0", "options.train_sizes=[16,32]"]
+    keys += ["data.smallest_crop=64", "data.largest_crop=128", "data.validation=2"]
+    config, recipe = compose_config(keys)
+    one, other = (recipe(config.options, 6, seed) for seed in (0, 1))
+    drawn = [one.image_size_at(step) for step in range(200)]
+    assert Counter(drawn).keys() == {16, 32}
+    assert 60 < drawn.count(16) < 140
+    assert drawn == [recipe(config.options, 6, 0).image_size_at(step) for step in range(200)]
+    assert drawn != [other.image_size_at(step) for step in range(200)]
+    assert one.image_size == 32
+    seen = []
+    forward = recipe.forward
+
+    def noted(self, batch):
+        seen.append(batch.images.shape[-1])
+        return forward(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "forward", noted)
+        assert train(config, recipe).finished
+    assert seen == drawn[:6]
+    with pytest.raises(TrainConfigError, match=r"train_sizes=33 is no multiple of 4"):
+        compose_config([*keys[:-3], "options.train_sizes=[32,33]"])
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from lactok.train.__main__ import main
 from lactok.train.config import OptimizerConfig, TrainConfigError, compose_config
 from lactok.train.dry_run import plan
 from lactok.train.loop import _Run, train
-from lactok.train.optimizer import build_optimizers, muon_matrices
+from lactok.train.optimizer import Float32Products, build_optimizers, muon_matrices
 from lactok.train.recipe import Batch
 from lactok.train.run_folder import RunFolderError
 from tests.support import pictures
@@ -122,6 +122,17 @@ def test_a_cpu_without_bfloat16_multiplies_in_float32(net: Net, monkeypatch):
     for fast, least, most in ((False, 0, 1e-5), (True, 1e-4, 2e-2)):
         direction = -steps[fast] / steps[fast].norm() * exact.norm()
         assert least < (direction - exact).abs().max() <= most
+
+
+@torch.no_grad()
+def test_both_ways_to_cast_to_bfloat16_stay_float32():
+    x = torch.randn(4, 4)
+    with Float32Products():
+        for cast in (x.bfloat16(), x.to(dtype=torch.bfloat16), x.to(torch.bfloat16)):
+            assert cast.dtype == torch.float32
+            assert torch.equal(cast, x)
+        x.bfloat16().zero_()
+        assert x.any(), "a cast gives another tensor"
 
 
 def _orthogonalised(matrix: torch.Tensor) -> torch.Tensor:

@@ -114,7 +114,9 @@ def test_slicing_and_offloading_change_nothing(name: str):
 
 
 LEARNED_ON_128 = pytest.mark.xfail(
-    strict=True, reason="0.056: tiles of 32 pixels, by a decoder that learned on 128 alone (docs/training.md)"
+    strict=True,
+    raises=AssertionError,
+    reason="0.056: tiles of 32 pixels, by a decoder that learned on 128 alone (docs/training.md)",
 )
 
 

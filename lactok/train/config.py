@@ -201,6 +201,8 @@ def compose_config(overrides: list[str], earlier_runs: bool = True) -> tuple[Tra
     config = _typed(composed, recipe_class, given)
     _check_values(config)
     _check_sharding(config, recipe_class)
+    if not config.init and (missing := recipe_class.missing_start(config.options)):
+        raise TrainConfigError(f"recipe={config.recipe}: {missing}")
     if earlier_runs:
         config.options = recipe_class.with_inputs(config.options, config.folder.parent)
     return config, recipe_class

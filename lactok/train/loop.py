@@ -24,7 +24,7 @@ from lactok.data.folder import DataError
 from lactok.files import write_atomically
 from lactok.train.checkpoints import CheckpointFolder, written
 from lactok.train.codebook import collapse_warning
-from lactok.train.config import TrainConfig, TrainConfigError
+from lactok.train.config import TrainConfig
 from lactok.train.data import Share
 from lactok.train.log import CsvLog, Reporter, plot
 from lactok.train.optimizer import SMALLEST, build_optimizers, muon_matrices, require_optimizer
@@ -136,8 +136,6 @@ class _Run:
         self.recipe = build_recipe(config, recipe_class)
         if config.init:
             self.recipe.start_from(Path(config.init).expanduser())
-        if missing := self.recipe.missing_start:
-            raise TrainConfigError(f"recipe={config.recipe}: {missing}")
         self.recipe.to(memory_format=torch.channels_last)
         if config.gradient_checkpointing:
             self.recipe.checkpoint_activations()

@@ -23,8 +23,9 @@ class Float32Products(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.to and kwargs.get("dtype") is torch.bfloat16:
-            kwargs = kwargs | {"dtype": torch.float32}
+        to_bfloat16 = func is Tensor.to and torch.bfloat16 in (kwargs.get("dtype"), *args[1:2])
+        if to_bfloat16 or func is Tensor.bfloat16:  # which of them torch's Muon calls depends on the version
+            return args[0].to(torch.float32, copy=True)  # a copy, as it works in place
         return func(*args, **kwargs)
 
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from lactok.checkpoint_file import LATENTS, latents_sha256, read_checkpoint
+from lactok.data.batches import rng
 from lactok.models.autoencoder import AutoencoderConfig, build_autoencoder
 from lactok.train.distances import PerceptualDistance, PerceptualOptions, mean_psnr
 from lactok.train.noise import normal
 from lactok.train.parts import is_dry_run
 from lactok.train.recipe import Batch, Losses, Provenance, Recipe, export_model
-from lactok.weights import WeightsSource
+from lactok.weights import WeightsError, WeightsSource
 
 FIRST_LOG_VARIANCE = -6.0
 """Of the posterior at the start: with 0, the latents of a short training stay drowned in their own noise."""
@@ -28,11 +29,16 @@ FIRST_LOG_VARIANCE = -6.0
 MOMENTUM = 0.99
 """Of the running mean of the latents' power a step, from which the scaling factor follows."""
 
+TRAIN_SIZE = 22
+"""RNG stream, lactok/data/batches.py, that picks the size of a step's images."""
+
 
 @dataclass
 class VAEOptions(PerceptualOptions):
-    """model: the network; its scaling_factor is measured, not set. image_size: pixels, side of the training images.
+    """model: the network; its scaling_factor is measured, not set. image_size: pixels, side of the images.
 
+    train_sizes: pixels of a side of the training images in place of image_size, one of them drawn for each step. What
+        saw one size alone decodes other ones, and tiles, worse.
     pixel, kl: weights of the L1 term (on [-1, 1]), and of the divergence from a unit normal (mean over latent values).
     decoder_only: encoder and scaling factor stay those of init=, which it needs: the latents are the same, and what was
         trained on them takes the new file, too.
@@ -40,6 +46,7 @@ class VAEOptions(PerceptualOptions):
 
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     image_size: int = 256
+    train_sizes: list[int] = field(default_factory=list)
     pixel: float = 1.0
     kl: float = 1e-4
     decoder_only: bool = False
@@ -47,11 +54,11 @@ class VAEOptions(PerceptualOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse_scoring_network("an autoencoder")
-        if self.image_size % self.model.downsample_factor:
-            raise ValueError(
-                f"image_size={self.image_size} is no multiple of {self.model.downsample_factor}, "
-                "the pixels of a latent's side"
-            )
+        for name, size in [("image_size", self.image_size), *(("train_sizes", size) for size in self.train_sizes)]:
+            if size < 1 or size % self.model.downsample_factor:
+                raise ValueError(
+                    f"{name}={size} is no multiple of {self.model.downsample_factor}, the pixels of a latent's side"
+                )
 
 
 class VAERecipe(Recipe):
@@ -82,6 +89,10 @@ class VAERecipe(Recipe):
     @property
     def image_size(self) -> int:
         return self.options.image_size
+
+    def image_size_at(self, step: int) -> int:
+        sizes = self.options.train_sizes or [self.image_size]
+        return sizes[int(rng(self.seed, TRAIN_SIZE, step).integers(len(sizes)))]
 
     def forward(self, batch: Batch) -> Losses:
         options, target = self.options, batch.images * 2 - 1
@@ -117,21 +128,26 @@ class VAERecipe(Recipe):
         """The model's weights, for `lactok.models.autoencoder.build_autoencoder`, with the measured scaling factor."""
         scaling_factor, made_with = 1 / self.power.sqrt().item(), {}
         if self.options.decoder_only:
-            assert self._start is not None, "missing_start refuses this"
+            assert self._start is not None, "compose_config refuses it, and nothing else starts"
             scaling_factor, latents = self._start
             made_with = {LATENTS: latents}
         config = dataclasses.replace(self.options.model, scaling_factor=scaling_factor)
         export_model(path, self.model, config, provenance.with_losses(self.options.losses), made_with)
 
-    @property
-    def missing_start(self) -> str | None:
-        if self.options.decoder_only and self._start is None:
+    @classmethod
+    def missing_start(cls, options: VAEOptions) -> str | None:
+        if options.decoder_only:
             return "options.decoder_only=true: expected init=FILE, the checkpoint whose encoder stays"
         return None
 
     def start_from(self, path: Path) -> None:
         super().start_from(path)
-        made = read_checkpoint(path)[1]
-        scaling = made.build_config(AutoencoderConfig).scaling_factor
+        config = read_checkpoint(path)[1].build_config(AutoencoderConfig)
+        scaling = config.scaling_factor
+        wanted = dataclasses.replace(self.options.model, scaling_factor=scaling)
+        if self.options.decoder_only and config != wanted:
+            differ = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(wanted, f.name)]
+            given = ", ".join(f"{n} {getattr(config, n)}, options.model has {getattr(wanted, n)}" for n in differ)
+            raise WeightsError(f"options.decoder_only=true keeps the encoder of {path}, which has {given}")
         self.power.fill_(scaling**-2)
         self._start = scaling, latents_sha256(path)
