@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lactok.data.scenes.captions import COLOURED, JOINED, OPENINGS, RELATED
-from lactok.data.scenes.vocabulary import CLASSES, COLOURS, INVENTED, NUMBERS
+from lactok.data.scenes.vocabulary import CLASSES, COLOURS, NUMBERS
 
 PAD, END, UNKNOWN = 0, 1, 2
 """Ids before those of the words; T5's own of padding and of the end of a text."""
@@ -34,7 +34,7 @@ def scene_words() -> tuple[str, ...]:
     """
     forms = [*OPENINGS, *JOINED, *(form for related in RELATED.values() for form in related)]
     forms += [re.sub(r"{\w+}", "", form) for form in COLOURED]
-    texts = [*forms, *CLASSES, *CLASSES.values(), *INVENTED, *INVENTED.values(), *COLOURS, *NUMBERS[1:], "a", "an"]
+    texts = [*forms, *CLASSES, *CLASSES.values(), *COLOURS, *NUMBERS[1:], "a", "an"]
     return tuple(sorted({word for text in texts for word in words_of(text.replace("{}", ""))}))
 
 
@@ -74,19 +74,6 @@ class WordEncoder(nn.Module):
     def ids(self, text: str) -> list[int]:
         """Ids of a text's words, cut to fit, and of its end."""
         return [*(self._ids.get(word, UNKNOWN) for word in words_of(text)[: self.config.positions - 1]), END]
-
-    @torch.no_grad()
-    def with_rows(self, rows: Tensor, vocabulary: Sequence[str]) -> Tensor:
-        """The embeddings (words, dim) with those of another encoder, of another vocabulary, for all words that both
-        know. Returned as they are where the widths differ, for the reader to refuse."""
-        own = cast(nn.Embedding, self.encoder.embed_tokens).weight.detach().clone()
-        if rows.shape[1:] != own.shape[1:] or len(rows) != UNKNOWN + 1 + len(vocabulary):
-            return rows
-        own[: UNKNOWN + 1] = rows[: UNKNOWN + 1]
-        for number, word in enumerate(vocabulary, start=UNKNOWN + 1):
-            if word in self._ids:
-                own[self._ids[word]] = rows[number]
-        return own
 
     def unknown(self, text: str) -> list[str]:
         """The words of a text that are not in the vocabulary, in order."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MINI = Miniature(
     "autoencoder-mini.safetensors",
-    sha256="65a9a0ac37790b4ed71721a8563237e9d630cef41f957e3fc11352c1d18fb91b",
+    sha256="617a87100bd6ae23d5af0133d6ae57e343115976c2c99ddcbb7bcc1fc0e595bd",
     command="python -m lactok.train recipe=vae scale=mini data.root=DIR",
 )
 """The miniatures' autoencoder, in place of FlexTok's, Stable Diffusion's and SDXL's."""

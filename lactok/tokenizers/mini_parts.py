@@ -65,12 +65,12 @@ FIRST_STAGE = Miniature(
 SECOND_STAGE = {
     "hypersd": Miniature(
         "lactok-h-mini.safetensors",
-        sha256="952e870f53e43ed2c86ac79b4e529cb685df423e600bbb151fe580b07f3b1488",
+        sha256="fe0d8a10bad790502ccf3d49175e324e0d0c77f4b0617f90aff689016e8e4845",
         command=_COMMAND.format("pixel accelerator=hypersd"),
     ),
     "tlcm": Miniature(
         "lactok-t-mini.safetensors",
-        sha256="8b1d8467487cb76206b23f101c27813aafd8bcc7c936f09d76a195da3b994b68",
+        sha256="3abf4cdbf8971393dca46b4179a179f9066970dc28c95bf28006ee5ff31ea046",
         command=_COMMAND.format("pixel accelerator=tlcm"),
     ),
 }

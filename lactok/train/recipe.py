@@ -122,18 +122,14 @@ class Recipe(nn.Module, ABC):
 
     def start_from(self, path: Path) -> None:
         """Begin with the weights of a checkpoint of this recipe. Raises WeightsError for one of another network."""
-        state = self.fitted_start(*read_checkpoint(path))
+        state, _ = read_checkpoint(path)
         network, tensors = self.exported()
         require_entries(state, {name: tuple(t.shape) for name, t in tensors.items()}, f"this recipe's network ({path})")
         network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
 
-    def fitted_start(self, state: dict[str, Tensor], made: CheckpointMetadata) -> dict[str, Tensor]:
-        """The state dict of a start as this network takes it; as it is, unless a recipe knows better."""
-        return state
-
-    @classmethod
-    def missing_start(cls, options: Any) -> str | None:
-        """Why it can't begin without init=, which is not given; None: it can."""
+    @property
+    def missing_start(self) -> str | None:
+        """Why it can't begin with random weights, where `start_from` was not called; None: it can."""
         return None
 
     def checkpoint_activations(self, function: Callable[..., Any] | None = None) -> None:

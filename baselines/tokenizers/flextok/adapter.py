@@ -36,7 +36,7 @@ from lactok.weights import (
 
 MINI = Miniature(
     "flextok-mini.safetensors",
-    sha256="f8be6406691a1497f6a15c932808720b30dca0663e2ad61a5b420bb24949a451",
+    sha256="cae53ccc21c7f6523a93c4fc523d7d2409724882ea4209fa16c38a843c504865",
     command="python -m lactok.train recipe=flextok scale=mini data.root=DIR",
 )
 

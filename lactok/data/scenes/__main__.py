@@ -15,7 +15,6 @@ Writes N scenes of coloured shapes with captions into DIR: 000000.png ... and ca
   split  train: no held-out combination; held_out: one in every scene that has combinations; all: either
   style  varied: every background, objects of many sizes; plain: flat light backgrounds, large objects at fixed places;
          loose: as plain, in many shades, with random shapes among the classes: for training generators
-         wide: as plain, in many shades, with 120 invented shapes by name among the classes: for training generators
 """
 KEYS = ("out", "count", "seed", "size", "split", "style")
 

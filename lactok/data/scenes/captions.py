@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from lactok.data.scenes.content import Content
 from lactok.data.scenes.draws import Draws
-from lactok.data.scenes.vocabulary import CLASSES, INVENTED, NAMELESS, NAMELESS_PLURAL, NUMBERS, Relation, Task, Thing
+from lactok.data.scenes.vocabulary import CLASSES, NAMELESS, NAMELESS_PLURAL, NUMBERS, Relation, Task, Thing
 
 OPENINGS = ("", "", "an image of ", "a drawing of ", "a scene with ", "an illustration of ", "we see ")
 JOINED = ("{} and {}", "{} and {}", "{} with {}", "{} together with {}", "both {} and {}")
-PLURALS = {**CLASSES, **INVENTED, NAMELESS: NAMELESS_PLURAL}
+PLURALS = {**CLASSES, NAMELESS: NAMELESS_PLURAL}
 COLOURED = ("{article} {colour} {name}", "{article} {colour} {name}", "{name_article} {name} that is {colour}")
 RELATED: dict[Relation, tuple[str, ...]] = {
     Relation.LEFT_OF: ("{} left of {}", "{} to the left of {}", "{} on the left of {}"),

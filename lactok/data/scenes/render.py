@@ -13,12 +13,11 @@ from lactok.data.scenes.captions import canonical, caption
 from lactok.data.scenes.combinations import Split
 from lactok.data.scenes.content import Content, content_of, draw_content, in_one_colour, in_own_colours, metadata
 from lactok.data.scenes.draws import Draws
-from lactok.data.scenes.invented import invented_silhouette, with_invented
 from lactok.data.scenes.layout import UNIT, Place, in_pixels, lay_out
 from lactok.data.scenes.loose import random_shape, shade, with_nameless
 from lactok.data.scenes.raster import FULL, MAX_SIDE, coverage
 from lactok.data.scenes.shapes import silhouette
-from lactok.data.scenes.vocabulary import COLOUR_JITTER, COLOURS, INVENTED, NAMELESS, RGB, Style, Thing
+from lactok.data.scenes.vocabulary import COLOUR_JITTER, COLOURS, NAMELESS, RGB, Style, Thing
 
 MIN_SIDE = 32
 """Pixels; below, four objects are no longer told apart."""
@@ -39,7 +38,7 @@ class SceneObject:
 class Scene:
     """image: uint8 (H, W, 3) RGB. caption: a natural variant of the short `canonical`; both say what metadata says.
 
-    In styles `plain`, `loose` and `wide` half of the captions say all that is shown: colours and the relation, too.
+    In styles `plain` and `loose` half of the captions say all that is shown: colours and the relation, too.
 
     metadata: a line of GenEval's evaluation_metadata.jsonl, whose prompt is `canonical`. objects: in the order drawn;
     where the scene is of two objects, their relation may be shown without being said.
@@ -95,8 +94,6 @@ def _rendered(content: Content, size: int | tuple[int, int], key: str, style: St
         content = in_one_colour(content) if full else in_own_colours(content, split)
     if style is Style.LOOSE and split is Split.TRAIN:
         content = with_nameless(content, draws("nameless"))
-    if style is Style.WIDE and split is Split.TRAIN:
-        content = with_invented(content, draws("invented"))
     shorter = min(height, width)
     frame = (UNIT * width // shorter, UNIT * height // shorter)
     places = in_pixels(lay_out(content, *frame, draws("layout"), style), shorter)
@@ -153,8 +150,6 @@ def _draw(
         mirrored = style is not Style.PLAIN and bool(draws.below(2))  # drawn for a random shape, too
         if thing.class_name == NAMELESS:
             mask = coverage(nameless, place.side)
-        elif thing.class_name in INVENTED:
-            mask = invented_silhouette(thing.class_name, place.side, mirrored)
         else:
             mask = silhouette(thing.class_name, place.side, mirrored)
         share = mask.astype(np.int32)[..., None]
@@ -174,7 +169,7 @@ def _draw(
 def _shade(name: str, style: Style, draws: Draws) -> RGB:
     if style is Style.PLAIN:
         return COLOURS[name]
-    if style in (Style.LOOSE, Style.WIDE):
+    if style is Style.LOOSE:
         return shade(name, draws)
     channels = (c + draws.between(-COLOUR_JITTER, COLOUR_JITTER) for c in COLOURS[name])
     red, green, blue = (min(max(c, 0), 255) for c in channels)

@@ -50,15 +50,11 @@ class Style(StrEnum):
     loose: as plain, but with colours in many shades, objects mirrored at random and, in the split `train`, some classes
         replaced by random shapes ("a red shape"; `lactok.data.scenes.loose`): there are too many images to learn by
         heart, so that form and colour are learned apart.
-    wide: as plain, in the shades and mirrored as loose, and in the split `train` every second class replaced by one of
-        120 invented shapes with names ("a red gutak"; `lactok.data.scenes.invented`): too many pairs of name and
-        colour to learn by heart.
     """
 
     VARIED = "varied"
     PLAIN = "plain"
     LOOSE = "loose"
-    WIDE = "wide"
 
 
 TASKS = tuple(Task)
@@ -112,11 +108,6 @@ CLASSES: dict[str, str] = {
 
 NAMELESS, NAMELESS_PLURAL = "shape", "shapes"
 """What captions of style `loose` call a random shape. It is no class: no prompt asks for it, no combination has it."""
-
-_SYLLABLES = tuple(consonant + vowel for vowel in "aeiou" for consonant in "bdfgklmnprtvz")
-_NAMES = (_SYLLABLES[n % 65] + _SYLLABLES[(7 * n + 13 * (n // 65) + 11) % 65] + "k" for n in range(120))
-INVENTED: dict[str, str] = {name: name + "s" for name in _NAMES}
-"""Names of the invented shapes of style `wide` with their plurals, words of no language that captions have."""
 
 # A class's colour in styles `plain` and `loose` where the caption says none: dark, to stand out, and never held out.
 OWN_COLOURS: dict[str, str] = {

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from lactok import registry
-from lactok.checkpoint_file import CheckpointMetadata, tensors_sha256
+from lactok.checkpoint_file import tensors_sha256
 from lactok.data.folder import DataError
 from lactok.data.token_shards import ShardIndex
 from lactok.generators.captioned_gpt import ENCODER, CaptionedGPT, CaptionedGPTConfig, own_seed
@@ -42,9 +42,6 @@ DROP = 1
 """RNG stream of a sample: whether its caption is dropped."""
 
 MEASURED_AT_ONCE = 32
-
-EMBEDDINGS = "words.encoder.embed_tokens.weight"
-"""A row a word of the text encoder's vocabulary."""
 
 STAGE_1 = HubWeights(
     "peizesun/llamagen_t2i",
@@ -186,13 +183,6 @@ class GeneratorRecipe(Recipe):
 
     def exported(self) -> tuple[nn.Module, Mapping[str, Tensor]]:
         return self.model, self.model.state_dict()
-
-    def fitted_start(self, state: dict[str, Tensor], made: CheckpointMetadata) -> dict[str, Tensor]:
-        """With the rows of its words where this vocabulary has them; new words keep their random ones."""
-        words = made.build_config(CaptionedGPTConfig).words
-        if self.model.words is None or words is None:
-            return state
-        return {**state, EMBEDDINGS: self.model.words.with_rows(state[EMBEDDINGS], words.vocabulary)}
 
     def checkpoint_activations(self, function: Callable[..., Tensor] | None = None) -> None:
         super().checkpoint_activations(function)
