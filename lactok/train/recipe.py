@@ -127,9 +127,9 @@ class Recipe(nn.Module, ABC):
         require_entries(state, {name: tuple(t.shape) for name, t in tensors.items()}, f"this recipe's network ({path})")
         network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
 
-    @property
-    def missing_start(self) -> str | None:
-        """Why it can't begin with random weights, where `start_from` was not called; None: it can."""
+    @classmethod
+    def missing_start(cls, options: Any) -> str | None:
+        """Why it can't begin without init=, which is not given; None: it can."""
         return None
 
     def checkpoint_activations(self, function: Callable[..., Any] | None = None) -> None:

@@ -84,6 +84,10 @@ class TokenExtraction:
         return options
 
     @classmethod
+    def missing_start(cls, options: TokensOptions) -> None:
+        """It starts from nothing."""
+
+    @classmethod
     def sources(cls, options: TokensOptions) -> tuple[WeightsSource, ...]:
         """The tokenizer's checkpoints, then the text encoder's files."""
         plugin, chosen = _plugin(options)
