@@ -1,4 +1,4 @@
-"""Settings of `recipe=generator`: what does not fit is explained, a dry run, words, and what it starts from."""
+"""Settings of `recipe=generator`: what does not fit is explained, dry runs, words, the header."""
 
 from __future__ import annotations
 

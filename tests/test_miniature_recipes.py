@@ -279,6 +279,12 @@ def test_a_decoder_trained_alone_keeps_the_latents(files: dict[str, Path], data:
     keys += ["data.smallest_crop=64", "data.largest_crop=128", "data.validation=2"]
     with pytest.raises(TrainConfigError, match=r"options\.decoder_only=true: expected init=FILE, the checkpoint whose"):
         compose_config([*keys, f"out='{tmp_path / 'none'}'"])
+    config, recipe = compose_config(
+        [*keys, f"out='{tmp_path / 'none'}'", f"init='{locate(autoencoder.MINI.source())}'"]
+    )
+    with pytest.raises(TrainConfigError, match=r"expected init=FILE"):  # settings made without a command line
+        train(dataclasses.replace(config, init=None), recipe)
+    assert not (tmp_path / "none" / "config.json").exists(), "the folder is bound to settings that can't run"
     start, latents = shipped, latents_sha256(shipped)
     widths = f"options.model.block_out_channels={read_checkpoint(shipped)[1].config['block_out_channels']}"
     other = [*keys, widths, "options.model.norm_num_groups=4", f"init='{shipped}'", f"out='{tmp_path / 'other'}'"]
@@ -324,8 +330,9 @@ def test_an_autoencoder_learns_from_images_of_several_sizes(data: Path, tmp_path
         patch.setattr(recipe, "forward", noted)
         assert train(config, recipe).finished
     assert seen == drawn[:6]
-    with pytest.raises(TrainConfigError, match=r"train_sizes=33 is no multiple of 4"):
-        compose_config([*keys[:-3], "options.train_sizes=[32,33]"])
+    for wrong in (33, 0, -4):
+        with pytest.raises(TrainConfigError, match=rf"train_sizes={wrong}: expected a positive multiple of 4"):
+            compose_config([*keys, f"options.train_sizes=[32,{wrong}]"])
 
 
 @pytest.fixture(scope="module")

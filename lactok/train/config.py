@@ -201,11 +201,16 @@ def compose_config(overrides: list[str], earlier_runs: bool = True) -> tuple[Tra
     config = _typed(composed, recipe_class, given)
     _check_values(config)
     _check_sharding(config, recipe_class)
-    if not config.init and (missing := recipe_class.missing_start(config.options)):
-        raise TrainConfigError(f"recipe={config.recipe}: {missing}")
+    require_start(config, recipe_class)
     if earlier_runs:
         config.options = recipe_class.with_inputs(config.options, config.folder.parent)
     return config, recipe_class
+
+
+def require_start(config: TrainConfig, recipe_class: type[Recipe]) -> None:
+    """Raises TrainConfigError where a run needs init= and none is given."""
+    if not config.init and (missing := recipe_class.missing_start(config.options)):
+        raise TrainConfigError(f"recipe={config.recipe}: {missing}")
 
 
 def _in_full(override: str) -> str:

@@ -24,7 +24,7 @@ from lactok.data.folder import DataError
 from lactok.files import write_atomically
 from lactok.train.checkpoints import CheckpointFolder, written
 from lactok.train.codebook import collapse_warning
-from lactok.train.config import TrainConfig
+from lactok.train.config import TrainConfig, require_start
 from lactok.train.data import Share
 from lactok.train.log import CsvLog, Reporter, plot
 from lactok.train.optimizer import SMALLEST, build_optimizers, muon_matrices, require_optimizer
@@ -106,7 +106,8 @@ class _Run:
         self.started = time.monotonic()
         if config.threads:
             torch.set_num_threads(config.threads)
-        require_optimizer(config.optimizer.name)  # before the folder is bound to it
+        require_start(config, recipe_class)  # as the next, before the folder is bound to the settings
+        require_optimizer(config.optimizer.name)
         self.precision = resolve(config.precision, config.device)
         self.accelerator = Accelerator(
             mixed_precision="no" if self.precision == "fp32" else self.precision,

@@ -57,7 +57,8 @@ class VAEOptions(PerceptualOptions):
         for name, size in [("image_size", self.image_size), *(("train_sizes", size) for size in self.train_sizes)]:
             if size < 1 or size % self.model.downsample_factor:
                 raise ValueError(
-                    f"{name}={size} is no multiple of {self.model.downsample_factor}, the pixels of a latent's side"
+                    f"{name}={size}: expected a positive multiple of {self.model.downsample_factor}, the pixels of a "
+                    "latent's side"
                 )
 
 
@@ -91,7 +92,9 @@ class VAERecipe(Recipe):
         return self.options.image_size
 
     def image_size_at(self, step: int) -> int:
-        sizes = self.options.train_sizes or [self.image_size]
+        sizes = self.options.train_sizes
+        if not sizes:
+            return self.image_size
         return sizes[int(rng(self.seed, TRAIN_SIZE, step).integers(len(sizes)))]
 
     def forward(self, batch: Batch) -> Losses:
@@ -128,7 +131,7 @@ class VAERecipe(Recipe):
         """The model's weights, for `lactok.models.autoencoder.build_autoencoder`, with the measured scaling factor."""
         scaling_factor, made_with = 1 / self.power.sqrt().item(), {}
         if self.options.decoder_only:
-            assert self._start is not None, "compose_config refuses it, and nothing else starts"
+            assert self._start is not None, "require_start refuses this"
             scaling_factor, latents = self._start
             made_with = {LATENTS: latents}
         config = dataclasses.replace(self.options.model, scaling_factor=scaling_factor)
