@@ -44,8 +44,8 @@ def evaluate(
     tokenizers: one, or a list, of registered names, FILE.py:CLASS, subclasses of Tokenizer and built ones
         (`lactok.load`, or your own); or a dict that gives classes and built ones a label. Built ones are held in eval
         mode meanwhile, classes and built ones are measured at every call: no file says what they are.
-    images: a folder; or PIL images, arrays or tensors, as `lactok.load(...).encode` takes them; None: the photographs
-        that ship, or dataset=NAME.
+    images: a folder (of dataset=NAME, where one is named); or PIL images, arrays or tensors, as
+        `lactok.load(...).encode` takes them; None: the photographs that ship, or dataset=NAME.
     metrics, protocol: names as on the command line; protocol: or {"name": NAME, FIELD: value}.
     out: a folder that keeps all work, as the command line's out=; a later call does not do it again. None: nothing is
         kept but the results.
@@ -84,7 +84,7 @@ def evaluate(
         )
         if not config.metrics:
             raise ConfigError("metrics is empty, so there would be no figures: name one, a list, or 'default'")
-        in_memory = _set_images(config, images, folders)
+        in_memory = _set_images(config, images, folders, "dataset" in settings)
         config.dataset.metadata = None if metadata is None else str(metadata)
         with _in_eval_mode(live.values()):
             finished = engine.run(config, quiet=not progress, live=live)
@@ -190,13 +190,23 @@ def _device_of(live: Mapping[str, Tokenizer], wanted: str) -> torch.device:
     return kinds.pop()
 
 
-def _set_images(config: RunConfig, images: Any, folders: list[tempfile.TemporaryDirectory[str]]) -> bool:
-    """Let the run read these images; True where they were given from memory. Raises ConfigError."""
+def _set_images(
+    config: RunConfig, images: Any, folders: list[tempfile.TemporaryDirectory[str]], named: bool = False
+) -> bool:
+    """Let the run read these images; True where they were given from memory. Raises ConfigError.
+
+    named: whether a data set is named, too, whose folder `images` then is.
+    """
     if images is None:
         return False
     if isinstance(images, (str, Path)):
-        config.dataset = DatasetConfig("folder", root=str(images))
+        if named:
+            config.dataset.root = str(images)
+        else:
+            config.dataset = DatasetConfig("folder", root=str(images))
         return False
+    if named:
+        raise ConfigError(f"images are given, and dataset={config.dataset.name}: expected one of them, or a folder")
     from PIL import Image
 
     from lactok.images.arrays import pixels, separate

@@ -65,8 +65,7 @@ class Results:
         from evals.cli.compare import Run, paired, row_of, row_values
 
         run = Run(self._finished.folder, self.record, self.per_image)
-        for label in (a, b):
-            row_of(run, label)
+        a, b = (row_of(run, label).label for label in (a, b))
         tests = paired(row_values(self.per_image, a), row_values(self.per_image, b), self.record.columns)
         return pd.DataFrame([dataclasses.asdict(test) for test in tests]).set_index("column")
 

@@ -11,12 +11,15 @@ from pathlib import Path
 
 
 class WriteError(Exception):
-    """A file can't be written; the message names it, says why, and that finished work is kept. Exit status 2."""
+    """A file can't be written; the message names it, says why, and what becomes of the work. Exit status 2."""
+
+
+RESUMES = "Finished work is kept; the same command resumes"
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns the OSErrors of writing to `path` into a WriteError."""
+def explained(path: Path, then: str = RESUMES) -> Iterator[None]:
+    """Turns the OSErrors of writing to `path` into a WriteError, whose message ends with `then`."""
     try:
         yield
     except OSError as error:
@@ -26,7 +29,7 @@ def explained(path: Path) -> Iterator[None]:
             reason = f"the folder can't be written ({error.strerror}): name another by out=DIR"
         else:
             reason = f"{error.strerror or error}"
-        raise WriteError(f"can't write {path}: {reason}. Finished work is kept; the same command resumes") from error
+        raise WriteError(f"can't write {path}: {reason}. {then}") from error
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -37,11 +40,11 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, its folder too where that is missing. Raises WriteError."""
+def write_atomically(path: Path, content: bytes, then: str = RESUMES) -> None:
+    """Write a file whole or not at all, its folder too where that is missing. Raises WriteError (see `explained`)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with explained(path):
+        with explained(path, then):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_synced(temporary, content)
             os.replace(temporary, path)

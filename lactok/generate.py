@@ -21,7 +21,7 @@ USAGE = f"""usage: python -m lactok.generate PROMPT [PROMPT ...] out=FILE.png|DI
 
 Makes images of prompts and writes a grid (FILE.png: a row a prompt), or each image and the grid (DIR).
 
-  out              FILE.png, or a folder: 00000-0.png (prompt, output), grid.png, prompts.txt
+  out              FILE.png, or a folder: 00000-0.png (prompt, output), prompts.txt, grid.png unless it is too large
   prompts=FILE     more prompts, one a line
   generator=NAME   a registered generator; default {DEFAULT}, which ships and draws scenes of coloured
                    shapes alone; options.gpt=FILE takes one of `python -m lactok.train recipe=generator`
@@ -42,8 +42,12 @@ NUMBERS = {"count": 1, "seed": 0, "batch": 1}
 """Keys that take whole numbers, and the least of each."""
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tiff": "TIFF"}
 """Pillow's formats of images by the ending of their file."""
+SIDES = {"JPEG": 65500, "WEBP": 16383}
+"""The longest side of an image that Pillow writes in these formats."""
 MARGIN = 4
 """Pixels between the images of a grid."""
+KEPT = "Images that are in the folder stay there; the same command makes all of them again"
+LOST = "No image is kept; the same command makes them again"
 
 
 class UsageError(Exception):
@@ -63,6 +67,11 @@ class Request:
     batch: int = 8
     options: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether `out` is one file, not a folder."""
+        return bool(self.out.suffix) and not self.out.is_dir()
+
 
 def parse(arguments: Sequence[str]) -> Request:
     """Arguments of the form key=value with a known key are settings, all others prompts. Raises UsageError."""
@@ -73,7 +82,7 @@ def parse(arguments: Sequence[str]) -> Request:
             given[key] = value
         elif equals and re.fullmatch(r"options\.\w+", key):
             options[key.removeprefix("options.")] = value
-        elif (equals and re.fullmatch(r"[a-z_.]+", key)) or re.fullmatch(r"--?[a-z_.]+", key):
+        elif (equals and re.fullmatch(r"options\..*|[a-z][a-z0-9_.-]*", key)) or re.fullmatch(r"--?[a-z][\w.-]*", key):
             known = ", ".join(KEYS)
             raise UsageError(
                 f"{argument!r}: expected KEY=VALUE with KEY one of {known}, options.KEY, or a prompt; a prompt of this "
@@ -133,6 +142,7 @@ def build(request: Request) -> Generator:
     options = _typed_options(plugin.Options, request.options)
     if request.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device=cuda: torch finds no CUDA device here; leave device out, or name device=cpu")
+    torch.backends.cudnn.allow_tf32 = False  # as evals.run: else a GPU's images are not those of suite=generate
     chosen = "cpu" if request.device == "cpu" or not torch.cuda.is_available() else "cuda"
     try:
         return plugin(options, torch.device(chosen))
@@ -194,35 +204,82 @@ def run(request: Request) -> int:
     import torch
     from PIL import Image
 
-    from lactok.files import explained
     from lactok.images.folder import printable
     from lactok.progress import Meter
 
     started = time.monotonic()
     generator = build(request)
+    prepare(request)
     tell_unknown_words(generator, request.prompts)
-    is_file = bool(request.out.suffix) and not request.out.is_dir()
-    with explained(request.out):
-        (request.out.parent if is_file else request.out).mkdir(parents=True, exist_ok=True)
     rows: list[list[Tensor]] = [[] for _ in request.prompts]
+    too_large, made = None, 0
     with Meter(len(request.prompts) * request.count, "generating") as meter:
         for place, index, image in images_of(generator, request):
             pixels = (image.float().clamp(0, 1) * 255 + 0.5).floor().byte().cpu()
-            rows[place].append(pixels)
-            if not is_file:
-                _save(Image, pixels, request.out / f"{place:05d}-{index}.png")
+            if not made and (too_large := why_no_grid(request, pixels)) and request.is_file:
+                raise UsageError(f"out={request.out}: {too_large}; name a folder, which holds each image")
+            if not too_large:
+                rows[place].append(pixels)
+            if not request.is_file:
+                _save(Image, pixels, request.out / f"{place:05d}-{index}.png", KEPT)
+            made += 1
             meter.advance()
-    grid = torch.cat([_row(row) for row in rows], 1) if len(rows) * request.count > 1 else rows[0][0]
-    _save(Image, grid, request.out if is_file else request.out / "grid.png")
-    if not is_file:
-        with explained(request.out / "prompts.txt"):
-            lines = [re.sub(r"[\r\n]+", " ", prompt) for prompt in request.prompts]  # a line each, by its number
-            (request.out / "prompts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if not too_large:
+        grid = torch.cat([_row(row) for row in rows], 1) if made > 1 else rows[0][0]
+        to, then = (request.out, LOST) if request.is_file else (request.out / "grid.png", KEPT)
+        _save(Image, grid, to, then)
     settings = ", ".join(f"{key} {value}" for key, value in generator.info.settings.items())
-    made, seconds = sum(map(len, rows)), time.monotonic() - started
+    seconds = time.monotonic() - started
     print(f"done: {made} image(s) in {printable(request.out)} by {request.generator}, {seconds:.1f} s")
     print(f"  {settings}, seed {request.seed}")
+    if too_large:
+        print(f"  without grid.png: {too_large}")
     return 0
+
+
+def prepare(request: Request) -> None:
+    """See that `out` can be written, and note a folder's prompts, before the work. Raises UsageError, WriteError."""
+    from lactok.files import explained, write_atomically
+
+    nothing_yet = "Nothing was generated"
+    if request.is_file:
+        probe = request.out.with_name(f".{request.out.name}.probe")
+        write_atomically(probe, b"", nothing_yet)
+        probe.unlink(missing_ok=True)
+        return
+    with explained(request.out, nothing_yet):
+        request.out.mkdir(parents=True, exist_ok=True)
+    listed = request.out / "prompts.txt"
+    lines = [re.sub(r"[\r\n]+", " ", prompt) for prompt in request.prompts]  # a line each, by its number
+    content = ("\n".join(lines) + "\n").encode()
+    with explained(listed, nothing_yet):
+        if listed.is_file() and listed.read_bytes() != content:
+            raise UsageError(f"out={request.out} holds images of other prompts ({listed}): name another folder")
+        made = {f"{place:05d}-{index}.png" for place in range(len(request.prompts)) for index in range(request.count)}
+        found = sorted(one.name for one in request.out.glob("*.png") if re.fullmatch(r"\d{5,}-\d+\.png", one.name))
+        if more := [name for name in found if name not in made]:
+            raise UsageError(
+                f"out={request.out} holds {more[0]}, which this command would not make: name another folder"
+            )
+    write_atomically(listed, content, nothing_yet)
+
+
+def why_no_grid(request: Request, image: Tensor) -> str | None:
+    """Why no grid of images like this, uint8 (3, H, W), can be written; None where one can."""
+    from PIL import Image
+
+    if (count := len(request.prompts) * request.count) == 1:
+        return None
+    height, width = (
+        (side + MARGIN) * many for side, many in zip(image.shape[1:], (len(request.prompts), request.count))
+    )
+    kind = FORMATS[request.out.suffix.lower()] if request.is_file else "PNG"
+    seen = f"a grid of {count:,} images would have {width:,} x {height:,} pixels"
+    if (most := SIDES.get(kind)) and max(height, width) > most:
+        return f"{seen}, and {kind} holds {most:,} a side"
+    if (most := Image.MAX_IMAGE_PIXELS) and height * width > most:
+        return f"{seen}, more than the {most:,} that Pillow opens"
+    return None
 
 
 def tell_unknown_words(generator: Any, prompts: Sequence[str]) -> None:
@@ -242,14 +299,14 @@ def _row(images: Sequence[Tensor]) -> Tensor:
     return cat([F.pad(image, (0, MARGIN, 0, MARGIN), value=255) for image in images], 2)
 
 
-def _save(image_module: Any, pixels: Tensor, path: Path) -> None:
+def _save(image_module: Any, pixels: Tensor, path: Path, then: str) -> None:
     from io import BytesIO
 
     from lactok.files import write_atomically
 
     content = BytesIO()
     image_module.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(content, FORMATS[path.suffix.lower()])
-    write_atomically(path, content.getvalue())
+    write_atomically(path, content.getvalue(), then)
 
 
 def main(arguments: list[str]) -> int:

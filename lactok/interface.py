@@ -377,7 +377,12 @@ class Generator(Model):
 
 
 class Recorded(Model):
-    """Images that were made elsewhere; every task takes them."""
+    """Images that were made elsewhere; every task takes them.
+
+    colour: what `images` does by colour profiles of files: the protocol's `colour`, set before each call.
+    """
+
+    colour: str = "ignore"
 
     @property
     @abstractmethod

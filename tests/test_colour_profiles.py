@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import shutil
 import struct
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from evals import record
+from evals.cli.score import main as score
 from evals.config import compose_config
 from evals.datasets import registry
 from evals.datasets.base import DatasetError, DatasetRequest
@@ -180,3 +183,14 @@ def test_two_runs_of_one_store_do_not_mix(wide: Path, tmp_path: Path):
     assert rows(managed)["toy"].cells == rows(alone)["toy"].cells != rows(plain)["toy"].cells
     assert managed.record.protocol["name"] == "mini-128 with colour=srgb"
     assert managed.folder != plain.folder
+
+
+def test_images_to_be_scored_are_decoded_as_the_references(wide: Path, tmp_path: Path):
+    images = tmp_path / "images"
+    shutil.copytree(wide, images)
+    given = [f"references={wide}", f"images={images}", f"out={tmp_path / 'out'}", "workers=1", "device=cpu", "--quiet"]
+    for colour in ("ignore", "srgb"):
+        assert score([*given, "metrics=[psnr]", "protocol=mini-128", f"protocol.colour={colour}"]) == 0
+    runs = sorted((tmp_path / "out" / "runs").iterdir())
+    cells = [row.cells["PSNR"] for folder in runs for row in record.read(folder / "run.json").rows]
+    assert [cell.infinite for cell in cells] == [2, 2], "every image is its reference"

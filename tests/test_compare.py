@@ -344,3 +344,20 @@ def test_power_says_how_many_sources_tell_a_difference(tmp_path: Path, capsys):
     ):
         assert power([run, *wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_run_without_a_metric_of_single_images(tmp_path: Path, capsys):
+    folder = pictures(tmp_path / "pictures")
+    asked = [
+        "tokenizers=[downsample-bits,mean-colour]",
+        "dataset=folder",
+        f"dataset.root={folder}",
+        "calibration=false",
+    ]
+    assert evals([*asked, f"out={tmp_path}", "metrics=[codes]", "workers=1"]) == 0
+    run = str(the_run(tmp_path))
+    assert main([run, "row=downsample-bits,mean-colour"]) == 0
+    assert "mean-colour less downsample-bits, 4 images of folder" in capsys.readouterr().out
+    assert main([run, "all=true"]) in (0, 2)
+    assert power([run, "row=downsample-bits", "difference=0.1"]) == 2
+    assert "has no per-image metric; it has none" in capsys.readouterr().err

@@ -148,6 +148,10 @@ def test_prompts_with_signs():
         (["a cat", "out=a.png", "device=tpu"], "device=tpu: expected auto, cpu or cuda"),
         (["a cat", "out=a.png", "cuont=3"], "'cuont=3': expected KEY=VALUE with KEY one of out, prompts, generator"),
         (["a cat", "out=a.png", "options.a.b=3"], "'options.a.b=3': expected KEY=VALUE"),
+        (["a cat", "out=a.png", "options.lactokgen-t-mini.guidance_scale=9"], "guidance_scale=9': expected KEY=VALUE"),
+        (["a cat", "out=a.png", "options.top-k=5"], "'options.top-k=5': expected KEY=VALUE"),
+        (["a cat", "out=a.png", "guidance-scale=3"], "'guidance-scale=3': expected KEY=VALUE"),
+        (["a cat", "out=a.png", "--batch-size=3"], "'--batch-size=3': expected KEY=VALUE"),
         (["a cat", "out=a.png", "--count=3"], "'--count=3': expected KEY=VALUE"),
         (["a cat", "out=a.png", "--count", "3"], "'--count': expected KEY=VALUE"),
         (["e=mc", "out=a.png"], "a prompt of this form stands in prompts=FILE"),
@@ -203,7 +207,9 @@ def test_what_a_generator_refuses_is_explained(
 def test_files_that_can_not_be_are_explained(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("")
     generate(gpt, "a cat", f"out={tmp_path / 'file' / 'a.png'}", status=2)
-    assert "can't write" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "can't write" in said
+    assert said.endswith("Nothing was generated\n")
     generate(gpt, "a cat", f"out={tmp_path / 'file'}", status=2)
     assert "can't write" in capsys.readouterr().err
     (tmp_path / "empty.txt").write_text("\n \n")
@@ -212,6 +218,35 @@ def test_files_that_can_not_be_are_explained(gpt: Path, tmp_path: Path, capsys: 
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     generate(gpt, f"prompts={tmp_path / 'latin.txt'}", f"out={tmp_path / 'a.png'}", status=2)
     assert "expected UTF-8 text, a prompt a line" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_images_is_refused(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "images"
+    generate(gpt, "a key", f"out={out}", "count=2")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    generate(gpt, "a cup", f"out={out}", "count=2", status=2)
+    assert f"out={out} holds images of other prompts ({out / 'prompts.txt'}): name another" in capsys.readouterr().err
+    generate(gpt, "a key", f"out={out}", status=2)
+    assert f"out={out} holds 00000-1.png, which this command would not make" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    generate(gpt, "a key", f"out={out}", "count=2")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_grid_that_is_too_large_is_refused_at_the_first_image_or_left_out(
+    gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lactok.generate.SIDES", {"WEBP": 100})
+    generate(gpt, "a key", "a cup", f"out={tmp_path / 'a.webp'}", status=2)
+    said = capsys.readouterr().err
+    assert "a grid of 2 images would have 68 x 136 pixels, and WEBP holds 100 a side; name a folder" in said
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)
+    generate(gpt, "a key", "a cup", f"out={tmp_path / 'a.png'}", status=2)
+    assert "68 x 136 pixels, more than the 9,000 that Pillow opens; name a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    generate(gpt, "a key", "a cup", f"out={tmp_path / 'out'}")
+    assert "without grid.png: a grid of 2 images" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000-0.png", "00001-0.png", "prompts.txt"]
 
 
 def test_a_folder_may_have_a_dot(gpt: Path, tmp_path: Path):

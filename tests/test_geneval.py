@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from baselines.generators.calibration.adapter import ShuffledPrompts
 from evals.cli.conformance import main
 from evals.cli.failures import Failure, shown
 from evals.engine.job import Chunk
@@ -30,7 +31,7 @@ from evals.metrics.plan import MetricPlan
 from lactok.conformance import CaseFolder
 from lactok.data.scenes import Split, scenes
 from lactok.data.scenes.vocabulary import TASKS as SCENE_TASKS
-from lactok.interface import Item
+from lactok.interface import Item, NoOptions
 from tests.commands import evals
 from tests.support import ROOT, install_plugin, table, the_run
 
@@ -166,6 +167,16 @@ def test_renders_are_right_in_every_task_and_others_near_a_floor(size):
     assert set(figures(images, items).values()) == {1.0}
     assert figures(images.roll(len(TASKS), 0), items)["GenEval-small"] < 0.1  # another prompt's, of the same task
     assert set(figures(torch.full_like(images, 128), items).values()) == {0.0}
+
+
+def test_the_floor_draws_other_classes_than_the_prompts():
+    floor = ShuffledPrompts(NoOptions(), torch.device("cpu"))
+    for number, scene in enumerate(scenes(21, 60, 64, Split.ALL)):
+        for seed in range(number, 400, 60):
+            drawn = floor._metadata(item(scene.metadata, number), seed)
+            classes = [{one["class"] for one in made["include"]} for made in (scene.metadata, drawn)]
+            assert drawn["tag"] == scene.metadata["tag"]
+            assert not classes[0] & classes[1]
 
 
 def test_tasks_are_those_of_the_scenes():

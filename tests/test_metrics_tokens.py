@@ -64,3 +64,10 @@ def test_not_defined(ids, codebook_size, lengths, message):
     with pytest.raises(TokenError, match=message):
         measure(ids, codebook_size, lengths)
     assert issubclass(TokenError, ValueError)
+
+
+def test_a_codebook_too_large_to_count_in_full():
+    ids = torch.tensor([[0, 5, 5, 2**36 - 1]])
+    found = CodebookUse().compute(Tokens(ids), TokenizerInfo("x", 4, 2**36, None, None))
+    assert found["codebook use"] == 3 / 2**36
+    assert found["entropy"] == pytest.approx(1.5)

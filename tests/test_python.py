@@ -20,6 +20,7 @@ import evals
 import lactok
 from evals.cli.compare import NotComparable
 from evals.config import ConfigError
+from evals.datasets.base import DatasetError
 from lactok.interface import Latents, Tokenizer, TokenizerInfo, Tokens
 from tests.commands import evals as command
 from tests.support import ROOT, TOY, pictures, the_run
@@ -166,6 +167,7 @@ class Bare:
         ({"tokenizers": [Toy], "precision": "bf16"}, "precision=bf16 changes a model's weights in place"),
         ({"tokenizers": [Toy], "images": [np.zeros((8, 8, 4), np.uint8)]}, r"images: an image has shape \(8, 8, 4\)"),
         ({"tokenizers": [Toy], "images": [np.full((8, 8, 3), 255.0)]}, r"values from 255 to 255: expected floats"),
+        ({"tokenizers": [Toy], "dataset": "mjhq-5k"}, "images are given, and dataset=mjhq-5k: expected one of them"),
         ({"tokenizers": [Toy], "images": 3}, "images are int: expected a PIL image"),
         ({"tokenizers": [Toy], "suite": "generate"}, "suite=generate is of generation"),
         ({"tokenizers": [Toy], "options": {"Toy": {"size": 3}}}, "Toy has no options"),
@@ -256,3 +258,15 @@ def test_the_notebook_runs() -> None:
     assert shown[4].loc["PSNR", "mean"] > 0
     assert list(shown[5].table.index) == ["Grey", "llamagen-mini"]
     assert isinstance(names["Grey"].info, TokenizerInfo)
+
+
+def test_a_folder_of_a_named_data_set_is_read_as_that(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="mjhq"):
+        evals.evaluate([Toy], str(tmp_path), ["psnr"], dataset="mjhq-5k", progress=False)
+
+
+def test_short_names_are_compared_as_on_the_command_line() -> None:
+    results = evals.evaluate(["llamagen-mini", "titok-mini"], IMAGES, ["psnr"], progress=False)
+    short, full = results.compare("llamagen", "titok"), results.compare("llamagen-mini", "titok-mini")
+    assert short.loc["PSNR", "count"] == len(IMAGES)
+    assert short.equals(full)

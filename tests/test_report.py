@@ -17,7 +17,7 @@ from evals.report.console import print_run
 from evals.report.contact import LABELS, contact_sheet, wrapped
 from evals.report.markdown import MOST_LEFT_OUT, cell, render, write_report
 from evals.report.rate import rate_columns, rate_points
-from evals.report.table import interval_text, number_text, raw_frame, shown_table
+from evals.report.table import interval_text, number_text, raw_frame, shown_table, traceback_name
 
 PSNR = ColumnRecord("PSNR", "higher", 2, "dB", "mean over images")
 PERC = ColumnRecord("perc-effnet", "lower", 4, "", "perceptual distance")
@@ -235,6 +235,17 @@ def test_footnotes_are_shared_and_numbered_in_order():
 
 
 # --- markdown
+
+
+def test_a_long_label_has_a_file_of_its_own_for_its_traceback(tmp_path):
+    """It may hold the path of a checkpoint."""
+    run = make_run()
+    run.rows += [RowRecord(f"{'a' * 300}{end}", "a", status="failed", error="no", trace="why") for end in "bc"]
+    names = {traceback_name(row) for row in run.rows[-2:]}
+    assert len(names) == 2
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("why")
 
 
 def test_mini_is_warned_of_and_paper_is_not():

@@ -12,6 +12,7 @@ import pytest
 
 from lactok.train import run_folder
 from lactok.train.config import OptimizerConfig, TrainConfig, _compose, compose_config
+from lactok.train.log import LOG
 from lactok.train.recipe import Recipe
 from lactok.train.run_folder import (
     Inputs,
@@ -32,6 +33,11 @@ def composed(*overrides: str) -> tuple[TrainConfig, type[Recipe]]:
     return compose_config([*overrides, DRY])
 
 
+def begin(folder: Path) -> None:
+    """A step was logged there: the folder belongs to its run."""
+    (folder / LOG).write_text("step,loss\n10,1.0\n")
+
+
 def without(folder: Path, *keys: str) -> None:
     """The folder's settings as a version wrote them that did not have these keys."""
     path = folder / "config.json"
@@ -43,6 +49,7 @@ def test_a_key_that_a_run_began_before_counts_as_its_default(tmp_path: Path):
     config, _ = composed("recipe=vq")
     muon = replace(config, optimizer=replace(config.optimizer, name="muon"))
     claim(tmp_path, config, INPUTS)
+    begin(tmp_path)
     whole = (tmp_path / "config.json").read_bytes()
     without(tmp_path, "optimizer.name", "options.perceptual_size", "options.model.patch_size", "seed")
     with pytest.raises(RunFolderError, match=r"optimizer\.name: adamw in the folder, muon now\n") as error:
@@ -61,6 +68,7 @@ def test_what_is_no_key_has_no_default(tmp_path: Path, key: str):
     inputs = replace(INPUTS, files=("1" * 64,))
     config, _ = composed("recipe=vq")
     claim(tmp_path, config, inputs)
+    begin(tmp_path)
     if key == "steps.unknown":  # of a later version
         settings = json.loads((tmp_path / "config.json").read_bytes())
         (tmp_path / "config.json").write_text(json.dumps(settings | {key: 3}))
@@ -75,6 +83,7 @@ def test_defaults_of_what_a_run_did_not_have_are_not_taken_for_its_own(tmp_path:
     fitting = "recipe=generator", "options.model.caption_dim=128"
     config, _ = composed(*fitting, "options.words=null")
     claim(tmp_path, config, INPUTS)
+    begin(tmp_path)
     words = type(composed("recipe=generator")[0].options.words)()
     default = replace(config, options=replace(config.options, words=words))
     with pytest.raises(RunFolderError, match=r"options\.words\.dim: None in the folder"):
@@ -168,3 +177,15 @@ def test_any_number_is_an_override(value: object):
 def test_code_inside_another_checkout_is_not_that_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_folder, "__file__", str(Path(run_folder.__file__).parent / "a" / "b" / "run_folder.py"))
     assert code_revision().startswith("lactok ")
+
+
+def test_settings_of_a_run_that_did_not_begin_bind_nothing(tmp_path: Path):
+    """Advice that follows a refusal (another batch size, a smaller data.validation) can be taken."""
+    config, _ = composed("recipe=vq")
+    other = replace(config, batch_size=config.batch_size + 1)
+    claim(tmp_path, config, INPUTS)
+    claim(tmp_path, other, INPUTS)
+    begin(tmp_path)
+    with pytest.raises(RunFolderError, match="batch_size"):
+        claim(tmp_path, config, INPUTS)
+    claim(tmp_path, other, INPUTS)

@@ -1,6 +1,7 @@
 """Images that exist are scored as a run's own are, and a run's images are taken along."""
 
 import csv
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -13,11 +14,11 @@ from PIL import Image
 from evals import record
 from evals.cli.export import main as export
 from evals.cli.score import main as score
-from evals.report.export import file_names
+from evals.report.export import file_names, score_command
 from evals.report.symbols import folder_names
 from evals.run import main as run
 from lactok.items import Item
-from tests.support import ROOT, pictures, the_run
+from tests.support import ROOT, TOY, pictures, the_run
 
 FAST = ["workers=1", "metrics=[psnr,ssim]"]
 
@@ -147,6 +148,44 @@ def test_stored_images_are_taken_as_they_are(tmp_path: Path, capsys: pytest.Capt
     assert export([str(made), f"out={tmp_path / 'more'}"]) == 2
     assert "written by a newer version of lactok" in capsys.readouterr().err
     assert not (tmp_path / "more").exists()
+
+
+DARK = """
+from lactok.interface import ItemsRefused
+
+
+class Choosy(Toy):
+    def encode(self, images):
+        if dark := {place: "too dark" for place, image in enumerate(images) if image.mean() < 0.2}:
+            raise ItemsRefused(dark)
+        return super().encode(images)
+"""
+
+
+def test_an_export_of_a_row_with_refused_images_scores_as_the_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images, plugin = pictures(tmp_path / "pictures"), tmp_path / "choosy.py"
+    for place in range(2):
+        Image.new("RGB", (96, 96), (20 * place, 10, 10)).save(images / f"dark {place}.png")
+    plugin.write_text(TOY + DARK)
+    asked = [f"tokenizers={plugin}:Choosy", "calibration=false", "dataset=folder", f"dataset.root={images}"]
+    more = ["protocol.fit=crop", "max_refused=2", *FAST]  # and another field of the protocol
+    assert run([*asked, f"out={tmp_path / 'out'}", *more]) == 0
+    made = the_run(tmp_path / "out")
+    refused = record.read(made / "run.json").rows[0].refused
+    assert len(refused) == 2
+    assert export([str(made), f"out={tmp_path / 'files'}"]) == 0
+    monkeypatch.chdir(tmp_path / "files")
+    words = shlex.split(json.loads(Path("manifest.json").read_text())["score_in_this_folder"])
+    assert score([*words[4:], f"out={tmp_path / 'scored'}", "workers=1", "--quiet"]) == 0
+    assert figures(the_run(tmp_path / "scored"), "Choosy") == figures(made, "Choosy")
+
+
+def test_the_command_of_an_export_names_another_judge_as_the_run_did(native: Path):
+    found = record.read(native / "run.json")
+    name = "as-generated with fit=crop with judges=original"
+    protocol = found.protocol | {"name": name, "judges": "original", "fit": "crop"}
+    words = shlex.split(score_command(dataclasses.replace(found, unit="prompts", protocol=protocol), []))
+    assert words[-3:] == ["protocol=as-generated", "protocol.fit=crop", "judges.backend=original"]
 
 
 def test_names_of_files_are_different_and_sorted():

@@ -100,6 +100,10 @@ FAULTS: dict[str, tuple[str, set[str], str]] = {
         "        return super().decode(Tokens((torch.arange(255) / 1)[encoded.ids].long()), seeds)",
         {"ids"}, "decode can't take ids 0 and 256 - 1: index 255 is out of bounds",
     ),
+    "NoOutputSize": (
+        "info = TokenizerInfo('toy', 64, 256, 64, None)",
+        {"info"}, r"output_size is None, which means the evaluation's size, and input_size is 64",
+    ),
     "AnySize": (
         "info = TokenizerInfo('toy', 64, 256, None, None)\n"
         "    def decode(self, encoded, seeds): return F.interpolate(super().decode(encoded, seeds), size=128)",

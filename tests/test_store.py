@@ -41,7 +41,7 @@ def test_arrays_come_in_one_order(cache: Cache):
     assert all(list(cache.read(ONE).arrays) == sorted(names) for _ in range(20))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "meta"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "meta", "no data", "no meta"])
 def test_a_damaged_entry_is_absent_and_can_be_made_again(cache: Cache, damage: str):
     cache.write(ONE, {"a": np.zeros(100, np.float32)}, {})
     data = cache.root / "kind" / ONE.key / "data.safetensors"
@@ -52,9 +52,20 @@ def test_a_damaged_entry_is_absent_and_can_be_made_again(cache: Cache, damage: s
         content = bytearray(data.read_bytes())
         content[-1] ^= 1
         data.write_bytes(content)
-    else:
+    elif damage == "meta":
         meta.write_text(meta.read_text()[:-20])
+    else:  # a folder that was copied in part
+        (data if damage == "no data" else meta).unlink()
     assert cache.read(ONE) is None
+    assert not cache.has(ONE)
+    cache.write(ONE, {"a": np.ones(1, np.float32)}, {})
+    assert cache.read(ONE).arrays["a"][0] == 1
+
+
+def test_what_is_left_of_an_entry_does_not_keep_a_new_one_out(cache: Cache):
+    """Nobody has read it before."""
+    cache.write(ONE, {"a": np.zeros(1, np.float32)}, {})
+    (cache.root / "kind" / ONE.key / "meta.json").unlink()
     cache.write(ONE, {"a": np.ones(1, np.float32)}, {})
     assert cache.read(ONE).arrays["a"][0] == 1
 
@@ -113,10 +124,20 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path):
 def test_entries_of_living_processes_are_left_alone(tmp_path: Path):
     import socket
 
-    mine = tmp_path / "kind" / f".tmp-{socket.gethostname()}-{os.getpid()}-abc"
+    mine = tmp_path / "kind" / f".tmp-{socket.gethostname()}-{os.getpid()}-0123abcd"
     mine.mkdir(parents=True)
     Cache(tmp_path)
     assert mine.is_dir()
+
+
+def test_entries_of_machines_with_a_longer_name_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu")
+    theirs = [tmp_path / "kind" / f".tmp-gpu-{rest}-0123abcd" for rest in ("login-123", "4000000-99")]
+    dead = tmp_path / "kind" / ".tmp-gpu-4000000-0123abcd"
+    for folder in (*theirs, dead):
+        folder.mkdir(parents=True)
+    Cache(tmp_path)
+    assert [folder.is_dir() for folder in (*theirs, dead)] == [True, True, False]
 
 
 def test_writing_atomically_replaces(tmp_path: Path):

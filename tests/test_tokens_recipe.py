@@ -344,6 +344,10 @@ def test_damaged_shards_are_named(images: Path, tmp_path: Path):
         (["options.shard_sise=3"], "did you mean options.shard_size"),
         (["options.text=flan-t5-xl", "options.text_encoder=absent"], "config.json"),
         (["device=cuda"], "device=cuda: torch finds no CUDA device here"),
+        (
+            ["init=a.safetensors", "minutes=3"],
+            "recipe=tokens does not use init, minutes: leave it out; it uses recipe,",
+        ),
     ],
 )
 def test_a_wrong_command_is_explained(
@@ -360,6 +364,7 @@ def test_a_wrong_command_is_explained(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["recipe=tokens", f"data.root='{images}'", f"out='{tmp_path / 'out'}'", *arguments]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "config.json").exists(), "the corrected command is not refused"
 
 
 def test_two_folders_are_too_many(images: Path, capsys: pytest.CaptureFixture[str]):
@@ -419,3 +424,44 @@ def test_grey_and_transparent_images_do_too(tmp_path: Path):
     Image.fromarray(np.full((70, 90, 4), 99, np.uint8)).save(folder / "001.png")
     Image.fromarray(np.full((3, 2, 3), 99, np.uint8)).save(folder / "002.png")
     assert len(extracted(folder, tmp_path / "out")) == 3
+
+
+def test_a_mended_image_joins_when_its_shard_is_made_again(tmp_path: Path):
+    """The index is of the shards that are there: it counts the new one, and no longer what was left out of the old."""
+    images, out = write_captioned(tmp_path / "images", CAPTIONS), tmp_path / "out"
+    broken = sorted(images.glob("*.png"))[7]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:40] + bytes(len(whole) - 40))
+    extracted(images, out)
+    assert (ShardIndex.read(out).count, sum(ShardIndex.read(out).left_out.values())) == (7, 1)
+    broken.write_bytes(whole)
+    (out / "tokens-00002.safetensors").unlink()
+    extracted(images, out)
+    assert (ShardIndex.read(out).count, ShardIndex.read(out).left_out) == (8, {})
+    assert len(TokenShards(out)) == 8
+    assert not list(out.glob("left-out-*"))
+
+
+def test_it_stops_when_it_was_told_to_and_goes_on(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["recipe=tokens", f"data.root='{images}'", f"out='{tmp_path / 'out'}'", "options.shard_size=3"]
+    assert main([*arguments, "stop_after_minutes=0.000001"]) == 0
+    assert "stopped (stop_after_minutes), finished shards are kept; the same command res" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("tokens-*"))
+    assert main([*arguments, "stop_after_minutes=5"]) == 0
+    assert TokenShards(tmp_path / "out").index.count == 8
+
+
+def test_a_lock_of_another_machine_is_waited_for_and_named(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    lock = out / ".tokens-00001.safetensors.lock"
+    lock.write_text('{"pid": 4242, "host": "node17"}')
+    arguments = ["recipe=tokens", f"data.root='{images}'", f"out='{out}'", "options.shard_size=3"]
+    assert main([*arguments, "stop_after_minutes=0.05"]) == 0
+    said = capsys.readouterr().err
+    assert "waiting for 1 shard(s) of process 4242 on node17; if that process is no more" in said
+    assert f"delete {lock}" in said
+    lock.unlink()
+    assert main(arguments) == 0

@@ -177,3 +177,16 @@ def test_what_was_trained_on_lpips_says_so():
     options = VQOptions(perceptual_network="lpips-vgg")
     assert VQRecipe.sources(options)[0] is imagenet.BACKBONES["vgg"]
     assert VQRecipe.sources(VQOptions()) == ()
+
+
+def test_every_option_of_a_recipe_is_a_key():
+    """Those, too, that its preset does not name."""
+    given = ["options.model.n_layer=2", "options.model.n_head=2", "options.model.dim=16", "options.words.dim=96"]
+    given += ["options.embeddings=codebook", "options.model.caption_dim=96", "options.model.cls_token_num=24"]
+    config, _ = compose_config(["recipe=generator", "scale=paper", "data.root=a", "options.start=null", *given])
+    assert (config.options.model.n_layer, config.options.words.dim, config.options.embeddings) == (2, 96, "codebook")
+    assert compose_config(["recipe=pixel", "scale=paper", "data.root=a", "options.perceptual_size=64"])
+    with pytest.raises(
+        TrainConfigError, match=r"unknown key 'options\.model\.n_leyer': did you mean options\.model\.n_l"
+    ):
+        compose_config(["recipe=generator", "scale=paper", "data.root=a", "options.model.n_leyer=2"])

@@ -169,7 +169,9 @@ def _meant(rows: Sequence[RowRecord], label: str) -> list[RowRecord]:
 
 def row_values(frame: pd.DataFrame, label: str) -> pd.DataFrame:
     """A row's per-image values by item, their mean over seed indices; NaN where one of them was refused."""
-    part = frame[frame["row"] == label].drop(columns=["row", "seed_index"])
+    part = frame[frame["row"] == label].drop(columns=["row", "seed_index"], errors="ignore")
+    if part.empty:  # of a run without a metric of single images
+        return part.set_index("item")
     return part.groupby(["item", "cluster"], sort=True).mean(skipna=False).reset_index("cluster")
 
 
@@ -260,7 +262,8 @@ def report(a: Run, b: Run, label_a: str, label_b: str, images: int = 0) -> str:
     values_a, values_b = row_values(a.values, label_a), row_values(b.values, label_b)
     tests = paired(values_a, values_b, a.record.columns)
     title = f"{label_b} less {label_a}" if label_a != label_b else label_a
-    lines = [f"{title}, {len(values_a):,} {a.record.unit} of {a.record.dataset}, protocol {a.record.protocol_hash}"]
+    count = len(values_a) or a.record.items
+    lines = [f"{title}, {count:,} {a.record.unit} of {a.record.dataset}, protocol {a.record.protocol_hash}"]
     lines += [f"  {line}" for line in changes(a.record, b.record, row_a, row_b)] or ["  nothing else changed"]
     for test in tests:
         lines.append(_line(test))

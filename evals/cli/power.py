@@ -47,8 +47,9 @@ def needs(folder: Path, labels: list[str], metric: str | None, difference: float
     run = load(folder)
     first, *rest = [row_values(run.values, row_of(run, label).label) for label in labels]
     columns = [c.name for c in run.record.columns if c.per_image and c.name in first]
-    if metric is not None and metric not in columns:
-        raise NotComparable(f"{folder} has no per-image metric {metric!r}; it has {', '.join(columns) or 'none'}")
+    if not columns or (metric is not None and metric not in columns):
+        named = f" {metric!r}" if metric else ""
+        raise NotComparable(f"{folder} has no per-image metric{named}; it has {', '.join(columns) or 'none'}")
     found = []
     for name in [metric] if metric else columns:
         values = rest[0][name] - first[name] if rest else first[name]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -29,6 +30,9 @@ from lactok.files import WriteError as StoreError
 from lactok.files import append_line, explained, write_atomically
 
 _log = logging.getLogger("lactok")
+
+DATA, META = "data.safetensors", "meta.json"
+FILES = (DATA, META)
 
 __all__ = ["Cache", "Entry", "StoreError", "append_line", "write_atomically"]
 
@@ -73,19 +77,23 @@ class Cache:
 
     def has(self, artifact: Keyed) -> bool:
         """Whether the entry is here; its content is checked when it is read."""
-        return (self._folder(artifact) / "meta.json").is_file()
+        return (self._folder(artifact) / META).is_file()
 
     def read(self, artifact: Keyed) -> Entry | None:
-        """The entry, or None when it is absent or damaged (a damaged one is removed, so that it is recomputed)."""
+        """The entry, or None when it is absent or damaged (then what is left of it is removed, to be recomputed)."""
         folder = self._folder(artifact)
         try:
-            meta = json.loads((folder / "meta.json").read_bytes())
-            data = (folder / "data.safetensors").read_bytes()
+            meta = json.loads((folder / META).read_bytes())
+            data = (folder / DATA).read_bytes()
             if hashlib.sha256(data).hexdigest() != meta["sha256"]:
                 raise ValueError("its sha256 is another")
             # the library gives arrays in any order
             return Entry(dict(sorted(load_arrays(data).items())), meta["meta"], meta["origin"])
         except FileNotFoundError:
+            if not folder.is_dir():
+                return None
+            _log.warning("%s lacks a file: removed, to be recomputed", folder)
+            shutil.rmtree(folder, ignore_errors=True)
             return None
         except (ValueError, KeyError, safetensors.SafetensorError) as error:
             _log.warning("%s is damaged (%s): removed, to be recomputed", folder, error)
@@ -101,22 +109,32 @@ class Cache:
         try:
             with explained(folder):
                 temporary.mkdir(parents=True)
-                files.write_synced(temporary / "data.safetensors", data)
-                files.write_synced(temporary / "meta.json", json.dumps(content, indent=1).encode())
-                try:
-                    os.rename(temporary, folder)
-                except OSError as error:
-                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                        raise
+                files.write_synced(temporary / DATA, data)
+                files.write_synced(temporary / META, json.dumps(content, indent=1).encode())
+                self._place(temporary, artifact)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _place(self, temporary: Path, artifact: Keyed) -> None:
+        """Rename a written entry; one that is there already stays, unless a file of it is missing. Raises OSError."""
+        folder = self._folder(artifact)
+        for whole in (False, True):
+            try:
+                os.rename(temporary, folder)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                if whole or all((folder / name).is_file() for name in FILES):
+                    return
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_left_over(root: Path) -> None:
     """Remove the temporary folders of processes of this machine that no longer live."""
-    prefix = f".tmp-{socket.gethostname()}-"
-    for folder in root.glob(f"*/{prefix}*"):
-        if not _alive(int(folder.name.removeprefix(prefix).split("-")[0])):
+    name = re.compile(re.escape(f".tmp-{socket.gethostname()}-") + r"(\d+)-[0-9a-f]{8}")
+    for folder in root.glob("*/.tmp-*"):
+        if (ours := name.fullmatch(folder.name)) and not _alive(int(ours[1])):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from evals.metrics.base import Column, TokenMetric
 from lactok.interface import TokenizerInfo, Tokens
 
+DENSE = 2**26
+"""Ids of a codebook up to which each has its own count: 512 MB."""
+
 
 class TokenError(ValueError):
     """Tokens that are not what the tokenizer's codebook size says, or none at all."""
@@ -53,9 +56,10 @@ class CodebookUse(TokenMetric):
         if info.codebook_size is None:
             raise TokenError(f"tokens of shape {tuple(tokens.ids.shape)} of a tokenizer that states no codebook size")
         counts = count_tokens(tokens, info.codebook_size)
+        sizes = (info.codebook_size,) * len(counts) if isinstance(info.codebook_size, int) else info.codebook_size
         entropies = torch.stack([_entropy(c) for c in counts])
         return {
-            "codebook use": float(torch.stack([(c > 0).double().mean() for c in counts]).mean()),
+            "codebook use": sum(int((c > 0).sum()) / size for c, size in zip(counts, sizes)) / len(counts),
             "perplexity": float((2**entropies).mean()),
             "entropy": float(entropies.mean()),
         }
@@ -74,7 +78,7 @@ def mean_bits(tokens: Tokens, info: TokenizerInfo) -> float | None:
 
 
 def count_tokens(tokens: Tokens, codebook_size: int | tuple[int, ...]) -> list[Tensor]:
-    """How often each id occurs: int64 (codebook size,) for each slot.
+    """How often each id occurs: int64 (codebook size,) for each slot; of more than 2^26 ids, those alone that occur.
 
     codebook_size: of every slot, or one a slot. Raises TokenError for ids outside it, or when no position counts.
     """
@@ -97,6 +101,8 @@ def _count(ids: Tensor, size: int) -> Tensor:
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= size:
         raise TokenError(f"ids from {low} to {high}, expected 0 to {size - 1} for a codebook of {size}")
+    if size > DENSE:
+        return torch.unique(ids, return_counts=True)[1]
     return torch.bincount(ids, minlength=size)
 
 

@@ -185,7 +185,10 @@ class _Exporter:
         row.differing += sum(not torch.equal(kept[n], images[place].cpu()) for n, place in enumerate(shown))
 
     def _write_tokens(self, row: Exported, run: ModelRun) -> bool:
-        """ids.npz: ids (N, T) or (N, T, K) int32, lengths (N,) where they vary, files (N,); without refused items."""
+        """ids.npz: ids (N, T) or (N, T, K), lengths (N,) where they vary, files (N,); without refused items.
+
+        ids: int32, or int64 where a codebook has more than 2^31.
+        """
         artifacts = [self.job.task.tokens(run, chunk) for chunk in self.job.chunks]
         if not artifacts or artifacts[0] is None:
             return False
@@ -303,7 +306,11 @@ def score_command(found: RunRecord, rows: Sequence[Exported]) -> str:
         words += [f"images.{folder}={folder}/{PROMPTS}" for folder in folders]
         words += [f"seeds={config['seeds']}"] if config["seeds"] > 1 else []
     words.append(f"protocol={base}")
-    words += [f"protocol.{name}={found.protocol[name]}" for name in changed.split(", ") if name]
+    for name in [one.partition("=")[0] for one in re.split(", | with ", changed) if one]:  # FIELD=VALUE each
+        value = "null" if found.protocol[name] is None else found.protocol[name]
+        words.append(f"judges.backend={value}" if name == "judges" else f"protocol.{name}={value}")
+    if most := max((len(row.refused) for row in rows), default=0):
+        words += ["unpaired=skip", f"max_refused={most}"]
     words += [f"features={config['features']}"] if config["features"] != RunConfig.features else []
     metrics = config["metrics"]
     if metrics != RunConfig.metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from evals.report.symbols import NOTHING, superscript
 
 # An interval whose sides differ by less than this share of the wider one is shown as one ±.
 NEARLY_EVEN = 0.25
+LONGEST_NAME = 100  # characters of a traceback's file name
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,10 @@ def settings_text(row: RowRecord) -> str:
 
 def traceback_name(row: RowRecord) -> str:
     """The file in the run's folder that holds a failed row's traceback."""
-    return f"errors/{re.sub(r'[^A-Za-z0-9._-]+', '_', row.label)}.txt"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", row.label)
+    if len(name) > LONGEST_NAME:  # a label may hold the path of a checkpoint, a file's name has 255 bytes at most
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(row.label.encode()).hexdigest()[:8]}"
+    return f"errors/{name}.txt"
 
 
 def one_line(text: str) -> str:

@@ -42,7 +42,7 @@ from lactok.items import item_seed
 EVALUATION_STEP = 1  # source to evaluation image
 ENCODE_STEP = 1  # evaluation image to tokens
 DECODE_STEP = 1  # tokens to uint8 reconstruction
-RECORDED_STEP = 2  # an image that was made elsewhere to uint8
+RECORDED_STEP = 3  # an image that was made elsewhere to uint8
 # Pillow's decoding and resizing release the interpreter's lock.
 THREADS = 4
 
@@ -101,6 +101,8 @@ class Reconstruction(Task):
 
     def _encoding(self, run: ModelRun, images: Artifact, chunk: Chunk) -> Artifact:
         params = {"native": self.protocol.native_fields, "step": ENCODE_STEP} | _told(run, "encode", chunk)
+        if isinstance(run.info, TokenizerInfo) and _id_type(run.info) is np.int64:
+            params["ids"] = "int64"
         return Artifact("tokens", params, (images, run.node))
 
     def images(self, run: ModelRun, chunk: Chunk, seed_index: int) -> Artifact:
@@ -209,7 +211,7 @@ class Reconstruction(Task):
             encoded = Latents(torch.empty(0)) if artifact is None else Tokens(torch.empty(0, 0, dtype=torch.int64))
         if artifact is not None and isinstance(encoded, Tokens):
             full = _spread(encoded, kept, len(batch.chunk)) if refused else encoded
-            arrays = {"ids": full.ids.cpu().numpy().astype(np.int32)}
+            arrays = {"ids": full.ids.cpu().numpy().astype(_id_type(info))}
             if full.lengths is not None:
                 arrays["lengths"] = full.lengths.cpu().numpy().astype(np.int32)
             meta = {"images": len(kept), "refused": {str(p): why for p, why in refused.items()}, **plain(called.timed)}
@@ -241,6 +243,8 @@ class Reconstruction(Task):
         assert isinstance(info, RecordedInfo)
         assert batch.references is not None
 
+        model.colour = self.protocol.colour
+
         def images(wanted: list[int]) -> list[Tensor]:
             found = model.images([items[p] for p in wanted], [seed_index] * len(wanted))
             checked = check_image_list(found, len(wanted), "images")
@@ -257,6 +261,12 @@ class Reconstruction(Task):
 
     def _seeds(self, run: ModelRun, chunk: Chunk, seed_index: int) -> list[int]:
         return [item_seed(run.conditions.seed, seed_index, item.content_hash) for item in chunk.items]
+
+
+def _id_type(info: TokenizerInfo) -> type[np.int32] | type[np.int64]:
+    """That stored ids have."""
+    sizes = info.codebook_size if isinstance(info.codebook_size, tuple) else (info.codebook_size or 0,)
+    return np.int32 if max(sizes) <= 2**31 else np.int64
 
 
 def _told(run: ModelRun, call: str, chunk: Chunk) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
-from lactok.registry import entries, nearest, unknown
+from lactok.registry import entries, load, nearest, unknown
 
 if TYPE_CHECKING:
     from lactok.train.recipe import Recipe
@@ -195,9 +195,8 @@ def compose_config(overrides: list[str], earlier_runs: bool = True) -> tuple[Tra
     recipe, scale = _choose(given)
     _check_keys(given, recipe, scale)
     composed = _compose(overrides, recipe, scale)
-    from lactok.registry import load
-
     recipe_class = load("recipes", recipe)
+    _check_used(given, recipe, recipe_class)
     config = _typed(composed, recipe_class, given)
     _check_values(config)
     _check_sharding(config, recipe_class)
@@ -251,9 +250,15 @@ def _check_keys(given: dict[str, str], recipe: str, scale: str) -> None:
 
         defaults = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(preset)))
         known += _flat(defaults.get("options", {}), "options")
+    theirs: list[str] = []
     for key in given:
         if key in known or (key.startswith("options.") and not preset.is_file()):
             continue
+        if key.startswith("options."):  # a preset need not name them all
+            theirs = theirs or _option_keys(load("recipes", recipe).Options, "options")
+            if key in theirs:
+                continue
+            known = [*known, *(one for one in theirs if one not in known)]
         if key in SHORT.values():
             raise TrainConfigError(f"recipe={recipe} scale={scale} has no {key.removeprefix('options.')}: leave it out")
         close = nearest(key, known)
@@ -261,6 +266,28 @@ def _check_keys(given: dict[str, str], recipe: str, scale: str) -> None:
         raise TrainConfigError(f"unknown key {key!r}: {hint} `python -m lactok.train --help` lists all keys")
     if "dry_run" not in given:
         _require_data(given.get("data.root"))
+
+
+def _option_keys(options_class: type, prefix: str) -> list[str]:
+    """The keys of a recipe's options, dotted, those of the records in it, too."""
+    hints = get_type_hints(options_class)
+    keys: list[str] = []
+    for one in dataclasses.fields(options_class):
+        keys.append(key := f"{prefix}.{one.name}")
+        for kind in (hints[one.name], *get_args(hints[one.name])):
+            if dataclasses.is_dataclass(kind):
+                keys += _option_keys(cast(type, kind), key)
+    return keys
+
+
+def _check_used(given: dict[str, str], recipe: str, recipe_class: type[Recipe]) -> None:
+    """Refuse what a recipe that does not train would ignore."""
+    used: tuple[str, ...] = getattr(recipe_class, "used", ())
+    ignored = [key for key in given if used and key not in used and not key.startswith("options.")]
+    if ignored:
+        raise TrainConfigError(
+            f"recipe={recipe} does not use {', '.join(ignored)}: leave it out; it uses {', '.join(used)} and options"
+        )
 
 
 def _check_weights(data: DataConfig) -> None:

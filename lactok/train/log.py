@@ -14,6 +14,9 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from lactok.files import append_line, write_atomically
 from lactok.progress import bar
 
+LOG = "log.csv"
+"""Of a run's folder: the logged steps."""
+
 
 class CsvLog:
     """Rows of numbers, one a logged step, appended as they come. Columns: `step` first, then those of the first row."""

@@ -26,7 +26,7 @@ from lactok.train.checkpoints import CheckpointFolder, written
 from lactok.train.codebook import collapse_warning
 from lactok.train.config import TrainConfig, require_start
 from lactok.train.data import Share
-from lactok.train.log import CsvLog, Reporter, plot
+from lactok.train.log import LOG, CsvLog, Reporter, plot
 from lactok.train.optimizer import SMALLEST, build_optimizers, muon_matrices, require_optimizer
 from lactok.train.precision import resolve, slow_bfloat16
 from lactok.train.recipe import Losses, Provenance, Recipe, build_recipe, checkpoint_names
@@ -127,7 +127,7 @@ class _Run:
             self.data = open_run(config, recipe_class, check_held_out, self.accelerator.num_processes)
         self._build(recipe_class)
         self._make_data()
-        self.logs = CsvLog(self.folder / "log.csv"), CsvLog(self.folder / "validation.csv")
+        self.logs = CsvLog(self.folder / LOG), CsvLog(self.folder / "validation.csv")
         self.checkpoints = CheckpointFolder(self.folder)
 
     def _build(self, recipe_class: type[Recipe]) -> None:

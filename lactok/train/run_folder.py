@@ -24,6 +24,7 @@ from lactok.interface import TrainingCompute
 from lactok.locks import LockHeld, Owner, sole_lock
 from lactok.train.checkpoints import CheckpointFolder
 from lactok.train.config import FREE_ON_RESUME, TrainConfig, TrainConfigError, compose_config
+from lactok.train.log import LOG
 from lactok.train.precision import resolve
 from lactok.weights import LocalWeights, NetworkWeights, WeightsSource, identity_of, locate, locate_all
 
@@ -214,20 +215,21 @@ def _before_they_were(seen: Mapping[str, Any], defaults: Mapping[str, Any]) -> d
 
 
 def _settings_there(path: Path) -> dict[str, Any] | None:
-    """What a folder's `config.json` says; None for a folder whose run has not got to a checkpoint.
+    """What a folder's `config.json` says; None for a folder whose run has neither a checkpoint nor a logged step.
 
-    Raises RunFolderError where there are checkpoints, and nothing that says of which run.
+    So settings that were refused after they had been noted can be put right. Raises RunFolderError where there are
+    checkpoints, and nothing that says of which run.
     """
+    checkpoints = CheckpointFolder(path.parent)
     try:
         seen = json.loads(path.read_bytes())
         if isinstance(seen, dict):
-            return seen
+            return seen if checkpoints.all() or (path.parent / LOG).is_file() else None
         reason = f"holds a {type(seen).__name__}"
     except FileNotFoundError:
         reason = "is missing"
     except (OSError, ValueError) as error:
         reason = f"can't be read ({error})"
-    checkpoints = CheckpointFolder(path.parent)
     if not checkpoints.all():
         return None
     raise RunFolderError(

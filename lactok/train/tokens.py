@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sys
 import time
 from collections import Counter
@@ -77,6 +78,11 @@ class TokenExtraction:
 
     Options: ClassVar[type] = TokensOptions
     path_options: ClassVar[tuple[str, ...]] = ("tokenizer_weights", "text_encoder")
+    used: ClassVar[tuple[str, ...]] = (
+        "recipe", "scale", "data.root", "out", "batch_size", "precision", "device", "threads", "stop_after_minutes",
+        "dry_run",
+    )  # fmt: skip
+    """The loop's keys that mean something here."""
 
     @classmethod
     def with_inputs(cls, options: TokensOptions, runs: Path) -> TokensOptions:
@@ -95,7 +101,11 @@ class TokenExtraction:
         return (*ids, *_text_sources(options))
 
     def __init__(self, config: TrainConfig, check_held_out: bool = True) -> None:
-        """List the images and claim the folder. Raises DataError, WeightsError, RunFolderError."""
+        """List the images, load the networks where shards are missing, and claim the folder.
+
+        Raises DataError, WeightsError, RunFolderError.
+        """
+        self.started = time.monotonic()
         if len(config.data.roots) != 1:
             raise DataError(f"data.root={config.data.root}: expected one folder; extract each into a folder of its own")
         self.config, self.options, self.folder = config, config.options, config.folder
@@ -110,10 +120,13 @@ class TokenExtraction:
         alone = sources[0] if len(sources) == 1 else None  # of several files, none is the encoder's alone
         self.vq = tensors_sha256(locate(alone)) if isinstance(alone, LocalWeights) else ""
         self.text_identity = " ".join(identity_of(source) for source in _text_sources(self.options))
+        self._claim(write=False)
+        missing = any(not self._path(number).is_file() for number in range(len(self._parts)))
+        self.encoder = _Encoder(self) if missing else None  # what it refuses, it refuses before the folder is bound
         self._claim()
 
-    def _claim(self) -> None:
-        """Note what the folder's shards are made from, or compare."""
+    def _claim(self, write: bool = True) -> None:
+        """Compare what the folder's shards are made from with what stands there, or note it."""
         wanted = {
             "data": self.images.identity,
             "tokenizer": self.tokenizer_identity,
@@ -132,7 +145,8 @@ class TokenExtraction:
                     f"{self.folder} has {shards[0].name}, but no {path.name} that says of what: put a copy of it back, "
                     "name another out=, or delete the folder"
                 ) from None
-            write_atomically(path, (json.dumps(wanted, indent=1) + "\n").encode())
+            if write:
+                write_atomically(path, (json.dumps(wanted, indent=1) + "\n").encode())
             return
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{path} can't be read ({error}): delete {self.folder} to start anew") from error
@@ -148,42 +162,62 @@ class TokenExtraction:
         size, count = self.options.shard_size, len(self.images)
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def run(self) -> ShardIndex:
+    def run(self) -> ShardIndex | None:
         """Make the shards that are missing, wait for those that others make, and write the index.
 
+        None after `stop_after_minutes`, which is looked at between shards: some are still missing.
         Raises WriteError, and DataError when no image could be used.
         """
         parts = self._parts
         waiting = {number: part for number, part in enumerate(parts) if not self._path(number).is_file()}
-        encoder: _Encoder | None = None
         total, told = len(self.images), False
         done = total - sum(map(len, waiting.values()))
         with Meter(total, "extracting tokens", done=done) as meter:
             while waiting:
-                held: LockHeld | None = None
+                held: str | None = None
                 for number, part in list(waiting.items()):
+                    if self._time_is_over():
+                        return None
                     with contextlib.ExitStack() as lock:
                         try:
                             self._lock(number, lock)
                         except LockHeld as error:
-                            held = error
+                            held = self._holder(number, error.owner)
                             continue
                         if not self._path(number).is_file():
-                            encoder = encoder or _Encoder(self)
-                            self._make(number, part, encoder, meter, done)
+                            self.encoder = self.encoder or _Encoder(self)  # a shard was deleted meanwhile
+                            self._make(number, part, self.encoder, meter, done)
                     del waiting[number]
                     done += len(part)
                     meter.at(done)
                 if held and not told:
                     told = True
-                    print(f"waiting for {len(waiting)} shard(s) of {_name(held.owner)}", file=sys.stderr)
+                    print(f"waiting for {len(waiting)} shard(s) of {held}", file=sys.stderr)
                 if held:
+                    if self._time_is_over():
+                        return None
                     time.sleep(POLL)
         return self._index(len(parts))
 
+    def _time_is_over(self) -> bool:
+        limit = self.config.stop_after_minutes
+        return limit is not None and time.monotonic() - self.started >= 60 * limit
+
+    def _holder(self, number: int, owner: Owner | None) -> str:
+        """Who holds a shard's lock. Whether a process of another machine still runs can't be seen."""
+        if owner is None:
+            return "another process"
+        name, here = f"process {owner.pid} on {owner.host}", socket.gethostname()
+        if owner.host == here:
+            return name
+        return f"{name}; if that process is no more (from {here} it can't be seen), delete {self._lock_path(number)}"
+
+    def _lock_path(self, number: int) -> Path:
+        return self.folder / f".{self._path(number).name}.lock"
+
     def _lock(self, number: int, until: contextlib.ExitStack) -> None:
         """Hold a shard's lock for as long as the stack is open. Raises LockHeld, WriteError."""
-        lock = self.folder / f".{self._path(number).name}.lock"
+        lock = self._lock_path(number)
         with explained(lock):
             until.enter_context(sole_lock(lock))
 
@@ -194,7 +228,10 @@ class TokenExtraction:
         return self.folder / f"left-out-{number:05d}.json"
 
     def _make(self, number: int, part: Sequence[int], encoder: _Encoder, meter: Meter, done: int) -> None:
-        """One shard. What could not be used is noted beside it, before it."""
+        """One shard. What could not be used is noted beside it, before it. An index of other shards goes first."""
+        for stale in (self.folder / INDEX, self._left_out_path(number)):
+            with explained(stale):
+                stale.unlink(missing_ok=True)
         rows: list[Tensor] = []
         states: list[Tensor] = []
         kept: list[CaptionedImage] = []
@@ -283,10 +320,6 @@ def _require_cleaning() -> None:
         clean_caption("")
     except ModuleNotFoundError as error:
         raise DataError(f"options.clean=true: {error}") from error
-
-
-def _name(owner: Owner | None) -> str:
-    return "another process" if owner is None else f"process {owner.pid} on {owner.host}"
 
 
 def _info(options: TokensOptions) -> Any:
@@ -396,4 +429,7 @@ def extract(config: TrainConfig, check_held_out: bool = True) -> int:
 
 
 def _made(config: TrainConfig, check_held_out: bool) -> Iterator[str]:
-    return report(TokenExtraction(config, check_held_out).run(), config.folder)
+    index = TokenExtraction(config, check_held_out).run()
+    if index is None:
+        return iter(["stopped (stop_after_minutes), finished shards are kept; the same command resumes"])
+    return report(index, config.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from lactok.weights import WeightsSource
 SIDE = 128
 """Pixels of a side."""
 STYLE = Style.PLAIN
-"""Scenes look as those that the miniatures of generators were trained on."""
+"""Of the scenes; generators were trained on the style `loose`, which has the same places and backgrounds."""
 
 
 class Rendered(Generator):
@@ -52,9 +53,10 @@ class Rendered(Generator):
 
 
 class ShuffledPrompts(Rendered):
-    """The renderer draws another prompt of the same task, with another class: the floor of what ignores its prompt."""
+    """The renderer draws another prompt of the same task, of other classes: the floor of what ignores its prompt."""
 
     calibration = 4
+    version = 2  # 1 drew the prompt's own class at times
 
     def _metadata(self, item: Item, seed: int) -> Any:
         from lactok.data.scenes.combinations import Split
@@ -65,8 +67,11 @@ class ShuffledPrompts(Rendered):
         task = next((place for place, name in enumerate(TASKS) if name == tags.get("tag")), None)
         if task is None:
             raise ValueError(f"tag {tags.get('tag')!r}")
-        content = draw_content(seed % 2**31, task + len(TASKS) * (seed % 1009), Split.ALL)
-        return metadata(content, "")
+        asked = {one["class"] for one in tags["include"]}
+        for turn in count(seed % 1009):
+            drawn = metadata(draw_content(seed % 2**31, task + len(TASKS) * turn, Split.ALL), "")
+            if not asked & {one["class"] for one in drawn["include"]}:
+                return drawn
 
 
 class RenderedThrough(Rendered):
