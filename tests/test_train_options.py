@@ -185,7 +185,7 @@ def test_every_option_of_a_recipe_is_a_key():
     given += ["options.embeddings=codebook", "options.model.caption_dim=96", "options.model.cls_token_num=24"]
     config, _ = compose_config(["recipe=generator", "scale=paper", "data.root=a", "options.start=null", *given])
     assert (config.options.model.n_layer, config.options.words.dim, config.options.embeddings) == (2, 96, "codebook")
-    assert compose_config(["recipe=pixel", "scale=paper", "data.root=a", "options.perceptual_size=64"])
+    assert compose_config(["recipe=pixel", "accelerator=tlcm", "scale=paper", "data.root=a", "options.perceptual_size=64"])
     with pytest.raises(
         TrainConfigError, match=r"unknown key 'options\.model\.n_leyer': did you mean options\.model\.n_l"
     ):
