@@ -84,7 +84,7 @@ def evaluate(
         )
         if not config.metrics:
             raise ConfigError("metrics is empty, so there would be no figures: name one, a list, or 'default'")
-        in_memory = _set_images(config, images, folders, "dataset" in settings)
+        in_memory = _set_images(config, images, folders, settings.get("dataset") is not None)
         config.dataset.metadata = None if metadata is None else str(metadata)
         with _in_eval_mode(live.values()):
             finished = engine.run(config, quiet=not progress, live=live)

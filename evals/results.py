@@ -62,12 +62,13 @@ class Results:
         """
         import pandas as pd
 
-        from evals.cli.compare import Run, paired, row_of, row_values
+        from evals.cli.compare import Paired, Run, paired, row_of, row_values
 
         run = Run(self._finished.folder, self.record, self.per_image)
         a, b = (row_of(run, label).label for label in (a, b))
         tests = paired(row_values(self.per_image, a), row_values(self.per_image, b), self.record.columns)
-        return pd.DataFrame([dataclasses.asdict(test) for test in tests]).set_index("column")
+        columns = [one.name for one in dataclasses.fields(Paired)]
+        return pd.DataFrame([dataclasses.asdict(test) for test in tests], columns=columns).set_index("column")
 
     def save(self, folder: str | Path) -> Path:
         """Write the run's folder: report.md, table.csv, per_image.parquet, contact.png, run.json, errors/; its path.

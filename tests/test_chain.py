@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from lactok.train.chain import PARTS, Chain, Ends, Finished, Stopped, closing_ta
 from lactok.train.config import TrainConfigError
 from lactok.train.help import help_text
 from lactok.train.run_folder import RunFolderError
-from lactok.train.schedule import Progress
+from lactok.train.schedule import Progress, StopRequest
 from lactok.weights import WeightsError
 from tests.support import pictures
 from tests.tiny_lactok import SHARED, TINY, quick_training
@@ -259,3 +261,124 @@ def test_the_table_adds_up():
         "bb       20        0.25  b",
         "all   1,020        0.75",
     ]
+
+
+def test_a_parts_minutes_beside_those_of_the_chain_are_refused(data: Path):
+    arguments = ["recipe=mini-all", f"data.root='{data}'", "jobs=3", "minutes=8", "pixel-tlcm.minutes=2"]
+    with pytest.raises(TrainConfigError, match=r"minutes=8 pixel-tlcm\.minutes=2: by the former each part has"):
+        Chain(arguments)
+    assert Chain(arguments[:-1]).minutes == 8
+
+
+def test_a_signal_in_the_last_step_of_a_part_stops_the_chain(data: Path, tmp_path: Path):
+    tick = Progress.tick
+
+    def interrupted_in_the_last_step(self, images):
+        tick(self, images)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "tick", interrupted_in_the_last_step)
+        stopped = Chain(command(data, tmp_path / "chain", "parts=[ldm,accelerator-tlcm]")).run()
+    assert stopped == Stopped("ldm-mini", "SIGTERM", 2)
+    assert [path.name for path in (tmp_path / "chain").glob("*-mini")] == ["ldm-mini"]
+
+
+@dataclass(frozen=True)
+class AtOnce:
+    """Parts at once whose training is a wait, in forked processes, which need not import anything."""
+
+    data: Path
+    folder: Path
+    patch: pytest.MonkeyPatch
+
+    def run(self, parts: dict[str, Callable[[Path], Stopped | None]]) -> list[Finished] | Stopped:
+        fork = multiprocessing.get_context("fork")
+        self.patch.setattr("lactok.train.chain.multiprocessing.get_context", lambda method: fork)
+        self.patch.setattr(Chain, "run_part", lambda chain, part, *more: parts[part.name](self.folder / part.name))
+        self.patch.setattr(Chain, "finished", lambda chain: [])
+        own = f"parts=[{','.join(parts)}]", f"out='{self.folder}'"
+        return Chain(["recipe=mini-all", f"data.root='{self.data}'", "jobs=3", *own]).run()
+
+
+@pytest.fixture
+def at_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AtOnce:
+    return AtOnce(data, tmp_path, monkeypatch)
+
+
+def trained_until_told(place: Path) -> Stopped:
+    """As the training loop: it saves for a while, and says by what it was told."""
+    with StopRequest().listening() as stop:
+        place.with_suffix(".began").touch()
+        for _ in range(200):
+            if stop.name:
+                break
+            time.sleep(0.05)
+        time.sleep(0.3)
+        place.with_suffix(".saved").write_text(stop.name)
+    return Stopped(f"{place.name}-mini", stop.name, 7)
+
+
+def done_at_once(place: Path) -> None:
+    place.with_suffix(".began").touch()
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_makes_each_of_several_parts_save(at_once: AtOnce, by: signal.Signals):
+    """Ctrl-C goes to all processes, an idle one among them, kill to the first."""
+
+    def tell() -> None:
+        names = ("vae", "titok", "vq")
+        while not all((at_once.folder / f"{name}.began").is_file() for name in names):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        for pid in [*(p.pid for p in multiprocessing.active_children() if by == signal.SIGINT), os.getpid()]:
+            assert pid is not None
+            os.kill(pid, by)
+
+    before = signal.getsignal(by)
+    teller = threading.Thread(target=tell)
+    teller.start()
+    stopped = at_once.run({"vae": trained_until_told, "vq": done_at_once, "titok": trained_until_told})
+    teller.join()
+    assert isinstance(stopped, Stopped)
+    assert stopped.part in ("vae-mini", "titok-mini")
+    assert (stopped.reason, stopped.step) == (by.name, 7)
+    assert {path.name: path.read_text() for path in at_once.folder.glob("*.saved")} == {
+        "vae.saved": "SIGTERM",
+        "titok.saved": "SIGTERM",
+    }
+    assert signal.getsignal(by) is before
+    assert not multiprocessing.active_children()
+
+
+def test_no_part_begins_after_a_signal(at_once: AtOnce):
+    def telling(place: Path) -> Stopped:
+        os.kill(os.getppid(), signal.SIGTERM)
+        return trained_until_told(place)
+
+    stopped = at_once.run({"vae": telling, "seed": done_at_once})  # which needs vae
+    assert stopped == Stopped("vae-mini", "SIGTERM", 7)
+    assert not (at_once.folder / "seed.began").exists()
+
+
+def test_a_part_whose_process_is_killed_is_named_and_the_others_go_on(at_once: AtOnce):
+    def killed(place: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RuntimeError, match="vq-mini: the process that trained it was killed by signal 9; the same com"):
+        at_once.run({"vae": done_at_once, "vq": killed, "seed": done_at_once})
+    assert {path.name for path in at_once.folder.glob("*.began")} == {"vae.began", "seed.began"}
+
+
+def test_an_error_that_can_not_be_told_to_another_process_is_told_as_text(at_once: AtOnce):
+    class Untold(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    def failing(place: Path) -> None:
+        raise Untold(1, 2)
+
+    with pytest.raises(RuntimeError, match=r"(?s)^vae-mini: Traceback.*Untold: 1 and 2"):
+        at_once.run({"vae": failing})

@@ -361,3 +361,27 @@ def test_a_run_without_a_metric_of_single_images(tmp_path: Path, capsys):
     assert main([run, "all=true"]) in (0, 2)
     assert power([run, "row=downsample-bits", "difference=0.1"]) == 2
     assert "has no per-image metric; it has none" in capsys.readouterr().err
+
+
+def test_other_sources_are_refused_whichever_run_is_named_first(tmp_path: Path, capsys):
+    a, b = make(tmp_path / "a", 0.0), make(tmp_path / "b", 0.1)
+    path = Path(b) / "per_image.parquet"
+    frame = pd.read_parquet(path)
+    frame["cluster"] = frame["item"].str[:2]
+    frame.to_parquet(path)
+    for runs in ([a, b], [b, a]):
+        assert main([*runs, "row=a"]) == 2
+        assert "sources are other groups of images (dataset.cluster)" in capsys.readouterr().err
+
+
+def test_power_says_which_metric_has_too_few_finite_differences(tmp_path: Path, capsys):
+    run = three_rows(tmp_path / "run")
+    path = Path(run) / "per_image.parquet"
+    frame = pd.read_parquet(path)
+    frame.loc[frame["row"] == "a", "PSNR"] = np.inf
+    frame.to_parquet(path)
+    assert power([run, "--row", "a", "b"]) == 0
+    said = capsys.readouterr()
+    assert "PSNR: 0 source(s) with finite values" in said.err
+    assert "perc: " in said.out
+    assert power([run, "--row", "a", "b", "--metric", "PSNR"]) == 2

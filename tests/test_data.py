@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from lactok.data.batches import (
+    BLOCK,
     CropRange,
     SampleOrder,
     StepBatches,
@@ -272,6 +273,21 @@ def test_the_folder_of_a_sample_is_drawn_by_its_weight(tmp_path: Path):
     assert shares == pytest.approx([0.1, 0.2, 0.7], abs=0.03)
     assert set(chosen) == set(training), "every image comes, and none that is held back"
     assert not set(chosen) & set(held_back)
+
+
+def test_no_image_of_a_weighted_folder_comes_again_before_all_have_come():
+    folders = [range(1000), range(1000, 1500)]
+    order = SampleOrder(folders, 1, weights=(0.8, 0.2))
+    chosen = [order.at(position) for position in range(BLOCK)]
+    for folder, share in zip(folders, (0.8, 0.2)):
+        own = [image for image in chosen if image in folder]
+        assert len(own) == share * BLOCK
+        for start in range(0, len(own) - len(folder) + 1, len(folder)):
+            assert len(set(own[start : start + len(folder)])) == len(folder)
+    assert [order.at(position) for position in (7, BLOCK + 3, 7)] == [chosen[7], order.at(BLOCK + 3), chosen[7]]
+    rare = SampleOrder([range(5), range(5, 9), range(9, 20)], 1, weights=(1e-9, 1, 3))
+    seen = [rare.at(position) for position in range(BLOCK)]
+    assert sum(image < 5 for image in seen) == 1, "a folder with a weight is never left out"
 
 
 def test_crops_stay_inside_and_reach_both_ends():

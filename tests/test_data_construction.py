@@ -7,6 +7,7 @@ import io
 import json
 import re
 import tarfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from skimage import data
 
 from lactok.data.__main__ import main
-from lactok.data.construct import cluster, duplicates, listing, shards, units
+from lactok.data.construct import cluster, duplicates, inspection, listing, needs, shards, units
 from lactok.data.construct.books import Books, BooksDoNotBalance
 from lactok.data.construct.captioner import QwenCaptioner, checked
 from lactok.data.construct.inspection import EvaluationSet, Inspection, encoded, previews
@@ -31,6 +32,7 @@ from lactok.data.construct.synthesiser import GeneratorSynthesiser, seed_of
 from lactok.data.held_out import pixels_sha256
 from lactok.data.scenes import scene
 from lactok.files import WriteError
+from lactok.images.decode import decode
 
 PAPER = ["recipe=paper", "captions=list.txt", "out=out"]
 CAT = encoded(data.chelsea(), "jpg", 95)
@@ -98,6 +100,40 @@ def test_what_the_papers_recipe_lacks_is_told_at_once(tmp_path: Path, capsys: py
     ):
         assert part in said
     assert not (tmp_path / "o").exists(), "nothing was begun"
+
+
+def test_images_that_exist_ask_for_no_gpu_to_synthesise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What Ray is asked for is what is told to be lacking: one that is asked for in vain is waited for without end."""
+    ray_data = pytest.importorskip("ray.data")
+    from lactok.data.construct import build as building
+
+    asked: list[float] = []
+
+    class Graph:
+        """Stands for Ray's dataset: writes down the GPUs of each stage. For tests alone."""
+
+        def map_batches(self, made: object, **given: object) -> Graph:
+            if made is building.StageActor:
+                asked.append(given.get("num_gpus", 0) * given["compute"].min_size)
+            return self
+
+        def write_datasink(self, *_: object, **__: object) -> None:
+            pass
+
+    monkeypatch.setattr(ray_data, "from_items", lambda *_, **__: Graph())
+    halves = {"stages.caption.gpus": "0.5", "stages.judge.gpus": "0.5", "judges": "[]", "captioner": "7b"}
+    listed = listing.Listing(1, 1, 64, {})
+    for sources, gpus in (({"images": str(tmp_path)}, 1.0), ({"captions": "x.txt", "images": str(tmp_path)}, 2.0)):
+        spec = paper(tmp_path, **sources, **halves)
+        asked.clear()
+        building._make_units(spec, [0], listed)
+        assert sum(asked) == gpus
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        assert bool(needs._gpus(spec)) == (gpus > 1)
+    idle = GeneratorSynthesiser(paper(tmp_path, images=str(tmp_path)))
+    monkeypatch.undo()
+    assert idle.device() == "cpu", "its process sees no GPU"
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
@@ -374,6 +410,32 @@ def test_leaks_broken_and_small_images_are_dropped_and_told(tmp_path: Path):
     assert unit.items[0].preview[:2] == b"\xff\xd8"
     with pytest.raises(SpecError, match="no folder of images"):
         Inspection(paper(tmp_path, captions="x", leakage=str(tmp_path / "none")))
+
+
+def test_of_an_evaluation_set_no_pixels_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """ImageNet's 50,000 would take 28 GB in each process. Found is what is found among all of them at once."""
+    named = [(f"eval/{place}.png", image) for place, image in enumerate(photographs())]
+    (tmp_path / "eval").mkdir()
+    for name, image in named:
+        Image.fromarray(image).save(tmp_path / name)
+    read: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def watched(path: Path):
+        found = decode(path)
+        read.append(weakref.ref(found.pixels))
+        alive.append(sum(one() is not None for one in read))
+        return found
+
+    monkeypatch.setattr(inspection, "decode", watched)
+    held = Inspection(paper(tmp_path, captions="x", leakage=str(tmp_path / "eval"), leak_cosine="1")).held
+    assert len(read) == len(named)
+    assert max(alive) <= 2, "one and the next"
+    assert sum(one() is not None for one in read) == 0
+    for name, image in named:
+        assert held.by_picture(copied(image, "jpeg"), "") == name
+        assert held.by_picture(image, pixels_sha256(image)) == name
+    assert EvaluationSet([]).by_picture(named[0][1], "") == ""
 
 
 def test_features_find_a_crop_that_the_hash_does_not():

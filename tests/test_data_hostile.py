@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import struct
 import time
 import zlib
@@ -164,27 +165,29 @@ class Deadly(StageWork):
             item.caption = "done"
 
 
-def test_an_item_that_kills_its_process_again_and_again_is_dropped(tmp_path: Path):
+@pytest.mark.parametrize("poisons", [(4,), (0,), (5,), (1, 4)])
+def test_an_item_that_kills_its_process_again_and_again_is_dropped_and_no_other(
+    tmp_path: Path, poisons: tuple[int, ...]
+):
     """Each process is a fork, as Ray's next actor would be; what a death leaves behind lies in the build's folder."""
-    deaths, unit = 0, Unit(3, [])
+    deaths, made = 0, tmp_path / "unit"
     while deaths < 10:
-        unit = Unit(3, [WorkItem(i, "s", "", "poison" if i == 4 else "good") for i in range(6)])
+        unit = Unit(3, [WorkItem(i, "s", "", "poison" if i in poisons else "good") for i in range(6)])
         child = os.fork()
         if not child:
             run_watched(Deadly(), unit, tmp_path)
+            made.write_bytes(pickle.dumps(unit))
             os._exit(0)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
             break
         deaths += 1
-    assert deaths == stages.DEATHS + stages.DEATHS_ALONE
+    assert deaths == stages.DEATHS + stages.DEATHS_ALONE * len(poisons)
     assert list((tmp_path / "work" / stages.TRYING).iterdir()) == [], "a unit that is finished leaves no note"
-    note = tmp_path / "work" / stages.TRYING / "000003.deadly"
-    note.write_text("unit\n" * 5 + "4\n" * 2)
-    unit = Unit(3, [WorkItem(i, "s", "", "poison" if i == 4 else "good") for i in range(6)])
-    run_watched(Deadly(), unit, tmp_path)
-    assert [item.reason for item in unit.items] == ["", "", "", "", "deadly died", ""]
-    assert [item.caption for item in unit.items if item.index != 4] == ["done"] * 5
-    assert (unit.works[0].items_in, unit.works[0].items_out) == (6, 5)
+    unit = pickle.loads(made.read_bytes())
+    assert [item.reason for item in unit.items] == ["deadly died" if i in poisons else "" for i in range(6)]
+    assert {item.detail for item in unit.items if item.reason} == {"2 processes were killed at this item"}
+    assert [item.caption for item in unit.items if item.index not in poisons] == ["done"] * (6 - len(poisons))
+    assert (unit.works[0].items_in, unit.works[0].items_out) == (6, 6 - len(poisons))
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,16 @@ def test_a_failed_installation_says_which_step_and_goes_on(cache: Path):
     assert environment.require().is_file()
 
 
+def test_a_cache_behind_a_link_is_installed_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """~/.cache on a cluster often leads to scratch."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "link"))
+    place = install(ENVIRONMENTS["mmdet"], versions=versions, run=Pip())
+    assert place.resolve().is_relative_to(tmp_path / "real")
+    assert not place.is_symlink()
+
+
 def test_another_folder_is_linked(cache: Path, tmp_path: Path):
     install(ENVIRONMENTS["mmdet"], tmp_path / "big" / "mmdet", versions, Pip())
     assert ENVIRONMENTS["mmdet"].folder.resolve() == tmp_path / "big" / "mmdet"

@@ -270,3 +270,9 @@ def test_short_names_are_compared_as_on_the_command_line() -> None:
     short, full = results.compare("llamagen", "titok"), results.compare("llamagen-mini", "titok-mini")
     assert short.loc["PSNR", "count"] == len(IMAGES)
     assert short.equals(full)
+
+
+def test_nothing_is_compared_where_no_metric_is_of_single_images() -> None:
+    results = evals.evaluate(["downsample-bits", "mean-colour"], IMAGES, ["codes"], dataset=None, progress=False)
+    test = results.compare("downsample-bits", "mean-colour")
+    assert (len(test), list(test)[:3]) == (0, ["mean", "low", "high"])

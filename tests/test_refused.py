@@ -116,6 +116,10 @@ def test_the_others_are_scored_as_if_it_were_not_there(tmp_path: Path, data: Pat
             assert (cell.count, cell.note) == (17 - len(places), f"incomplete: {len(places)} of 17 items refused")
         assert row.cells["FD-effnet"].count == 17 - len(places)
         assert row.cells["FD-effnet"].value > 0
+        assert row.cells["FD-effnet"].note.endswith(f"incomplete: {len(places)} of 17 items refused")
+    assert "FD-effnet" in found["toy"].cells
+    assert "incomplete" not in found["toy"].cells["FD-effnet"].note + found["at-decode"].cells["entropy"].note
+    assert found["at-encode"].cells["entropy"].note.startswith("incomplete: ")
     assert found["at-encode"].cells["entropy"].count == 17 - len(refused_places(finished, found["at-encode"]))
     assert found["at-decode"].cells["entropy"].count == 17, "it has tokens"
     assert found["toy"].refused == {}

@@ -189,3 +189,11 @@ def test_settings_of_a_run_that_did_not_begin_bind_nothing(tmp_path: Path):
     with pytest.raises(RunFolderError, match="batch_size"):
         claim(tmp_path, config, INPUTS)
     claim(tmp_path, other, INPUTS)
+
+
+def test_settings_of_another_kind_are_not_overwritten(tmp_path: Path):
+    """A folder of token shards has a config.json, and neither checkpoints nor a log."""
+    config, _ = composed("recipe=vq")
+    (tmp_path / "config.json").write_text('{"tokenizer": "llamagen-mini"}')
+    with pytest.raises(RunFolderError, match="tokenizer: llamagen-mini in the folder, None now"):
+        claim(tmp_path, config, INPUTS)

@@ -180,6 +180,22 @@ def test_an_export_of_a_row_with_refused_images_scores_as_the_run_did(tmp_path: 
     assert figures(the_run(tmp_path / "scored"), "Choosy") == figures(made, "Choosy")
 
 
+def test_an_export_of_prompts_scores_as_the_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A part of a data set that has no file, whose prompts are judged by their tags."""
+    given = ["suite=geneval", "generators=[rendered,rendered-llamagen]", "calibration=false", "limit=6", "seeds=2"]
+    assert (
+        run([*given, "metrics=[geneval-small]", "device=cpu", f"out={tmp_path / 'out'}", "workers=1", "--quiet"]) == 0
+    )
+    assert export([str(the_run(tmp_path / "out")), f"out={tmp_path / 'files'}"]) == 0
+    monkeypatch.chdir(tmp_path / "files")
+    words = shlex.split(json.loads(Path("manifest.json").read_text())["score_in_this_folder"])
+    assert score([*words[4:], f"out={tmp_path / 'scored'}", "device=cpu", "workers=1", "--quiet"]) == 0
+    for label in ("rendered", "rendered-llamagen"):
+        want = figures(the_run(tmp_path / "out"), label)
+        assert want["GenEval-small"][0] > 0.5
+        assert figures(the_run(tmp_path / "scored"), label) == want
+
+
 def test_the_command_of_an_export_names_another_judge_as_the_run_did(native: Path):
     found = record.read(native / "run.json")
     name = "as-generated with fit=crop with judges=original"

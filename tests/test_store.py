@@ -146,3 +146,18 @@ def test_writing_atomically_replaces(tmp_path: Path):
     write_atomically(path, json.dumps({"t": time.time()}).encode())
     assert json.loads(path.read_text())["t"] > 0
     assert len(list(path.parent.iterdir())) == 1
+
+
+def test_an_entry_that_another_process_has_just_placed_stays(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    read = Cache._entry
+
+    def placed_in_between(self: Cache, folder: Path):
+        try:
+            return read(self, folder)
+        except FileNotFoundError:
+            Cache(cache.root).write(ONE, {"a": np.zeros(1, np.float32)}, {})
+            raise
+
+    monkeypatch.setattr(Cache, "_entry", placed_in_between)
+    assert cache.read(ONE) is not None
+    assert cache.has(ONE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from skimage import data as photographs
 
 from lactok.checkpoint_file import tensors_sha256
 from lactok.data.batches import centre_crop, to_tensor
-from lactok.data.captioned import list_captioned
+from lactok.data.captioned import captioned_images, list_captioned
 from lactok.data.folder import DataError
 from lactok.data.scenes import write_folder
 from lactok.data.token_shards import ShardIndex, TokenShards
@@ -465,3 +466,23 @@ def test_a_lock_of_another_machine_is_waited_for_and_named(
     assert f"delete {lock}" in said
     lock.unlink()
     assert main(arguments) == 0
+
+
+def test_images_without_a_text_are_left_out_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = write_captioned(tmp_path / "beside", ["a", "b", "c", "d"])
+    (folder / "captions.jsonl").unlink()
+    for number, caption in ((0, "a"), (2, " c \n"), (3, "d")):
+        (folder / f"00{number}.txt").write_text(caption)
+    out = tmp_path / "out"
+    arguments = ["recipe=tokens", f"data.root='{folder}'", "device=cpu", "options.shard_size=2"]
+    assert main([*arguments, f"out='{out}'"]) == 0
+    shards = TokenShards(out)
+    assert shards.index.left_out == {"no NAME.txt beside it": 1}
+    assert [shard.count for shard in shards.index.shards] == [1, 2]
+    assert [sample.caption for sample in shards] == ["a", "c", "d"]
+    assert "left out: 1 (no NAME.txt beside it); see" in capsys.readouterr().out
+    assert json.loads((out / "left-out-00000.json").read_bytes()) == [["001.png", "no NAME.txt beside it"]]
+    partly = captioned_images(folder).identity
+    (folder / "001.txt").write_text("b")
+    rows = [(f"00{i}.png", caption, (folder / f"00{i}.png").stat().st_size) for i, caption in enumerate("abcd")]
+    assert captioned_images(folder).identity == sha256(json.dumps(rows).encode()).hexdigest() != partly

@@ -484,10 +484,12 @@ def test_a_wrong_command_line_is_explained(arguments: list[str], message: str):
 
 
 def test_bad_data_ends_the_command_with_its_reason(tmp_path: Path, capsys):
-    assert main(["recipe=vq", f"data.root='{tmp_path}'", f"out='{tmp_path / 'run'}'"]) == 2
+    images = tmp_path / "images"
+    images.mkdir()
+    assert main(["recipe=vq", f"data.root='{images}'", f"out='{tmp_path / 'run'}'"]) == 2
     assert "no image among" in capsys.readouterr().err
-    (tmp_path / "broken.png").write_bytes(b"no")
-    assert main(["recipe=vq", f"data.root='{tmp_path}'", f"out='{tmp_path / 'run'}'"]) == 2
+    (images / "broken.png").write_bytes(b"no")
+    assert main(["recipe=vq", f"data.root='{images}'", f"out='{tmp_path / 'run'}'"]) == 2
     assert "broken.png" in capsys.readouterr().err
 
 

@@ -185,8 +185,18 @@ def test_every_option_of_a_recipe_is_a_key():
     given += ["options.embeddings=codebook", "options.model.caption_dim=96", "options.model.cls_token_num=24"]
     config, _ = compose_config(["recipe=generator", "scale=paper", "data.root=a", "options.start=null", *given])
     assert (config.options.model.n_layer, config.options.words.dim, config.options.embeddings) == (2, 96, "codebook")
-    assert compose_config(["recipe=pixel", "accelerator=tlcm", "scale=paper", "data.root=a", "options.perceptual_size=64"])
+    assert compose_config(
+        ["recipe=pixel", "accelerator=tlcm", "scale=paper", "data.root=a", "options.perceptual_size=64"]
+    )
     with pytest.raises(
         TrainConfigError, match=r"unknown key 'options\.model\.n_leyer': did you mean options\.model\.n_l"
     ):
         compose_config(["recipe=generator", "scale=paper", "data.root=a", "options.model.n_leyer=2"])
+
+
+def test_a_run_in_its_own_data_is_refused_before_anything_is_written(data: Path):
+    """It would train on its sample images, and be refused when it resumes, as its data changed."""
+    before = sorted(data.rglob("*"))
+    with pytest.raises(DataError, match=r"out=.*own lies inside data\.root=.*name another out="):
+        run(data / "own", f"data.root='{data}'")
+    assert sorted(data.rglob("*")) == before

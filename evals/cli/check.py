@@ -7,7 +7,8 @@ import math
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,10 @@ TOLERANCES = {
 }
 # Of every other column. Distances between sets are differences of means: their rounding does not shrink with them.
 OTHERS = (1e-6, 1e-4)
-# Shares of images, of which one may change sides, by how a column's name starts: into how many parts the items are
-# divided (GenEval's tasks).
-SHARES = {"top1-": 1, "GenEval": 6}
+SHARE, GENEVAL = "top1-", "GenEval"
+"""How names of shares of images start, of which one image may change sides."""
+LITTLE_MORE = 1.000001
+"""Of one image: a share is rounded."""
 TOKENS_EQUAL = 0.999
 SUMMARY = "summary="
 _CONFIG = ConfigDict(extra="forbid")
@@ -70,7 +72,10 @@ class RowSnapshot:
 
 @checked(config=_CONFIG)
 class Snapshot:
-    """What FILE holds: the command's settings, hashes, and each row's figures and tokens."""
+    """What FILE holds: the command's settings, hashes, and each row's figures and tokens.
+
+    tasks: of GenEval, a row's images of each.
+    """
 
     config: list[str]
     protocol_hash: str = ""
@@ -79,6 +84,7 @@ class Snapshot:
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
     rows: dict[str, RowSnapshot] = field(default_factory=dict)
+    tasks: dict[str, int] = field(default_factory=dict)
 
 
 _SNAPSHOT = TypeAdapter(Snapshot)
@@ -218,7 +224,12 @@ def snapshot(finished: Finished, overrides: list[str]) -> Snapshot:
         cells = {name: _plain(cell.value) for name, cell in row.cells.items() if name not in of_tokens}
         tokens = _tokens(finished, work) if row.status == "ok" else []
         rows[row.label] = RowSnapshot(row.status, [w.sha256 for w in row.weights], cells, tokens)
-    return Snapshot(overrides, run.protocol_hash, run.dataset_fingerprint, run.items, run.versions, run.device, rows)
+    seeds = finished.job.seeds
+    tasks = Counter(str(item.tags["tag"]) for item in finished.job.dataset.items if "tag" in item.tags)
+    return Snapshot(
+        overrides, run.protocol_hash, run.dataset_fingerprint, run.items, run.versions, run.device, rows,
+        {task: seeds * count for task, count in sorted(tasks.items())},
+    )  # fmt: skip
 
 
 def _tokens(finished: Finished, work: ModelRun) -> list[str]:
@@ -236,11 +247,15 @@ def _plain(value: float | None) -> float | str | None:
     return str(value) if value is not None and not math.isfinite(value) else value
 
 
-def _tolerance(column: str, items: int) -> tuple[float, float]:
+def _tolerance(column: str, items: int, tasks: Mapping[str, int]) -> tuple[float, float]:
     """(absolute, relative) of a column's figures."""
-    for start, parts in SHARES.items():
-        if column.startswith(start):
-            return 1.000001 * parts / items, 0.0  # a share is rounded
+    if column.startswith(SHARE):
+        return LITTLE_MORE / items, 0.0
+    if column.startswith(GENEVAL) and tasks:  # the figure over all is the mean of the tasks'
+        if column.endswith("-images"):
+            return LITTLE_MORE / sum(tasks.values()), 0.0
+        of_task = next((count for task, count in tasks.items() if column.endswith(f"-{task}")), None)
+        return LITTLE_MORE / (of_task or len(tasks) * min(tasks.values())), 0.0
     return next((t for start, t in TOLERANCES.items() if column.startswith(start)), OTHERS)
 
 
@@ -261,25 +276,25 @@ def compare(committed: Snapshot, now: Snapshot) -> list[Moved]:
             for what in ("status", "weights")
             if getattr(before, what) != getattr(after, what)
         ]
-        moved += _moved_cells(label, before.cells, after.cells, committed.items)
+        moved += _moved_cells(label, before.cells, after.cells, now)
         if before.tokens:
             moved += _moved_tokens(label, before.tokens, after.tokens)
     return moved
 
 
 def _moved_cells(
-    label: str, before: dict[str, float | str | None], after: dict[str, float | str | None], items: int
+    label: str, before: dict[str, float | str | None], after: dict[str, float | str | None], now: Snapshot
 ) -> list[Moved]:
     moved = []
     for name, value in before.items():
-        now = after.get(name)
-        if value == now:  # a missing figure, too
+        present = after.get(name)
+        if value == present:  # a missing figure, too
             continue
-        if value is None or now is None:
-            moved.append(Moved(label, name, value, now, "nothing"))
+        if value is None or present is None:
+            moved.append(Moved(label, name, value, present, "nothing"))
             continue
-        absolute, relative = _tolerance(name, items)
-        a, b = float(value), float(now)
+        absolute, relative = _tolerance(name, now.items, now.tasks)
+        a, b = float(value), float(present)
         allowed = absolute + relative * abs(a) if math.isfinite(a) else 0.0
         if not abs(a - b) <= allowed:
             moved.append(Moved(label, name, a, b, f"{allowed:.2g}"))

@@ -179,6 +179,8 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, columns: list[ColumnRecord]) -> lis
     """One test a per-image column that both have. a, b: of `row_values`, over the same items."""
     if not a.index.equals(b.index):
         raise NotComparable(f"per_image.parquet: {len(a)} and {len(b)} items that are not the same: run both again")
+    if not a["cluster"].equals(b["cluster"]):
+        raise NotComparable("per_image.parquet: sources are other groups of images (dataset.cluster): run both again")
     return [_test(a, b, c) for c in columns if c.per_image and c.name in a and c.name in b]
 
 

@@ -56,7 +56,11 @@ def needs(folder: Path, labels: list[str], metric: str | None, difference: float
         kept = np.isfinite(values.to_numpy(float))
         means = values[kept].groupby(first["cluster"][kept]).mean()
         if len(means) < MIN_CLUSTERS:
-            raise NotComparable(f"{name}: {len(means)} source(s) with finite values, expected at least {MIN_CLUSTERS}")
+            few = f"{name}: {len(means)} source(s) with finite values, expected at least {MIN_CLUSTERS}"
+            if metric:
+                raise NotComparable(few)
+            print(few, file=sys.stderr)
+            continue
         seen = float(values[kept].mean()) if rest else None
         deviation = float(means.std(ddof=1)) * (1.0 if rest else 2**0.5)
         wanted = abs(difference if difference is not None else seen or 0.0)

@@ -87,6 +87,11 @@ def reduce_row(job: Job, run: ModelRun) -> tuple[RowRecord, PerImage]:
             record.cells |= _token_cells(run, of_tokens, tokens)
     record.refused = {item.id: run.refused[item.id] for item in items if item.id in run.refused}
     _check_refused(job, record.refused)
+    of_whole = [column.name for plan in (*job.metrics.sets, *job.metrics.tokens) for column in plan.cls.columns]
+    for name in of_whole:  # what refuses to decode has all its tokens
+        cell = record.cells.get(name)
+        if cell is not None and cell.value is not None and cell.count is not None:
+            record.cells |= _noted({name: cell}, _incomplete(len(items) - cell.count, len(items)))
     record.speed = _speed(job, run, reading)
     record.origins = [Origin(**origin) for origin in reading.origins]
     return record, per_image
@@ -207,6 +212,11 @@ def trained_on(metric: type[Metric], info: ModelInfo | None) -> str:
     return f"trained on {', '.join(shared)}: the same network scores here" if shared else ""
 
 
+def _incomplete(refused: int, count: int) -> str:
+    """The note of a figure of a row that refused items; "" where it took all."""
+    return f"incomplete: {refused} of {count} items refused" if refused else ""
+
+
 def _noted(cells: Mapping[str, Value], note: str) -> dict[str, Value]:
     """Cells with another note beside their own."""
     return {n: dataclasses.replace(c, note="; ".join(filter(None, (c.note, note)))) for n, c in cells.items()}
@@ -223,7 +233,7 @@ def image_cells(
     chosen = [item for item, keep in zip(items, kept) if keep]
     found = {name: array[:, kept] for name, array in values.items()}
     clusters = [item.cluster for item in chosen]
-    note = "" if len(chosen) == len(items) else f"incomplete: {len(items) - len(chosen)} of {len(items)} items refused"
+    note = _incomplete(len(items) - len(chosen), len(items))
     if not chosen:
         return {column.name: Value(None, count=0, note=note) for column in plan.cls.columns}
     cells = {name: mean_cell(array, clusters) for name, array in found.items()}

@@ -82,23 +82,29 @@ class Cache:
     def read(self, artifact: Keyed) -> Entry | None:
         """The entry, or None when it is absent or damaged (then what is left of it is removed, to be recomputed)."""
         folder = self._folder(artifact)
-        try:
-            meta = json.loads((folder / META).read_bytes())
-            data = (folder / DATA).read_bytes()
-            if hashlib.sha256(data).hexdigest() != meta["sha256"]:
-                raise ValueError("its sha256 is another")
-            # the library gives arrays in any order
-            return Entry(dict(sorted(load_arrays(data).items())), meta["meta"], meta["origin"])
-        except FileNotFoundError:
-            if not folder.is_dir():
+        for _ in range(2):
+            try:
+                return self._entry(folder)
+            except FileNotFoundError:
+                if not folder.is_dir():
+                    return None
+            except (ValueError, KeyError, safetensors.SafetensorError) as error:
+                _log.warning("%s is damaged (%s): removed, to be recomputed", folder, error)
+                shutil.rmtree(folder, ignore_errors=True)
                 return None
-            _log.warning("%s lacks a file: removed, to be recomputed", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
-        except (ValueError, KeyError, safetensors.SafetensorError) as error:
-            _log.warning("%s is damaged (%s): removed, to be recomputed", folder, error)
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
+        # no other process has placed it meanwhile: an entry is renamed whole
+        _log.warning("%s lacks a file: removed, to be recomputed", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+    def _entry(self, folder: Path) -> Entry:
+        """Raises FileNotFoundError, and what a damaged entry raises."""
+        meta = json.loads((folder / META).read_bytes())
+        data = (folder / DATA).read_bytes()
+        if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+            raise ValueError("its sha256 is another")
+        # the library gives arrays in any order
+        return Entry(dict(sorted(load_arrays(data).items())), meta["meta"], meta["origin"])
 
     def write(self, artifact: Keyed, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Commit an entry by an atomic rename. Raises StoreError when the disk is full or can't be written."""

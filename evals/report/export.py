@@ -34,6 +34,7 @@ from lactok.progress import Meter
 
 REFERENCES = "references"
 MANIFEST, FIGURES, CLUSTERS, IDS, PROMPTS = "manifest.json", "per_image.csv", "clusters.csv", "ids.npz", "images.csv"
+ASKED = "prompts.jsonl"
 # Raise it when a file of an export changes its name or meaning.
 EXPORT_SCHEMA = 1
 
@@ -109,6 +110,8 @@ class _Exporter:
         with Meter((seeds + self.job.task.has_references) * len(self.names), "exporting images") as meter:
             if self.job.task.has_references:
                 self._write_references(meter)
+            else:
+                self._write_prompts()
             for row in rows:
                 exported.append(Exported(row.label))
                 run = runs.get(row.label)
@@ -120,6 +123,14 @@ class _Exporter:
                 else:
                     self._write_row(exported[-1], run, meter)
         return exported
+
+    def _write_prompts(self) -> None:
+        """All prompts with what is known of them, as dataset=prompts reads them."""
+        lines = []
+        for item in self.job.dataset.items:
+            fields = {"id": item.id, "prompt": item.payload, "cluster": item.cluster, **item.tags}
+            lines.append(json.dumps(fields, ensure_ascii=False))
+        self._text(ASKED, lines)
 
     def _write_references(self, meter: Meter) -> None:
         for batch in load_ahead(self.job.task, self.job.chunks, torch.device("cpu")):
@@ -287,6 +298,7 @@ def _manifest(folder: Path, found: RunRecord, rows: Sequence[Exported], exporter
             f"{REFERENCES}/": "the images that were compared with, as metrics saw them",
             "FOLDER/": "a row's images, as metrics saw them",
             f"FOLDER/{IDS}": "ids, lengths (where they vary) and files of the row's tokens",
+            ASKED: "of generation: the prompts with their ids, sources and tags",
             FIGURES: "a line an item, row and seed index: all per-image metrics",
             CLUSTERS: "what intervals resample: dataset.cluster of `python -m evals score`",
         },
@@ -302,7 +314,7 @@ def score_command(found: RunRecord, rows: Sequence[Exported]) -> str:
         words += [f"references={REFERENCES}", *(f"images.{folder}={folder}" for folder in folders)]
         words += [f"dataset.cluster={CLUSTERS}"]
     else:
-        words.append(f"prompts={config['dataset']['root'] or found.dataset}")
+        words.append(f"prompts={ASKED}")
         words += [f"images.{folder}={folder}/{PROMPTS}" for folder in folders]
         words += [f"seeds={config['seeds']}"] if config["seeds"] > 1 else []
     words.append(f"protocol={base}")

@@ -133,34 +133,59 @@ def split_ranks(ranks: np.ndarray, validation: int) -> tuple[np.ndarray, list[in
     return np.flatnonzero(kept), held_back.tolist()
 
 
+BLOCK = 10_000
+"""Positions of which every folder has exactly its share, and at least one."""
+
+
+def _shared_out(weights: Sequence[float]) -> tuple[int, ...]:
+    """How many positions of a block each folder has: shares rounded, those with the largest remainders upwards."""
+    wanted = BLOCK * np.asarray(weights, float) / sum(weights)
+    counts = np.maximum(wanted.astype(int), 1)
+    for _ in range(BLOCK - int(counts.sum())):
+        counts[np.argmax(wanted - counts)] += 1
+    for _ in range(int(counts.sum()) - BLOCK):
+        counts[np.argmax(counts)] -= 1
+    return tuple(counts.tolist())
+
+
+@lru_cache(maxsize=4)
+def _block(seed: int, number: int, counts: tuple[int, ...]) -> np.ndarray:
+    """The folder of each position of a block."""
+    return rng(seed, FOLDER, number).permutation(np.repeat(np.arange(len(counts)), counts))
+
+
 class SampleOrder:
     """Which sample stands at each position of the endless sequence that a run trains on.
 
-    folders: indices of the samples; of several folders each has a shuffled sequence of its own, and the folder of a
-    position is drawn by `weights`.
+    folders: indices of the samples; of several folders each has an endless, shuffled sequence of its own, and by
+    `weights` a share of every `BLOCK` positions, drawn anew for each block.
     """
 
     def __init__(
         self, folders: Sequence[Sequence[int] | np.ndarray], seed: int, weights: Sequence[float] = (1.0,)
     ) -> None:
         self.folders, self.seed = folders, seed
-        self._shares = np.cumsum(weights) / sum(weights)
+        self._counts = _shared_out(weights)
 
     def at(self, position: int) -> int:
         """The sample at a position."""
-        indices = self._folder(position)
-        return int(indices[image_of(self.seed, position, len(indices))])
+        indices, own = self._folder(position)
+        return int(indices[image_of(self.seed, own, len(indices))])
 
     def instead(self, position: int, attempt: int) -> int:
         """A sample of the same folder for one at a position that can't be read; attempt: from 0."""
-        indices = self._folder(position)
+        indices, _ = self._folder(position)
         return int(indices[int(rng(self.seed, INSTEAD, position, attempt).integers(len(indices)))])
 
-    def _folder(self, position: int) -> Sequence[int] | np.ndarray:
+    def _folder(self, position: int) -> tuple[Sequence[int] | np.ndarray, int]:
+        """The folder of a position, and which position of the folder's own sequence it is."""
         if len(self.folders) == 1:
-            return self.folders[0]
-        drawn = rng(self.seed, FOLDER, position).random()
-        return self.folders[int(np.searchsorted(self._shares, drawn, side="right"))]
+            return self.folders[0], position
+        number, place = divmod(position, BLOCK)
+        block = _block(self.seed, number, self._counts)
+        folder = int(block[place])
+        own = number * self._counts[folder] + int((block[:place] == folder).sum())
+        return self.folders[folder], own
 
 
 class Pictures(Protocol):

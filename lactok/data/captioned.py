@@ -18,6 +18,8 @@ TABLES = {"captions.jsonl": ("file", "caption"), "metadata.jsonl": ("file_name",
 """Files of a line an image, and the keys of its path in the folder and of its caption: those that
 `python -m lactok.data.scenes` writes, and those of Hugging Face's ImageFolder."""
 
+NO_TEXT = "no NAME.txt beside it"
+"""Why an image of a folder without a table is left out."""
 _SHOWN = 10
 """Bad entries that a message shows."""
 
@@ -61,11 +63,11 @@ class CaptionedImages(ABC):
 
 
 class CaptionedFolder(CaptionedImages):
-    """What `list_captioned` lists."""
+    """What `list_captioned` lists, and between them, with a problem, the images beside which no text lies."""
 
     def __init__(self, root: str | os.PathLike) -> None:
         """Raises DataError."""
-        self.images = list_captioned(root)
+        self.images = _listed(root)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,6 +101,11 @@ def list_captioned(root: str | os.PathLike) -> list[CaptionedFile]:
     Raises DataError for a folder of another kind, and one that lists the bad entries: no JSON, a key that is missing,
     an empty caption, a path that leaves the folder, a file that does not exist.
     """
+    return [image for image in _listed(root) if not image.problem]
+
+
+def _listed(root: str | os.PathLike) -> list[CaptionedFile]:
+    """As `CaptionedFolder` has them. Raises DataError, see `list_captioned`."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise DataError(f"data.root={root}: no such folder; name a folder of images with captions")
@@ -113,7 +120,7 @@ def list_captioned(root: str | os.PathLike) -> list[CaptionedFile]:
         raise DataError(
             f"{len(bad):,} entries of {printable(folder)} can't be used:\n{lines}{more}\nMend or remove them"
         )
-    if not made:
+    if all(image.problem for image in made):
         kinds = ", ".join(TABLES)
         raise DataError(
             f"data.root={printable(folder)}: no captions; expected one of {kinds}, or NAME.txt beside NAME.jpg"
@@ -146,6 +153,7 @@ def _of_texts(folder: Path, bad: list[str]) -> Iterator[CaptionedFile]:
     for name, path in list_images(folder).items():
         text = path.with_suffix(".txt")
         if not text.is_file():
+            yield CaptionedFile(name, "", NO_TEXT, path)
             continue
         try:
             caption = text.read_bytes().decode("utf-8-sig").strip()

@@ -6,9 +6,10 @@ rules by which they are decoded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -29,6 +30,12 @@ from lactok.locks import waiting_lock
 PACK_VERSION = 4
 DATA, INDEX = "images.bin", "images.json"
 """A pack's files."""
+_BLOCK = 256
+"""Images that are decoded by one call of the threads, and held in memory at most: they may be faster than the disk."""
+
+
+class UnreadableImages(DataError):
+    """Images can't be decoded; the message lists all of them."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def open_pack(
 
     side: in pixels. folder: where `images.bin` and `images.json` stand or are written.
     check_held_out: refuse photographs of the evaluation set; off only where nothing is evaluated.
-    Raises DataError for a missing or empty folder, for unreadable images (all listed) and for held-out ones,
+    Raises DataError for a missing or empty folder, for unreadable images (UnreadableImages) and for held-out ones,
     WriteError for a folder that can't be written.
     """
     files = [image_files(root) for root in roots]
@@ -183,9 +190,15 @@ def _write(
     index = PackIndex(fingerprint, [], [], [], [], [len(of) for of in files])
     offset = 0
     keys = [(place, i) for place, of in enumerate(files) for i in range(len(of))]
-    with ThreadPoolExecutor(workers) as pool, open(target, "wb") as file:
-        prepared = pool.map(lambda key: _prepare(files[key[0]], key[1], side, check_held_out), keys)
-        for (place, i), result in zip(keys, prepared):
+    with _cancelling(ThreadPoolExecutor(workers)) as pool, open(target, "wb") as file:
+        prepared = (
+            result
+            for start in range(0, len(keys), _BLOCK)
+            for result in pool.map(
+                lambda key: _prepare(files[key[0]], key[1], side, check_held_out), keys[start : start + _BLOCK]
+            )
+        )
+        for (place, i), result in zip(keys, prepared, strict=True):
             if isinstance(result, ImageError):
                 bad.append(result)
             elif isinstance(result, str):
@@ -201,10 +214,19 @@ def _write(
         file.flush()
         os.fsync(file.fileno())
     if bad:
-        raise unreadable(bad)
+        raise UnreadableImages(str(unreadable(bad)))
     if refused:
         raise evaluated(refused)
     return index
+
+
+@contextlib.contextmanager
+def _cancelling(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """After an error in the block, nothing more is begun: a disk that is full is told of at once."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def evaluated(refused: Sequence[str]) -> DataError:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import pickle
 import signal
 import time
+import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lactok.registry import nearest
 from lactok.train.config import CHAIN, TrainConfig, TrainConfigError, compose_config
 
 if TYPE_CHECKING:
     from lactok.train.recipe import Recipe
+    from lactok.train.schedule import StopRequest
 
 SHARED_ONLY = (
     *("recipe", "scale", "accelerator", "out", "dry_run", "stop_after_minutes", "data.root", "data.pack"),
@@ -32,6 +36,8 @@ JOBS, PARTS_KEY = "jobs", "parts"
 """Keys of the chain alone."""
 JOBS_OF_WINDOWS = 3
 """How many parts `Part.until` takes to be trained at once."""
+POLL = 0.2
+"""Seconds between looks for a signal while parts are trained by other processes."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,12 @@ class Chain:
                 f"minutes={self.minutes:g} jobs={self.jobs}: the parts' windows are made for jobs={JOBS_OF_WINDOWS}; "
                 "with another number give PART.minutes"
             )
+        own = next((f"{prefix}.{keys['minutes']}" for prefix, keys in self._own.items() if "minutes" in keys), None)
+        if self.minutes is not None and own:
+            raise TrainConfigError(
+                f"minutes={self.minutes:g} {own}: by the former each part has its window of the time; leave one of the "
+                "two out"
+            )
         for key in ("out", "minutes"):
             self._shared.pop(key, None)
         self._shared.setdefault("data.pack", f"data.pack='{self.folder / 'images'}'")
@@ -142,35 +154,44 @@ class Chain:
 
     def _run_jobs(self, ends: Ends, check_held_out: bool) -> Stopped | None:
         """Parts at once, each as soon as those that it needs are done. Where one stops or fails, those that do not need
-        it go on; then the first one is told of, or its error raised."""
-        waiting, running = list(self.parts), dict[Future[Stopped | None], Part]()
-        chosen, done = {part.name for part in self.parts}, set[str]()
+        it go on; then the first one is told of, or its error raised. After SIGINT or SIGTERM none begins any more, and
+        those that are being trained are told once, by SIGTERM: they save, as alone."""
+        from lactok.train.schedule import StopRequest
+
+        waiting, done, workers = list(self.parts), set[str](), list[_Worker]()
+        chosen = {part.name for part in self.parts}
         stops: list[Stopped | BaseException] = []
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.jobs, context) as pool:
+        with StopRequest().listening() as stop, _ended(workers):
             while True:
                 for part in [p for p in waiting if {name for name in p.needs if name in chosen} <= done]:
-                    if len(running) < self.jobs:
-                        waiting.remove(part)
-                        running[pool.submit(self.run_part, part, ends, check_held_out)] = part
+                    idle = next((worker for worker in workers if worker.part is None), None)
+                    if stop.name or (not idle and len(workers) == self.jobs):
+                        break
+                    if not idle:
+                        workers.append(idle := _Worker(self, check_held_out))
+                    waiting.remove(part)
+                    idle.begin(part, ends)
+                running = {worker.connection: worker for worker in workers if worker.part}
+                if stop.name:
+                    for worker in running.values():
+                        worker.stop()
                 if not running:
                     break
-                try:
-                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
-                except KeyboardInterrupt:  # the processes have got it, too: they save, and say so
-                    waiting.clear()
-                    continue
-                for future in ended:
-                    part = running.pop(future)
-                    if stop := future.exception() or future.result():
-                        stops.append(stop)
+                for connection in wait(list(running), POLL):
+                    worker = running[cast("Connection", connection)]
+                    part, ended = worker.result()
+                    if ended:
+                        stops.append(ended)
                     else:
                         done.add(part.name)
-        for stop in stops:
-            if isinstance(stop, Stopped):
-                return stop
-            raise stop
-        return None
+                    if worker.lost:
+                        workers.remove(worker)
+        for ended in stops:
+            if isinstance(ended, Stopped):
+                return replace(ended, reason=stop.name or ended.reason)
+            raise ended
+        unfinished = [part for part in self.parts if part.name not in done]
+        return Stopped(f"{unfinished[0].name}-mini", stop.name, None) if unfinished else None
 
     def run_part(self, part: Part, ends: Ends, check_held_out: bool) -> Stopped | None:
         """Train one part, unless it is finished. Raises what `lactok.train.loop.train` does."""
@@ -197,10 +218,10 @@ class Chain:
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{config.name}: {error}") from error
         state.wait_for_everyone()  # the next part reads what the first process has written
-        if outcome.finished:
+        if not outcome.reason:
             return None
-        by_signal = outcome.reason.startswith("SIG")
-        reason = outcome.reason if by_signal else f"stop_after_minutes={ends.stop_after_minutes:g}"
+        by_time = outcome.reason.startswith("stop_after_minutes")  # of which the part has had what was left
+        reason = f"stop_after_minutes={ends.stop_after_minutes:g}" if by_time else outcome.reason
         return Stopped(config.name, reason, outcome.step)
 
     def finished(self) -> list[Finished]:
@@ -313,6 +334,117 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
         elif key not in ("recipe", "scale"):
             shared[key] = override
     return shared, own
+
+
+class _Worker:
+    """A process that trains one part after the other. part: the one that it trains, None where it is idle; lost:
+    whether the process has ended.
+
+    No pool of the standard library: one idle process that a signal ends would break it, and with it the others.
+    """
+
+    def __init__(self, chain: Chain, check_held_out: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.part: Part | None = None
+        self.lost = False
+        self._told = False
+        self._process = context.Process(target=_work, args=(theirs, chain, check_held_out))
+        resource_tracker.ensure_running()  # which would unblock the signals
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            self._process.start()  # blocked there, too, until `_work` handles them
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+
+    def begin(self, part: Part, ends: Ends) -> None:
+        """Train a part."""
+        self.part = part
+        with contextlib.suppress(OSError):  # the process has ended: `result` says so
+            self.connection.send((part, ends))
+
+    def result(self) -> tuple[Part, Stopped | BaseException | None]:
+        """The part that has ended, and what `Chain.run_part` returned or raised."""
+        part, self.part = self.part, None
+        assert part is not None, "result() of an idle process"
+        try:
+            return part, self.connection.recv()
+        except (EOFError, OSError):
+            self.lost = True
+            self.connection.close()
+            self.join()
+            status = self._process.exitcode or 0
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            return part, RuntimeError(
+                f"{part.name}-mini: the process that trained it {how}; the same command goes on from its last "
+                "checkpoint"
+            )
+
+    def stop(self) -> None:
+        """Tell it once to save and to end the part."""
+        if not self._told:
+            self._told = True
+            self._process.terminate()
+
+    def finish(self) -> None:
+        """End as soon as it is idle."""
+        with contextlib.suppress(OSError):
+            self.connection.send(None)
+        self.connection.close()
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._process.join()
+
+
+@contextlib.contextmanager
+def _ended(workers: Sequence[_Worker]) -> Iterator[None]:
+    """After the block they end."""
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.finish()
+        for worker in workers:
+            worker.join()
+
+
+def _work(connection: Connection, chain: Chain, check_held_out: bool) -> None:
+    """What a `_Worker`'s process does until it is told to finish, or the first process is no more.
+
+    A terminal sends SIGINT to all processes: it stays blocked here, and the first process tells by SIGTERM whom it
+    concerns. A SIGTERM to an idle process is kept in mind, as it may have been for the part that comes.
+    """
+    from lactok.train.schedule import StopRequest
+
+    with StopRequest().listening() as stop, connection:
+        signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGINT,))
+        with contextlib.suppress(EOFError, OSError):
+            while task := connection.recv():
+                part, ends = task
+                connection.send(_trained(chain, part, ends, check_held_out, stop))
+
+
+def _trained(
+    chain: Chain, part: Part, ends: Ends, check_held_out: bool, stop: StopRequest
+) -> Stopped | BaseException | None:
+    """What `Chain.run_part` returns or raises, or that it was stopped before."""
+    try:
+        with _interruptible():
+            if stop.name:
+                raise _Interrupted(stop.name)
+            return chain.run_part(part, ends, check_held_out)
+    except _Interrupted as signalled:
+        return Stopped(f"{part.name}-mini", str(signalled), None)
+    except BaseException as error:
+        lines = "".join(traceback.format_exception(error))
+        error.add_note(f"In the process that trained {part.name}-mini:\n{lines}")
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # not every one can be told to another process
+            return RuntimeError(f"{part.name}-mini: {lines}")
+        return error
 
 
 class _Interrupted(BaseException):

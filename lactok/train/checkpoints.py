@@ -26,6 +26,8 @@ FULL = 2**20
 """Bytes: a disk with fewer free ones is full."""
 LISTING = "files.json"
 """In each checkpoint: path below it to sha256 hex, of all its other files."""
+PARTIAL, REMOVED, JOINT = ".partial-", ".removed-", ".joint"
+"""How the names of folders begin that are no checkpoints yet, or none any more; JOINT: what several ranks write."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class CheckpointFolder:
     def save(self, step: int, write: Callable[[Path], object]) -> Path:
         """Let `write` fill a folder, then rename it into place and drop all but the last two."""
         target = self.root / f"step-{step:08d}"
-        partial = self.root / f".partial-{step:08d}"
+        partial = self.root / f"{PARTIAL}{step:08d}"
         shutil.rmtree(partial, ignore_errors=True)
         with written(partial):
             partial.mkdir(parents=True)
@@ -98,12 +100,13 @@ class CheckpointFolder:
         _sync(partial)
 
     def clean(self) -> None:
-        """Remove what a killed process left half written or half removed."""
-        for leftover in self.root.glob(".*"):
-            shutil.rmtree(leftover)
+        """Remove what a killed process left half written or half removed; what others put there (.DS_Store) stays."""
+        for leftover in [path for pattern in (PARTIAL, REMOVED, JOINT) for path in self.root.glob(f"{pattern}*")]:
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
 
     def _remove(self, old: Path) -> None:
-        doomed = old.with_name(f".removed-{old.name}")  # never a half-removed folder under a checkpoint's name
+        doomed = old.with_name(f"{REMOVED}{old.name}")  # never a half-removed folder under a checkpoint's name
         os.rename(old, doomed)
         shutil.rmtree(doomed)
 

@@ -161,7 +161,7 @@ SHORT = {"accelerator": "options.accelerator"}
 FREE_ON_RESUME = (
     *("out", "device", "threads", "sharding", "stop_after_minutes", "log_every", "sample_every"),
     *("checkpoint_every", "checkpoint_minutes", "trackers", "gradient_checkpointing", "dry_run", "minutes"),
-    *("data.pack", "data.workers", "data.stream", "data.on_bad_image"),
+    *("data.pack", "data.workers", "data.on_bad_image"),
 )
 """Settings that may change when a run resumes: they don't move its weights (device, threads and sharding only by
 rounding); minutes does, as a run by the clock repeats no other."""

@@ -26,7 +26,7 @@ from lactok.data.batches import (
     split_ranks,
 )
 from lactok.data.folder import DataError
-from lactok.data.pack import open_pack
+from lactok.data.pack import UnreadableImages, open_pack
 from lactok.data.sources import all_files
 from lactok.data.stream import OnBad, StreamedImages
 from lactok.data.tar_roots import find_tars
@@ -99,9 +99,15 @@ class ImageData(TrainingData):
         streamed = data.stream
         if streamed is None:
             streamed = any(find_tars(root) is not None for root in data.roots)
-        if not streamed:
-            return cls(open_pack(data.roots, where, data.side, check_held_out))
         on_bad: OnBad = "skip" if data.on_bad_image == "skip" else "stop"
+        if not streamed:
+            try:
+                return cls(open_pack(data.roots, where, data.side, check_held_out))
+            except UnreadableImages as error:
+                if on_bad == "stop":
+                    raise
+                more = "train without them by data.stream=true: data.on_bad_image=skip is for streamed images alone"
+                raise DataError(f"{error}, or {more}") from None
         images = StreamedImages(all_files(data.roots, where), data.side, where, on_bad, check_held_out)
         if on_bad == "stop":
             images.check()

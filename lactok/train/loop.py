@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lactok.checkpoint_file import read_checkpoint
 from lactok.data.folder import DataError
 from lactok.files import write_atomically
-from lactok.train.checkpoints import CheckpointFolder, written
+from lactok.train.checkpoints import JOINT, CheckpointFolder, written
 from lactok.train.codebook import collapse_warning
 from lactok.train.config import TrainConfig, require_start
 from lactok.train.data import Share
@@ -56,7 +56,8 @@ class TrainingDiverged(Exception):
 class Outcome:
     """How a call ended. step: optimizer steps done in all; finished: whether that is all of them.
 
-    reason: "" when finished, else why it stopped; export: the exported checkpoint, or None before the first one.
+    reason: why it stopped; when finished, the signal that came too late to stop it, else "". export: the exported
+    checkpoint, or None before the first one.
     """
 
     step: int
@@ -211,13 +212,14 @@ class _Run:
         try:
             with StopRequest().listening() as stop:
                 reason = self._steps(stop)
-            finished = self._done()
-            self._save()
-            if finished:
-                self._sample()
-                if config.minutes is not None and self.main:
-                    write_atomically(time_is_over(self.folder), f"{self.progress.step} steps\n".encode())
-            return Outcome(self.progress.step, finished, "" if finished else reason, self.config.export_path)
+                finished = self._done()
+                self._save()
+                if finished:
+                    self._sample()
+                    if config.minutes is not None and self.main:
+                        write_atomically(time_is_over(self.folder), f"{self.progress.step} steps\n".encode())
+                    _, reason = self._agree(False, stop.name)
+            return Outcome(self.progress.step, finished, reason, self.config.export_path)
         except TrainingDiverged as error:
             last = self.checkpoints.last()
             good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
@@ -442,7 +444,7 @@ class _Run:
 
     def _save_jointly(self, step: int) -> Path:
         """Every rank writes its part of one folder, which rank 0 then renames into place."""
-        shared = self.checkpoints.root / ".joint"
+        shared = self.checkpoints.root / JOINT
         if self.progress.sums:  # of which one process's are saved
             self.progress.sums = dict(zip(self.progress.sums, self._over_ranks(list(self.progress.sums.values()))))
         with written(shared):

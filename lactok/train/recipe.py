@@ -93,8 +93,15 @@ class Recipe(nn.Module, ABC):
 
         Raises DataError, WriteError.
         """
+        from lactok.data.folder import DataError
         from lactok.train.data import ImageData
 
+        for root in config.data.roots:
+            if config.folder.resolve().is_relative_to(Path(root).expanduser().resolve()):
+                raise DataError(
+                    f"out={config.folder} lies inside data.root={root}: expected another place, as its sample images "
+                    "would be trained on; name another out="
+                )
         return ImageData.open(config, check_held_out)
 
     @classmethod

@@ -224,7 +224,8 @@ def _settings_there(path: Path) -> dict[str, Any] | None:
     try:
         seen = json.loads(path.read_bytes())
         if isinstance(seen, dict):
-            return seen if checkpoints.all() or (path.parent / LOG).is_file() else None
+            begun = checkpoints.all() or (path.parent / LOG).is_file()
+            return seen if begun or "recipe" not in seen else None  # others write a config.json, too
         reason = f"holds a {type(seen).__name__}"
     except FileNotFoundError:
         reason = "is missing"

@@ -413,7 +413,7 @@ def describe(config: TrainConfig) -> Iterator[str]:
     for root in config.data.roots:
         count = len(captioned_images(root))
         shards = -(-count // config.options.shard_size)
-        yield f"{'data':<12}{count:,} captioned images below {root}, for {shards:,} shards"
+        yield f"{'data':<12}{count:,} images below {root}, for {shards:,} shards"
 
 
 def extract(config: TrainConfig, check_held_out: bool = True) -> int:

@@ -132,9 +132,7 @@ def _make_units(spec: Spec, todo: Sequence[int], listed: listing.Listing) -> Non
     hands = max(1, count // 100)  # few units: each process costs more to start than it has to read or write
     data = data.map_batches(_read_unit, batch_size=1, fn_kwargs=read, num_cpus=0.1, concurrency=hands)
     for name in STAGES:
-        data = data.map_batches(
-            StageActor, fn_constructor_args=(stages[name], spec), **pool(getattr(spec.stages, name))
-        )
+        data = data.map_batches(StageActor, fn_constructor_args=(stages[name], spec), **pool(spec.stage(name)))
     with View(spec, listed.units):
         data.write_datasink(sinks.UnitsSink(spec.out), ray_remote_args={"num_cpus": 0.1}, concurrency=hands)
 

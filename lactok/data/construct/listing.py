@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from lactok.data.construct.items import Unit, WorkItem
 from lactok.data.construct.spec import Spec, SpecError
 from lactok.data.folder import DataError
+from lactok.data.tar_roots import BUILD, find_tars
 from lactok.files import explained, write_synced
 from lactok.images.decode import has_image_ending
-from lactok.images.folder import list_folder, printable
+from lactok.images.folder import by_ending, list_folder, printable
 
 UNITS_A_FILE = 100
 CAPTION_KEYS = ("caption", "TEXT", "text", "prompt")
@@ -242,16 +243,43 @@ def _files(spec: Spec) -> Iterator[tuple[Path, str]]:
                     raise SpecError(f"images={name}: expected a folder, .tar (not compressed), .parquet or an image")
                 yield path, kind
                 continue
-            endings = {".txt", ".jsonl", ".parquet"} if kind == "captions" else {".tar", ".parquet"}
-            found = list_folder(path, lambda p, wanted=endings: p.suffix in wanted)  # type: ignore[misc]  # a default holds the loop's value
-            if kind == "images" and not found.images:
-                found = list_folder(path)
-            if found.unlisted:
-                raise DataError(str(found.unlisted[0]))
-            if not found.images:
-                raise SpecError(f"{kind}={name}: no file of this kind among {found.aside.total()} in it")
-            for _, file in sorted(found.images.items(), key=lambda one: one[0].split("/")):
+            for file in _of_folder(path, kind, f"{kind}={name}"):
                 yield file, kind
+
+
+def _of_folder(folder: Path, kind: str, said: str) -> list[Path]:
+    """The files of a folder that are sources, by name; of a build's, its shards. said: the setting, for messages.
+
+    A .parquet beside a .tar of its stem is the tar's index, as img2dataset and a build write it, and no source.
+    """
+    built = find_tars(folder) if kind == "images" and (folder / BUILD).is_file() else None
+    if built and built.built:
+        return list(built.tars)
+    if kind == "captions":
+        found = list_folder(folder, lambda path: path.suffix in (".txt", ".jsonl", ".parquet"))
+    else:
+        found = list_folder(folder, lambda path: path.suffix in (".tar", ".parquet") or by_ending(path))
+    if found.unlisted:
+        raise DataError(str(found.unlisted[0]))
+    if not found.images:
+        raise SpecError(f"{said}: no file of this kind among {found.aside.total()} in it")
+    files = [file for _, file in sorted(found.images.items(), key=lambda one: one[0].split("/"))]
+    if kind == "captions":
+        return files
+    if (folder / "work").is_dir() and any(folder.glob("shard-*.tar")):
+        raise SpecError(
+            f"{said} holds shards of an unfinished build (there is no {BUILD}): run its `python -m lactok.data build` "
+            "command again, which goes on where it stopped"
+        )
+    tars = {file for file in files if file.suffix == ".tar"}
+    files = [file for file in files if file.suffix != ".parquet" or file.with_suffix(".tar") not in tars]
+    loose = sum(by_ending(file) for file in files)
+    if 0 < loose < len(files):
+        raise SpecError(
+            f"{said} holds {len(files) - loose:,} tar(s) or Parquet file(s) and {loose:,} image file(s): expected "
+            "one or the other; name the packed files one by one, or a folder of one kind"
+        )
+    return files
 
 
 def _captions(path: Path, longest: int) -> Iterator[Entry]:
@@ -361,43 +389,75 @@ def _parquet_images(path: Path, longest: int) -> Iterator[Entry]:
 
 
 def _tar(path: Path, longest: int) -> Iterator[Entry]:
-    """The samples of a WebDataset tar: files whose names agree up to the first dot, adjacent."""
-    source = printable(Path(path.name))
-    held: Entry | None = None
+    """The samples of a WebDataset tar, by key: a name up to the first dot of its last part."""
+    source, damage = printable(Path(path.name)), ""
+    keys: dict[str, list[tarfile.TarInfo]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if reason := _why_unsafe(member):
                     if has_image_ending(member.name) or member.name.startswith(("/", "..")) or ".." in member.name:
                         yield Entry(source, ascii(member.name)[:200], reason=reason, detail=ascii(member.name)[:80])
-                    continue
-                if not member.isfile():
-                    continue
-                name = PurePosixPath(member.name)
-                key = str(name.parent / name.name.partition(".")[0])
-                if held and held.source_id != key:
-                    yield from _whole(held)
-                    held = None
-                held = held or Entry(source, key, path=str(path))
-                if has_image_ending(member.name):
-                    held.place, held.size = member.offset_data, member.size
-                elif name.suffix == ".txt":
-                    content = tar.extractfile(member)
-                    _say(held, content.read(4 * longest + 4) if content else b"", longest)
+                elif member.isfile():
+                    keys.setdefault(_key(member), []).append(member)
     except (tarfile.TarError, EOFError, OSError) as error:
-        yield Entry(source, path.name, reason="tar is damaged", detail=f"{error}")
-    if held:
-        yield from _whole(held)
+        damage = f"{error}"
+    if keys:
+        yield from _samples(path, keys, longest)
+    if damage:
+        yield Entry(source, printable(Path(path.name)), reason="tar is damaged", detail=damage)
 
 
-def _whole(entry: Entry) -> Iterator[Entry]:
-    """A sample of a tar, which may lack an image."""
-    if entry.place < 0:
-        entry.reason = entry.reason or "sample without an image"
-    elif os.path.getsize(entry.path) < entry.place + entry.size:
-        entry.reason = "tar is damaged"
-        entry.detail = "it ends within the image"
-    yield entry
+def _samples(path: Path, keys: Mapping[str, Sequence[tarfile.TarInfo]], longest: int) -> Iterator[Entry]:
+    """The samples of a tar. keys: the members of each."""
+    length = os.path.getsize(path)
+    with open(path, "rb") as file:
+        for key, members in keys.items():
+            texts = {name: member for member in members if (name := _in_tar(member)).endswith(".txt")}
+            for stem, images in _of_key(key, members):
+                entry = Entry(printable(Path(path.name)), printable(Path(stem)), path=str(path))
+                if text := texts.get(f"{stem}.txt"):
+                    file.seek(text.offset_data)
+                    _say(entry, file.read(min(text.size, 4 * longest + 4)), longest)
+                if not images:
+                    entry.reason = entry.reason or "sample without an image"
+                elif len(images) > 1:
+                    entry.reason = "two images of one key"
+                    entry.detail = ascii(", ".join(image.name for image in images))[:80]
+                else:
+                    entry.place, entry.size = images[0].offset_data, images[0].size
+                if any(member.offset_data + member.size > length for member in (*images, text) if member):
+                    entry.caption, entry.reason, entry.detail = "", "tar is damaged", "it ends within this sample"
+                yield entry
+
+
+def _of_key(key: str, members: Sequence[tarfile.TarInfo]) -> list[tuple[str, list[tarfile.TarInfo]]]:
+    """The samples of a key, each with the stem of its files and its images, of which there should be one. As trainers
+    read a tar (`lactok.data.tar_index`): KEY.jpg before KEY.mask.png; where there are only such, each is a sample."""
+    images = [member for member in members if has_image_ending(member.name)]
+    if plain := [image for image in images if _stem(image) == key]:
+        return [(key, plain)]
+    named: dict[str, list[tarfile.TarInfo]] = {}
+    for image in images:
+        named.setdefault(_in_tar(image), []).append(image)
+    found = [(_stem(same[0]), same) for same in named.values()]
+    stems = {stem for stem, _ in found}
+    texts = dict.fromkeys(_stem(member) for member in members if _in_tar(member).endswith(".txt"))
+    return found + [(stem, []) for stem in texts if stem not in stems] or [(key, [])]
+
+
+def _key(member: tarfile.TarInfo) -> str:
+    folder, slash, last = _in_tar(member).rpartition("/")
+    return f"{folder}{slash}{last.partition('.')[0]}"
+
+
+def _stem(member: tarfile.TarInfo) -> str:
+    return _in_tar(member).rpartition(".")[0]
+
+
+def _in_tar(member: tarfile.TarInfo) -> str:
+    """A member's name without "./" and the like."""
+    return str(PurePosixPath(member.name))
 
 
 def _why_unsafe(member: tarfile.TarInfo) -> str:

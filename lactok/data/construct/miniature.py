@@ -65,9 +65,9 @@ def scene_entries(spec: Spec) -> Iterator[Entry]:
         yield Entry("scenes", f"seed {spec.seed}, scene {index}", caption, "", reason, detail)
 
 
-def evaluation_scenes(spec: Spec, count: int) -> list[tuple[str, np.ndarray]]:
+def evaluation_scenes(spec: Spec, count: int) -> Iterator[tuple[str, np.ndarray]]:
     """Scenes of another stream, which show held-out combinations."""
-    return [(f"scenes/{index}", _evaluation_scene(spec, index)) for index in range(count)]
+    return ((f"scenes/{index}", _evaluation_scene(spec, index)) for index in range(count))
 
 
 def _evaluation_scene(spec: Spec, index: int) -> np.ndarray:

@@ -55,10 +55,7 @@ def _judges(spec: Spec) -> list[Any]:
 
 def _gpus(spec: Spec) -> list[str]:
     """The stages that want GPUs, where there is none here and no cluster is named."""
-    stages = {name: getattr(spec.stages, name) for name in STAGES}
-    wanted = {name: stage for name, stage in stages.items() if stage.gpus}
-    if not spec.captions:
-        wanted.pop("synthesise", None)
+    wanted = {name: stage for name in STAGES if (stage := spec.stage(name)).gpus}
     if spec.address or not wanted:
         return []
     import torch

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-VERSION = 2
+VERSION = 3
 """Raised when the same settings and sources give other shards; a build that was begun by another version is refused."""
 STAGES = ("synthesise", "caption", "judge", "inspect")
 """The stages that every unit passes, in order; each has actors of its own."""
@@ -122,6 +122,12 @@ class Spec(BaseModel):
         elif not self.captions and not self.images:
             raise ValueError("no source: captions=[FILE,...], or images=[FOLDER or FILE.tar or FILE.parquet,...]")
         return self
+
+    def stage(self, name: str) -> Stage:
+        """How a stage runs: as it is set, but where there are no captions no network synthesises, on no GPU."""
+        stage: Stage = getattr(self.stages, name)
+        idle = name == "synthesise" and not self.captions
+        return stage.model_copy(update={"gpus": 0.0}) if idle else stage
 
     def that_matters(self) -> dict[str, Any]:
         """What determines the shards, as plain JSON: everything but where and how fast, with the rules' version."""

@@ -65,9 +65,13 @@ DEATHS_ALONE = 2
 
 def run_watched(stage: StageWork, unit: Unit, out: Path) -> None:
     """`run`, with a note in a file of what is begun: a process that is killed leaves it there. An item that kills its
-    process again and again is found so, and dropped; kills that come from elsewhere change nothing."""
+    process again and again is found so, and dropped; kills that come from elsewhere change nothing.
+
+    The note has a word a line: "unit" where a process begins, then the index of each item that it begins alone; it died
+    at the last one."""
     note = out / "work" / TRYING / f"{unit.number:06d}.{stage.name}"
     begun = _noted(note)
+    last = [word for word, after in zip(begun, [*begun[1:], "unit"]) if after == "unit"]
     _note(note, "unit")
     try:
         if begun.count("unit") < DEATHS:
@@ -75,7 +79,7 @@ def run_watched(stage: StageWork, unit: Unit, out: Path) -> None:
             return
 
         def at(item: WorkItem) -> None:
-            if (died := begun.count(str(item.index))) >= DEATHS_ALONE:
+            if (died := last.count(str(item.index))) >= DEATHS_ALONE:
                 item.drop(f"{stage.name} died", f"{died} processes were killed at this item")
             else:
                 _note(note, str(item.index))

@@ -59,7 +59,7 @@ class GeneratorSynthesiser(StageWork):
 
         self.batch, self.spec = spec.stages.synthesise.batch, spec
         self.generator: Any = None
-        self.at = torch.device("cuda" if spec.stages.synthesise.gpus else "cpu")
+        self.at = torch.device("cuda" if spec.stage("synthesise").gpus else "cpu")
         if spec.captions:
             cls, options = options_of(spec)
             if "together" in {field.name for field in dataclasses.fields(options)} and "together" not in spec.options:

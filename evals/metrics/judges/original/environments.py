@@ -213,7 +213,7 @@ def _link(usual: Path, place: Path) -> None:
     """Let the usual place lead to `place`. Raises OSError, InstallError where an environment lies there."""
     if usual.is_symlink():
         usual.unlink()
-    if usual.absolute() == place:
+    if place in (usual.absolute(), usual.parent.resolve() / usual.name):  # the way there may hold a link
         return
     if usual.exists():
         raise InstallError(f"{usual} holds an environment: remove it, or leave --dir out")
