@@ -21,7 +21,8 @@ USAGE = f"""usage: python -m lactok.generate PROMPT [PROMPT ...] out=FILE.png|DI
 
 Makes images of prompts and writes a grid (FILE.png: a row a prompt), or each image and the grid (DIR).
 
-  out              FILE.png, or a folder: 00000-0.png (prompt, output), prompts.txt, grid.png unless it is too large
+  out              FILE.png, or a folder: 00000-0.png (prompt, output), prompts.txt, grid.png unless it is too large;
+                   a folder with images of other prompts is refused
   prompts=FILE     more prompts, one a line
   generator=NAME   a registered generator; default {DEFAULT}, which ships and draws scenes of coloured
                    shapes alone; options.gpt=FILE takes one of `python -m lactok.train recipe=generator`

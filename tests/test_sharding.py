@@ -154,7 +154,9 @@ def test_one_process_says_that_there_is_nothing_to_divide(
 
 
 def test_what_can_not_be_sharded_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for recipe in ("vq", "tokens", "ldm"):
+    with pytest.raises(TrainConfigError, match="recipe=tokens does not use sharding: leave it out"):
+        compose_config(["recipe=tokens", "data.root=x", SHARDED])
+    for recipe in ("vq", "ldm"):
         with pytest.raises(
             TrainConfigError, match=rf"sharding=full: recipe={recipe} trains whole networks; recipe=gen"
         ):

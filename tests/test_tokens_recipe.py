@@ -382,7 +382,7 @@ def test_a_dry_run_writes_nothing(
     arguments = ["recipe=tokens", f"scale={scale}", "dry_run=true", f"data.root='{images}'", f"out='{out}'"]
     assert main([*arguments, "options.shard_size=3"]) == 0
     said = capsys.readouterr().out
-    assert "8 captioned images" in said
+    assert "8 images below" in said
     assert "for 3 shards" in said
     assert "1 of 1 files are here" in said if scale == "mini" else "missing: " in said
     assert not out.exists()

@@ -211,17 +211,16 @@ def _outcome(check: Callable[[Subject], str], subject: Subject) -> tuple[str, st
 
 def _info(subject: Subject) -> str:
     from evals.engine.checks import check_info
+    from lactok.interface import TokenizerInfo
 
     info = check_info(subject.model.info, type(subject.model))
     if subject.model.info != info:
         raise Wrong("info is another one at each access: expected the same facts")
-    size = info.input_size  # type: ignore[union-attr]  # of a tokenizer
-    if size is not None and info.output_size is None:  # type: ignore[union-attr]
-        raise Wrong(
-            f"info.output_size is None, which means the evaluation's size, and input_size is {size}: expected the side "
-            "of the decoded images"
-        )
-    tokens = f"{info.tokens_per_image} x {info.codebook_size}" if info.tokens_per_image else "no tokens"  # type: ignore[union-attr]  # of a tokenizer
+    assert isinstance(info, TokenizerInfo)
+    if (size := info.input_size) is not None and info.output_size is None:
+        means = "which means the evaluation's size"
+        raise Wrong(f"info.output_size is None, {means}, and input_size is {size}: expected the decoded images' side")
+    tokens = f"{info.tokens_per_image} x {info.codebook_size}" if info.tokens_per_image else "no tokens"
     return f"{info.family}, {tokens}"
 
 
