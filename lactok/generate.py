@@ -271,9 +271,7 @@ def why_no_grid(request: Request, image: Tensor) -> str | None:
 
     if (count := len(request.prompts) * request.count) == 1:
         return None
-    height, width = (
-        (side + MARGIN) * many for side, many in zip(image.shape[1:], (len(request.prompts), request.count))
-    )
+    height, width = (image.shape[1] + MARGIN) * len(request.prompts), (image.shape[2] + MARGIN) * request.count
     kind = FORMATS[request.out.suffix.lower()] if request.is_file else "PNG"
     seen = f"a grid of {count:,} images would have {width:,} x {height:,} pixels"
     if (most := SIDES.get(kind)) and max(height, width) > most:

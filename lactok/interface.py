@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -382,7 +382,7 @@ class Recorded(Model):
     colour: what `images` does by colour profiles of files: the protocol's `colour`, set before each call.
     """
 
-    colour: str = "ignore"
+    colour: Literal["ignore", "srgb"] = "ignore"
 
     @property
     @abstractmethod

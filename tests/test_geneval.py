@@ -31,7 +31,7 @@ from evals.metrics.plan import MetricPlan
 from lactok.conformance import CaseFolder
 from lactok.data.scenes import Split, scenes
 from lactok.data.scenes.vocabulary import TASKS as SCENE_TASKS
-from lactok.interface import Item, NoOptions
+from lactok.interface import Item, ItemsRefused, NoOptions
 from tests.commands import evals
 from tests.support import ROOT, install_plugin, table, the_run
 
@@ -177,6 +177,9 @@ def test_the_floor_draws_other_classes_than_the_prompts():
             classes = [{one["class"] for one in made["include"]} for made in (scene.metadata, drawn)]
             assert drawn["tag"] == scene.metadata["tag"]
             assert not classes[0] & classes[1]
+    for tags in ({"tag": "colors"}, {"tag": "colors", "include": "[{}]"}):
+        with pytest.raises(ItemsRefused, match="no metadata of a scene"):
+            floor.generate([item(tags | {"prompt": "a cat"}, 0)], [0], [0])
 
 
 def test_tasks_are_those_of_the_scenes():

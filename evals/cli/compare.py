@@ -170,8 +170,8 @@ def _meant(rows: Sequence[RowRecord], label: str) -> list[RowRecord]:
 def row_values(frame: pd.DataFrame, label: str) -> pd.DataFrame:
     """A row's per-image values by item, their mean over seed indices; NaN where one of them was refused."""
     part = frame[frame["row"] == label].drop(columns=["row", "seed_index"], errors="ignore")
-    if part.empty:  # of a run without a metric of single images
-        return part.set_index("item")
+    if part.empty:  # of a run without a metric of single images; earlier versions wrote no clusters there
+        return part.set_index("item").assign(cluster=[])
     return part.groupby(["item", "cluster"], sort=True).mean(skipna=False).reset_index("cluster")
 
 

@@ -50,16 +50,13 @@ def needs(folder: Path, labels: list[str], metric: str | None, difference: float
     if not columns or (metric is not None and metric not in columns):
         named = f" {metric!r}" if metric else ""
         raise NotComparable(f"{folder} has no per-image metric{named}; it has {', '.join(columns) or 'none'}")
-    found = []
+    found, too_few = [], []
     for name in [metric] if metric else columns:
         values = rest[0][name] - first[name] if rest else first[name]
         kept = np.isfinite(values.to_numpy(float))
         means = values[kept].groupby(first["cluster"][kept]).mean()
         if len(means) < MIN_CLUSTERS:
-            few = f"{name}: {len(means)} source(s) with finite values, expected at least {MIN_CLUSTERS}"
-            if metric:
-                raise NotComparable(few)
-            print(few, file=sys.stderr)
+            too_few.append(f"{name}: {len(means)} source(s) with finite values, expected at least {MIN_CLUSTERS}")
             continue
         seen = float(values[kept].mean()) if rest else None
         deviation = float(means.std(ddof=1)) * (1.0 if rest else 2**0.5)
@@ -69,6 +66,10 @@ def needs(folder: Path, labels: list[str], metric: str | None, difference: float
                 raise NotComparable(f"{name}: the difference is 0; name one by difference=D")
             continue  # equal rows: nothing to tell
         found.append(Need(name, deviation, seen, wanted, items_needed(deviation, wanted), len(means)))
+    if not found and too_few:
+        raise NotComparable("; ".join(too_few))
+    for line in too_few:
+        print(line, file=sys.stderr)
     return found
 
 

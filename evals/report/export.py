@@ -128,7 +128,7 @@ class _Exporter:
         """All prompts with what is known of them, as dataset=prompts reads them."""
         lines = []
         for item in self.job.dataset.items:
-            fields = {"id": item.id, "prompt": item.payload, "cluster": item.cluster, **item.tags}
+            fields = {**item.tags, "id": item.id, "prompt": item.payload, "cluster": item.cluster}
             lines.append(json.dumps(fields, ensure_ascii=False))
         self._text(ASKED, lines)
 

@@ -60,11 +60,9 @@ def per_image_frame(finished: Finished) -> pd.DataFrame:
             frame.insert(2, "cluster", [item.cluster for item in items])
             frame.insert(3, "seed_index", seed_index)
             frames.append(frame)
-    return (
-        pd.concat(frames, ignore_index=True)
-        if frames
-        else pd.DataFrame(columns=["row", "item", "cluster", "seed_index"])
-    )
+    if not frames:  # no metric is of single images
+        return pd.DataFrame(columns=["row", "item", "cluster", "seed_index"])
+    return pd.concat(frames, ignore_index=True)
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:

@@ -33,11 +33,10 @@ class RevivalOptions:
     revive_until: float = 0.8
     dead_below: float = 0.03
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Refuses, by ValueError, a number of steps that is none; `__post_init__` is that of the recipes' options."""
-        if name == "revive_every" and isinstance(value, int) and value < 1:
-            raise ValueError(f"revive_every={value}: expected a whole number of at least 1")
-        super().__setattr__(name, value)
+    def check_revival(self) -> None:
+        """For a recipe's `__post_init__`. Raises ValueError."""
+        if self.revive_every < 1:
+            raise ValueError(f"revive_every={self.revive_every}: expected a whole number of at least 1")
 
 
 class DeadCodes(nn.Module):

@@ -60,18 +60,19 @@ class ShuffledPrompts(Rendered):
 
     def _metadata(self, item: Item, seed: int) -> Any:
         from lactok.data.scenes.combinations import Split
-        from lactok.data.scenes.content import draw_content, metadata
+        from lactok.data.scenes.content import content_of, draw_content, metadata
+        from lactok.data.scenes.draws import Draws
         from lactok.data.scenes.vocabulary import TASKS
 
         tags = dict(item.tags)
         task = next((place for place, name in enumerate(TASKS) if name == tags.get("tag")), None)
         if task is None:
             raise ValueError(f"tag {tags.get('tag')!r}")
-        asked = {one["class"] for one in tags["include"]}
+        asked = {thing.class_name for thing in content_of(tags, Draws(f"shuffled|{seed}")).things}
         for turn in count(seed % 1009):
-            drawn = metadata(draw_content(seed % 2**31, task + len(TASKS) * turn, Split.ALL), "")
-            if not asked & {one["class"] for one in drawn["include"]}:
-                return drawn
+            content = draw_content(seed % 2**31, task + len(TASKS) * turn, Split.ALL)
+            if not asked & {thing.class_name for thing in content.things}:
+                return metadata(content, "")
 
 
 class RenderedThrough(Rendered):

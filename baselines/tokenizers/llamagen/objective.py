@@ -35,6 +35,7 @@ class VQOptions(PerceptualOptions, RevivalOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_revival()
         self.refuse_scoring_network("a tokenizer")
         if self.image_size % self.model.downsample_factor:
             raise ValueError(

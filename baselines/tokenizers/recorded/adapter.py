@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lactok.images.decode import MAX_PIXELS, Colour, Decoding, ImageError, decode
+from lactok.images.decode import MAX_PIXELS, Decoding, ImageError, decode
 from lactok.images.pairing import NAME, STEM, Pairing, PairingError, Unpaired, split_name
 from lactok.interface import Item, ItemsRefused, Recorded, RecordedInfo
 from lactok.weights import LocalFiles, WeightsError, WeightsSource
@@ -66,7 +66,7 @@ class ReconstructionFolder(Recorded):
     def images(self, items: Sequence[Item], seed_indices: Sequence[int]) -> list[Tensor]:
         """The images paired with these items, float32 (3, H, W) in [0, 1]. Raises ItemsRefused naming the file."""
         refused, made = {}, []
-        how = Decoding(self.options.max_pixels, cast(Colour, self.colour), larger="options.folder.max_pixels=N")
+        how = Decoding(self.options.max_pixels, self.colour, larger="options.folder.max_pixels=N")
         for place, item in enumerate(items):
             try:
                 pixels = decode(self._pairing.images[self._pairing.find(item.id)], how).pixels

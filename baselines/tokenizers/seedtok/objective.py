@@ -74,6 +74,7 @@ class SeedTrainingOptions(RevivalOptions):
     guidance_scale: float = 2.0
 
     def __post_init__(self) -> None:
+        self.check_revival()
         cells = self.features_cells
         if not 1 <= len(cells) <= len(STAGE_BLOCKS) or min(cells) < 1:
             raise ValueError(

@@ -53,6 +53,7 @@ class TiTokTrainingOptions(PerceptualOptions, RevivalOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_revival()
         self.refuse_scoring_network("a tokenizer")
         if self.model.output_size != self.model.image_size:
             raise ValueError(
