@@ -81,7 +81,8 @@ def test_a_tar_that_ends_within_a_caption_gives_no_half_of_it(tmp_path: Path):
     tar = tar_of(tmp_path / "a.tar", [("1.jpg", CAT), ("1.txt", b"a cat on a bench")])
     tar.write_bytes(tar.read_bytes()[: 1024 + -(-len(CAT) // 512) * 512 + 5])
     items = items_of(paper(tmp_path, images=str(tar)))
-    assert [(i.raw_caption, i.reason) for i in items] == [("", "tar is damaged")] * len(items)
+    assert items
+    assert {(i.raw_caption, i.reason) for i in items} == {("", "tar is damaged")}
 
 
 def test_a_folder_of_img2dataset_is_its_tars(tmp_path: Path):
